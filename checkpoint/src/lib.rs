@@ -1,0 +1,1 @@
+//! The source half: dirty tracking, rounds, freeze, dump, volumes out.

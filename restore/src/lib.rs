@@ -1,0 +1,1 @@
+//! The destination half: preflight, assembly, hold, go, volumes in, verify.

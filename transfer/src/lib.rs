@@ -1,0 +1,1 @@
+//! Bytes between hosts: wire protocol, transports, file trees, delta.
