@@ -1,1 +1,22 @@
-//! What both halves of a migration share: plan, phases, ids, journal, report, the convergence rule.
+//! What both halves of a migration share: plan, phases, ids, journal, report, the pure convergence rule.
+//!
+//! Nothing here talks to a kernel, a container engine or a network: these are the words and the rules that the
+//! source and the destination must agree on.
+
+pub mod cancel;
+pub mod convergence;
+pub mod downtime;
+pub mod failure;
+pub mod id;
+pub mod journal;
+pub mod observer;
+pub mod phase;
+pub mod plan;
+pub mod quantity;
+pub mod report;
+
+pub use cancel::Cancel;
+pub use failure::{Disposition, Failure, FailureKind};
+pub use id::MigrationId;
+pub use observer::{Observer, Silent};
+pub use phase::{Phase, Role};
