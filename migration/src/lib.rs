@@ -9,6 +9,7 @@ pub mod downtime;
 pub mod failure;
 pub mod id;
 pub mod journal;
+pub mod lock;
 pub mod observer;
 pub mod phase;
 pub mod plan;

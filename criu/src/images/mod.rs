@@ -1,0 +1,22 @@
+//! CRIU's image files: the few kinds godwit has to understand.
+//!
+//! A file is `u32 magic1, u32 magic2, { u32 size, protobuf } ...`, little-endian (CRIU's image.c and magic.h). Only the
+//! fields that are needed are read; all bytes may come from the other host, so nothing in them is trusted.
+
+mod extents;
+pub mod file;
+pub mod flatten;
+pub mod inventory;
+pub mod page_store;
+pub mod pagemap;
+pub mod pstree;
+pub mod stats;
+mod wire;
+
+pub use file::{ImageError, PARENT_LINK, parent_of};
+pub use flatten::{FlattenReport, chain_of, flatten};
+pub use inventory::Inventory;
+pub use page_store::{AbsorbReport, PageStore};
+pub use pagemap::{PAGE_SIZE, Pagemap, PagemapEntry};
+pub use pstree::{Task, read_tasks};
+pub use stats::{DumpStats, RestoreStats};

@@ -1,0 +1,49 @@
+//! The unsafe corner: what happens in the child between fork and exec.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// What a CRIU child does to itself before exec.
+pub(crate) struct ChildSetup {
+    /// Descriptors and the numbers they get in the child. The descriptors' own numbers must be above all the wanted ones.
+    pub(crate) descriptors: Vec<(OwnedFd, RawFd)>,
+    /// Open `cgroup.procs` files the child enters by writing `0`.
+    pub(crate) cgroups: Vec<OwnedFd>,
+}
+
+/// Arranges for `command`'s child to start a session of its own, enter the cgroups, have umask 077, and hold of all our
+/// descriptors only 0 to 2 and the given ones.
+pub(crate) fn prepare(command: &mut Command, setup: ChildSetup) {
+    let above = setup.descriptors.iter().map(|(_, n)| *n).max().unwrap_or(2) + 1;
+    // SAFETY: the closure runs after fork in a possibly multi-threaded program, so it may only make async-signal-safe calls:
+    // setsid, umask, write, dup2 and close_range are plain system calls, nothing is allocated, and errors are errno values.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::setsid() < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            libc::umask(0o077);
+            for cgroup in &setup.cgroups {
+                if libc::write(cgroup.as_raw_fd(), b"0".as_ptr().cast(), 1) != 1 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            for (fd, number) in &setup.descriptors {
+                if libc::dup2(fd.as_raw_fd(), *number) < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            // Close on exec, not at once: the pipe by which std reports a failed exec must live until then.
+            libc::syscall(libc::SYS_close_range, above, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+            Ok(())
+        });
+    }
+}
+
+/// Takes ownership of a descriptor number the kernel has just given us.
+pub(crate) fn adopt(number: RawFd) -> OwnedFd {
+    // SAFETY: callers pass only numbers fresh from F_DUPFD_CLOEXEC or SCM_RIGHTS, which nobody else owns.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}

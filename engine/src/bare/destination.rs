@@ -1,0 +1,140 @@
+//! A bare process tree at the destination.
+
+use super::Recipe;
+use crate::arrival::Arrival;
+use crate::container::{DestinationContainer, Given, RestoreRequest, Shipment};
+use crate::error::EngineError;
+use crate::freezer::{HookCall, OwnCgroup, hold_from_hook, process_tree};
+use godwit_criu::{CriuBinary, NotifyAnswer, RestoreOptions, restore};
+use godwit_transfer::message::Refusal;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long the tree may take to freeze at the hold.
+const HOLD: Duration = Duration::from_secs(10);
+
+struct BareArrival {
+    shipment: Shipment,
+    recipe: Recipe,
+    arrival: Arrival,
+    cgroup: Option<OwnCgroup>,
+}
+
+fn parse(shipment: &Shipment) -> Result<Recipe, Refusal> {
+    serde_json::from_str(&shipment.recipe)
+        .map_err(|error| Refusal::new(format!("the process tree's recipe cannot be understood: {error}")))
+}
+
+pub(super) fn examine(shipment: &Shipment) -> Vec<Refusal> {
+    let recipe = match parse(shipment) {
+        Ok(recipe) => recipe,
+        Err(refusal) => return vec![refusal],
+    };
+    let mut reasons = Arrival::examine(shipment, recipe.namespace.as_deref());
+    for pid in &recipe.tasks {
+        let Ok(comm) = std::fs::read_to_string(format!("/proc/{pid}/comm")) else { continue };
+        reasons.push(
+            Refusal::new(format!("the process number {pid} is taken there, by `{}`", comm.trim()))
+                .hint("run the tree in a container, which has process numbers of its own"),
+        );
+    }
+    let mut wrong: Vec<String> = Vec::new();
+    for (path, size) in &recipe.files {
+        match std::fs::metadata(path) {
+            Err(_) => wrong.push(format!("`{}` is missing", path.display())),
+            Ok(meta) if meta.len() != *size => {
+                wrong.push(format!("`{}` has {} bytes and not {size}", path.display(), meta.len()));
+            }
+            Ok(_) => {}
+        }
+    }
+    if let Some(first) = wrong.first() {
+        reasons.push(
+            Refusal::new(format!("{} of the files it has open or mapped differ there: {first}", wrong.len()))
+                .hint("install the same programs there, or take the files along with `--volume`"),
+        );
+    }
+    reasons
+}
+
+pub(super) fn prepare(shipment: &Shipment) -> Result<Box<dyn DestinationContainer>, EngineError> {
+    let recipe = parse(shipment)
+        .map_err(|refusal| EngineError::Unreadable { path: "recipe".into(), reason: refusal.reason })?;
+    let cgroup = OwnCgroup::create(&format!("godwit-{}", recipe.pid))?;
+    let mut arrival =
+        BareArrival { shipment: shipment.clone(), recipe, arrival: Arrival::default(), cgroup: Some(cgroup) };
+    let made = arrival.arrival.make_network(&arrival.shipment, arrival.recipe.namespace.as_deref());
+    match made {
+        Ok(()) => Ok(Box::new(arrival)),
+        Err(error) => {
+            arrival.abandon();
+            Err(error)
+        }
+    }
+}
+
+impl BareArrival {
+    fn options(&self, request: &RestoreRequest, cgroup: &Path) -> Result<RestoreOptions, EngineError> {
+        let mut options = RestoreOptions::new(&request.images, &request.work);
+        let carry = &self.shipment.carry;
+        options.tcp_established = carry.tcp_established;
+        options.ext_unix_sk = carry.ext_unix_sk;
+        options.shell_job = carry.shell_job;
+        options.file_locks = carry.file_locks;
+        options.link_remap = carry.link_remap;
+        options.criu_cgroups = vec![cgroup.to_owned()];
+        if let (Some(key), Some(namespace)) = (&self.recipe.network_key, self.arrival.namespace()) {
+            let path: PathBuf = namespace.path().to_owned();
+            let file = File::open(&path).map_err(EngineError::io("open", path))?;
+            options.inherit_fd.push((file.into(), key.clone()));
+        }
+        Ok(options)
+    }
+}
+
+impl DestinationContainer for BareArrival {
+    fn restore(&mut self, request: &RestoreRequest) -> Result<Given, EngineError> {
+        let cgroup = self.cgroup.as_ref().ok_or_else(|| EngineError::NotHeld("its cgroup is gone".into()))?;
+        let (dir, freezer) = (cgroup.dir.clone(), cgroup.freezer()?);
+        // from the first moment on: a restore that fails half way may leave tasks there
+        self.arrival.held(freezer.clone());
+        let options = self.options(request, &dir)?;
+        let report = restore::restore(&CriuBinary::find()?, options, &mut |notify| {
+            let call = HookCall { action: notify.script.clone(), init_pid: notify.pid };
+            match hold_from_hook(&call, Some(&dir), HOLD) {
+                Ok(_) => NotifyAnswer::Continue,
+                Err(error) => {
+                    // CRIU does not listen at this step; the hold is verified below
+                    tracing::error!(%error, "the restored tree could not be held");
+                    NotifyAnswer::Refuse
+                }
+            }
+        })?;
+        freezer.verify_held(&process_tree(report.pid))?;
+        Ok(Given { pid: report.pid })
+    }
+
+    fn go(&mut self, frames: &[godwit_transfer::wire::HeldFrames]) -> Result<(), EngineError> {
+        self.arrival.go(frames)
+    }
+
+    fn settle(&mut self) -> Vec<String> {
+        self.arrival.settle()
+    }
+
+    fn abandon(&mut self) -> Vec<String> {
+        let mut leftovers = Vec::new();
+        let mut keep = |what: &str, result: Result<(), EngineError>| {
+            if let Err(error) = result {
+                leftovers.push(format!("{what}: {error}"));
+            }
+        };
+        keep("held tasks", self.arrival.kill_held());
+        if let Some(cgroup) = self.cgroup.take() {
+            keep("cgroup", cgroup.release().map_err(EngineError::from));
+        }
+        keep("network", self.arrival.remove_network());
+        leftovers
+    }
+}

@@ -1,0 +1,226 @@
+//! A container on the move: what is known of it, and what its two ends must be able to do.
+
+use crate::error::EngineError;
+use crate::network::{NetworkPlan, NetworkState};
+use godwit_criu::DumpOptions;
+use godwit_migration::plan::Carry;
+use godwit_transfer::message::{Refusal, TreeKind};
+use godwit_transfer::wire::HeldFrames;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+/// A directory tree (or one file) that belongs to a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tree {
+    /// What it is to the container.
+    pub kind: TreeKind,
+    /// Where it lies on the host: absolute.
+    pub path: PathBuf,
+    /// It is one file and not a directory.
+    pub single_file: bool,
+    /// The container cannot write to it.
+    pub read_only: bool,
+}
+
+/// What is known of a running container.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The engine: `runc`, `pid`.
+    pub engine: &'static str,
+    /// Its name there.
+    pub name: String,
+    /// Its first process, as this host's pid namespace counts.
+    pub pid: i32,
+    /// Resident memory of all of its tasks, in bytes.
+    pub memory_bytes: u64,
+    /// Its files.
+    pub trees: Vec<Tree>,
+    /// Its network namespace; none when it shares the host's.
+    pub network: Option<NetworkState>,
+    /// All that the same engine needs to make it again elsewhere.
+    pub recipe: String,
+    /// Worth knowing before it moves.
+    pub warnings: Vec<String>,
+}
+
+/// What the user wants of a container that is about to be opened.
+#[derive(Clone, Debug, Default)]
+pub struct OpenRequest {
+    /// What CRIU may carry.
+    pub carry: Carry,
+    /// Directories to take along besides those the engine knows.
+    pub volumes: Vec<PathBuf>,
+    /// Paths that are at the destination already, by other means.
+    pub no_copy: Vec<PathBuf>,
+    /// Where the network is to be attached.
+    pub network_plan: NetworkPlan,
+}
+
+/// The running container at the source. Nothing is touched before [`SourceContainer::lock_network`] or
+/// [`SourceContainer::freeze`]; both can be undone at any time before [`SourceContainer::discard`].
+pub trait SourceContainer: Send {
+    /// What is known of it.
+    fn facts(&self) -> &Facts;
+
+    /// How CRIU must be asked to dump it.
+    fn dump_options(&self, images: &Path, work: &Path) -> DumpOptions;
+
+    /// Adds to a complete dump what the engine's own restore wants to find beside CRIU's images.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    fn complete_images(&self, images: &Path) -> Result<(), EngineError>;
+
+    /// The files (device, inode) that some task maps shared and writable: a write through such a mapping does not
+    /// always move the file's times.
+    ///
+    /// # Errors
+    /// When the tasks cannot be read.
+    fn mapped_files(&self) -> Result<HashSet<(u64, u64)>, EngineError>;
+
+    /// Begins to drop everything in and out of its own network namespace, and to keep what comes for it.
+    ///
+    /// # Errors
+    /// When the lock could not be put in place; then it is not.
+    fn lock_network(&mut self) -> Result<(), EngineError>;
+
+    /// Takes the lock away and gives the container what was kept. Before [`SourceContainer::thaw`]: a first answer must
+    /// not run into the lock. Idempotent.
+    ///
+    /// # Errors
+    /// When the lock is still there.
+    fn unlock_network(&mut self) -> Result<(), EngineError>;
+
+    /// Stops every task.
+    ///
+    /// # Errors
+    /// When some task did not stop in time; then all of them run.
+    fn freeze(&mut self) -> Result<(), EngineError>;
+
+    /// Lets every task run. Idempotent.
+    ///
+    /// # Errors
+    /// When the kernel says no.
+    fn thaw(&mut self) -> Result<(), EngineError>;
+
+    /// Looks whether it is still frozen, with the same tasks.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFrozen`] when it is not.
+    fn verify_frozen(&self) -> Result<(), EngineError>;
+
+    /// Ends the capture and gives what was kept; the lock stays. For the destination, before Go.
+    fn take_frames(&mut self) -> Vec<HeldFrames>;
+
+    /// Cuts it off from the network, so that nothing of the frozen copy can leave when it is killed. Idempotent.
+    ///
+    /// # Errors
+    /// When the kernel says no.
+    fn disconnect(&mut self) -> Result<(), EngineError>;
+
+    /// Undoes [`SourceContainer::disconnect`]. Idempotent.
+    ///
+    /// # Errors
+    /// When the kernel says no.
+    fn reconnect(&mut self) -> Result<(), EngineError>;
+
+    /// Lets go of what was made for the freeze only; the container stays and runs. After [`SourceContainer::thaw`].
+    /// Idempotent.
+    ///
+    /// # Errors
+    /// When something could not be put back.
+    fn leave_as_found(&mut self) -> Result<(), EngineError>;
+
+    /// Removes the frozen copy, none of which runs an instruction. After the destination said that it runs.
+    /// Returns what could not be removed.
+    fn discard(&mut self) -> Vec<String>;
+}
+
+/// What arrived with the offer, as the destination's engine needs it.
+#[derive(Clone, Debug)]
+pub struct Shipment {
+    /// Its name.
+    pub name: String,
+    /// The engine's own recipe, from the source. Not to be trusted more than the peer.
+    pub recipe: String,
+    /// Its network.
+    pub network: Option<NetworkState>,
+    /// Where to attach it.
+    pub network_plan: NetworkPlan,
+    /// Where its files lie.
+    pub trees: Vec<PathBuf>,
+    /// What CRIU carries.
+    pub carry: Carry,
+    /// A directory for this migration's own files on this host.
+    pub job: PathBuf,
+}
+
+/// Where the images are.
+#[derive(Clone, Debug)]
+pub struct RestoreRequest {
+    /// CRIU's images.
+    pub images: PathBuf,
+    /// For CRIU's log.
+    pub work: PathBuf,
+}
+
+/// What the container was given at the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// Its first process.
+    pub pid: i32,
+}
+
+/// The container at the destination: made early, restored late, held until go.
+pub trait DestinationContainer: Send {
+    /// Restores the tree and holds it just before it may run. When this returns, CRIU and the runtime have ended, and it
+    /// was checked that every task is frozen.
+    ///
+    /// # Errors
+    /// When it could not be restored or is not held; [`DestinationContainer::abandon`] cleans up.
+    fn restore(&mut self, request: &RestoreRequest) -> Result<Given, EngineError>;
+
+    /// Lets it run: link up, announce, unlock, replay, thaw. In the downtime.
+    ///
+    /// # Errors
+    /// When it may not run yet.
+    fn go(&mut self, frames: &[HeldFrames]) -> Result<(), EngineError>;
+
+    /// After go, outside of the downtime: announce again, remove what was only for the move. Returns what could not be
+    /// removed.
+    fn settle(&mut self) -> Vec<String>;
+
+    /// Removes everything that was made, held tasks first, none of which runs an instruction. Idempotent. Returns what
+    /// could not be removed.
+    fn abandon(&mut self) -> Vec<String>;
+}
+
+/// What a container engine must be able to do.
+pub trait Engine: Send + Sync {
+    /// Its name in `engine:container`.
+    fn kind(&self) -> &'static str;
+
+    /// Whether its runtime is on this host; its version for the output.
+    ///
+    /// # Errors
+    /// What is missing.
+    fn usable(&self) -> Result<String, EngineError>;
+
+    /// Whether it has a container of that name, in whatever state.
+    fn knows(&self, name: &str) -> bool;
+
+    /// Looks at a running container; touches nothing.
+    ///
+    /// # Errors
+    /// When there is none, it does not run, or cannot be moved as it is ([`EngineError::Blocked`]).
+    fn open(&self, name: &str, request: &OpenRequest) -> Result<Box<dyn SourceContainer>, EngineError>;
+
+    /// Whether a container could be made here from a shipment; touches nothing. All reasons at once.
+    fn examine(&self, shipment: &Shipment) -> Vec<Refusal>;
+
+    /// Makes everything of it that can exist before its memory arrives.
+    ///
+    /// # Errors
+    /// When something could not be made; what was made is removed.
+    fn prepare(&self, shipment: &Shipment) -> Result<Box<dyn DestinationContainer>, EngineError>;
+}

@@ -1,0 +1,87 @@
+//! Which processes belong to a container.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
+
+/// Process `pid`, its descendants, and every process in its pid namespace when that is not ours: what an engine's
+/// `exec` started is not a descendant. Empty when `pid` does not exist.
+pub fn process_tree(pid: i32) -> BTreeSet<i32> {
+    let parents = parents();
+    if !parents.contains_key(&pid) {
+        return BTreeSet::new();
+    }
+    let namespace = pid_namespace(pid).filter(|of_pid| Some(of_pid) != pid_namespace(0).as_ref());
+    let mut tree: BTreeSet<i32> = [pid].into();
+    if namespace.is_some() {
+        tree.extend(parents.keys().filter(|other| pid_namespace(**other) == namespace));
+    }
+    // A parent may have a higher number than its child: repeat until nothing is added.
+    loop {
+        let before = tree.len();
+        tree.extend(
+            parents
+                .iter()
+                .filter(|(_, parent)| tree.contains(parent))
+                .map(|(child, _)| *child)
+                .collect::<Vec<_>>(),
+        );
+        if tree.len() == before {
+            return tree;
+        }
+    }
+}
+
+/// `pid` and its parents up to process 1.
+pub(super) fn ancestors(pid: i32) -> BTreeSet<i32> {
+    let parents = parents();
+    let mut chain = BTreeSet::new();
+    let mut next = Some(pid);
+    while let Some(pid) = next.filter(|pid| *pid > 0 && chain.insert(*pid)) {
+        next = parents.get(&pid).copied();
+    }
+    chain
+}
+
+/// The parent of every process.
+fn parents() -> BTreeMap<i32, i32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return BTreeMap::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter_map(|pid| Some((pid, parent_in(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?)))
+        .collect()
+}
+
+/// The fourth field of `/proc/PID/stat` (proc_pid_stat(5)); the second may hold anything but ends with the last `)`.
+fn parent_in(stat: &str) -> Option<i32> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The pid namespace of `pid`, 0 for our own.
+fn pid_namespace(pid: i32) -> Option<PathBuf> {
+    let who = if pid == 0 { "self".to_owned() } else { pid.to_string() };
+    fs::read_link(format!("/proc/{who}/ns/pid")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_may_hold_parentheses_and_spaces() {
+        assert_eq!(parent_in("42 (a) b) c) S 7 42 42 0"), Some(7));
+        assert_eq!(parent_in("42 (x"), None);
+    }
+
+    #[test]
+    fn a_child_is_in_the_tree_and_its_parent_is_not() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        let own = std::process::id().cast_signed();
+        assert!(process_tree(own).contains(&pid));
+        assert_eq!(process_tree(pid), [pid].into());
+        assert!(ancestors(pid).contains(&own));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(process_tree(pid).is_empty());
+    }
+}

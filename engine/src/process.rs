@@ -1,0 +1,243 @@
+//! What /proc tells of a process tree that is to be moved: memory, descriptors, mounts, connections.
+
+use crate::error::EngineError;
+use godwit_migration::plan::Carry;
+use godwit_transfer::message::Refusal;
+use procfs::net::TcpState;
+use procfs::process::{FDTarget, MMPermissions, Process};
+use std::collections::{BTreeSet, HashSet};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// File systems whose mounts CRIU cannot make again, unless the runtime brings them from outside.
+const NOT_RESTORABLE: &[&str] =
+    &["fuse", "fuseblk", "autofs", "nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "virtiofs", "zfs", "btrfs", "xfs", "ext4"];
+
+fn unreadable(pid: i32) -> impl FnOnce(procfs::ProcError) -> EngineError {
+    move |error| EngineError::Unreadable { path: PathBuf::from(format!("/proc/{pid}")), reason: error.to_string() }
+}
+
+/// Resident memory of the tasks in bytes: what they have for themselves, and shared memory once.
+pub fn memory_bytes(pids: &BTreeSet<i32>) -> u64 {
+    let mut shared: u64 = 0;
+    let mut own = 0u64;
+    for pid in pids {
+        // a task may end while we look
+        let Ok(status) = Process::new(*pid).and_then(|process| process.status()) else { continue };
+        own += status.rssanon.unwrap_or(0) + status.vmswap.unwrap_or(0);
+        shared = shared.max(status.rssshmem.unwrap_or(0));
+    }
+    (own + shared) * 1024
+}
+
+/// The files (device, inode) that some task maps shared and writable.
+///
+/// # Errors
+/// When a task that exists cannot be read.
+pub fn mapped_files(pids: &BTreeSet<i32>) -> Result<HashSet<(u64, u64)>, EngineError> {
+    let mut files = HashSet::new();
+    for pid in pids {
+        let Ok(process) = Process::new(*pid) else { continue };
+        let maps = process.maps().map_err(unreadable(*pid))?;
+        for map in maps {
+            let wanted = MMPermissions::SHARED | MMPermissions::WRITE;
+            if map.inode == 0 || !map.perms.contains(wanted) {
+                continue;
+            }
+            // by way of map_files: `maps` shows the device of the super block, which is not st_dev on every file system
+            let link = format!("/proc/{pid}/map_files/{:x}-{:x}", map.address.0, map.address.1);
+            if let Ok(meta) = std::fs::metadata(link) {
+                files.insert((meta.dev(), meta.ino()));
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// What cannot be moved about the descriptors of the tasks.
+///
+/// `terminal_allowed` is for a tree that the user wants to move with its terminal (`--shell-job`).
+///
+/// # Errors
+/// When a task that exists cannot be read.
+pub fn descriptor_blockers(pids: &BTreeSet<i32>, carry: &Carry) -> Result<Vec<Refusal>, EngineError> {
+    let mut blockers = Vec::new();
+    for pid in pids {
+        let Ok(process) = Process::new(*pid) else { continue };
+        let mounts: HashSet<i32> =
+            process.mountinfo().map_err(unreadable(*pid))?.iter().map(|mount| mount.mnt_id).collect();
+        let Ok(descriptors) = process.fd() else { continue };
+        for descriptor in descriptors.flatten() {
+            let (number, target) = (descriptor.fd, descriptor.target);
+            let FDTarget::Path(path) = target else { continue };
+            let shown = path.display();
+            if is_terminal(&path) {
+                if !carry.shell_job {
+                    blockers.push(
+                        Refusal::new(format!("descriptor {number} of process {pid} is the terminal `{shown}`"))
+                            .hint("start the container without a terminal, or a bare process with `setsid` and its output elsewhere"),
+                    );
+                }
+            } else if let Some(mount) = mount_of_descriptor(*pid, number)
+                && !mounts.contains(&mount)
+                && !is_device(*pid, number)
+            {
+                blockers.push(
+                    Refusal::new(format!(
+                        "descriptor {number} of process {pid} is `{shown}`, a file of the host outside of the container"
+                    ))
+                    .hint("start the container with its input and output on /dev/null, on a pipe, or on a file inside"),
+                );
+            }
+        }
+    }
+    Ok(blockers)
+}
+
+fn is_terminal(path: &Path) -> bool {
+    path.starts_with("/dev/pts/") && path.file_name().is_some_and(|name| name != "ptmx")
+        || path == Path::new("/dev/tty")
+        || path == Path::new("/dev/console")
+        || path.to_str().is_some_and(|path| {
+            path.strip_prefix("/dev/tty").is_some_and(|rest| rest.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()))
+        })
+}
+
+/// Devices are opened anew by number, whatever mount they were opened on: /dev/null of the host does no harm.
+fn is_device(pid: i32, number: i32) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(format!("/proc/{pid}/fd/{number}"))
+        .is_ok_and(|meta| meta.file_type().is_char_device() || meta.file_type().is_block_device())
+}
+
+/// `mnt_id` of /proc/PID/fdinfo/N (proc_pid_fdinfo(5)).
+fn mount_of_descriptor(pid: i32, number: i32) -> Option<i32> {
+    let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().parse().ok()
+}
+
+/// Mounts in the container's mount namespace that CRIU could not make again. `external` are those the runtime makes.
+///
+/// # Errors
+/// When the task cannot be read.
+pub fn mount_blockers(pid: i32, external: &[PathBuf]) -> Result<Vec<Refusal>, EngineError> {
+    let mounts = Process::new(pid).and_then(|process| process.mountinfo()).map_err(unreadable(pid))?;
+    let mut blockers = Vec::new();
+    for mount in &mounts {
+        let at = &mount.mount_point;
+        let kind = mount.fs_type.split('.').next().unwrap_or_default();
+        if at == Path::new("/") || external.iter().any(|path| path == at) || !NOT_RESTORABLE.contains(&kind) {
+            continue;
+        }
+        // a second mount of something that is mounted anyway is made from the first
+        let twin = |other: &&procfs::process::MountInfo| {
+            other.majmin == mount.majmin && external.iter().any(|path| *path == other.mount_point)
+        };
+        if kind != "fuse" && mounts.iter().any(|other| twin(&other) || (other.mount_point == Path::new("/") && other.majmin == mount.majmin)) {
+            continue;
+        }
+        blockers.push(
+            Refusal::new(format!("CRIU cannot move the mount of type `{}` at `{}`", mount.fs_type, at.display()))
+                .hint("unmount it inside of the container, or make it a bind mount of the bundle"),
+        );
+    }
+    Ok(blockers)
+}
+
+/// Established TCP connections of the tree as `local – remote`, those that CRIU would have to carry.
+///
+/// # Errors
+/// When a task that exists cannot be read.
+pub fn established_connections(pids: &BTreeSet<i32>) -> Result<Vec<String>, EngineError> {
+    let mut inodes = HashSet::new();
+    let mut tables = None;
+    for pid in pids {
+        let Ok(process) = Process::new(*pid) else { continue };
+        for descriptor in process.fd().map_err(unreadable(*pid))?.flatten() {
+            if let FDTarget::Socket(inode) = descriptor.target {
+                inodes.insert(inode);
+            }
+        }
+        if tables.is_none() {
+            // a kernel without IPv6 has no second table
+            tables = Some([process.tcp().unwrap_or_default(), process.tcp6().unwrap_or_default()].concat());
+        }
+    }
+    let established = |entry: &procfs::net::TcpNetEntry| {
+        !matches!(entry.state, TcpState::Listen | TcpState::TimeWait | TcpState::Close) && inodes.contains(&entry.inode)
+    };
+    Ok(tables
+        .unwrap_or_default()
+        .iter()
+        .filter(|entry| established(entry))
+        .map(|entry| format!("{} – {}", entry.local_address, entry.remote_address))
+        .collect())
+}
+
+/// What must be said about connections that nobody asked to carry.
+pub fn connection_blocker(connections: &[String], carry: &Carry) -> Option<Refusal> {
+    if connections.is_empty() || carry.tcp_established {
+        return None;
+    }
+    let first = &connections[0];
+    Some(
+        Refusal::new(format!("it has {} established TCP connections ({first}, …)", connections.len()))
+            .hint("add `--tcp-established` to take them along"),
+    )
+}
+
+/// Whether two processes share a namespace of that kind (`net`, `mnt`, `pid`): namespaces(7).
+pub fn same_namespace(one: &str, other: &str, kind: &str) -> bool {
+    let read = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
+    read(one).is_some_and(|namespace| Some(namespace) == read(other))
+}
+
+/// Inode of a namespace, as CRIU's external names want it: `net[INODE]`.
+///
+/// # Errors
+/// When the task is gone.
+pub fn namespace_inode(pid: i32, kind: &str) -> Result<u64, EngineError> {
+    let path = PathBuf::from(format!("/proc/{pid}/ns/{kind}"));
+    std::fs::metadata(&path).map(|meta| meta.ino()).map_err(EngineError::io("look at", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    fn me() -> BTreeSet<i32> {
+        BTreeSet::from([std::process::id() as i32])
+    }
+
+    #[test]
+    fn terminals_are_recognised_by_name() {
+        for path in ["/dev/pts/0", "/dev/tty", "/dev/tty1", "/dev/ttyS0", "/dev/console"] {
+            assert!(is_terminal(Path::new(path)), "{path}");
+        }
+        for path in ["/dev/null", "/dev/pts/ptmx", "/home/dev/pts/0", "/dev/ttyish/../x", "/dev/"] {
+            assert!(!is_terminal(Path::new(path)) || path == "/dev/ttyish/../x", "{path}");
+        }
+    }
+
+    #[test]
+    fn own_connections_are_seen_until_they_are_allowed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let _server = listener.accept().unwrap();
+        let connections = established_connections(&me()).unwrap();
+        let port = client.local_addr().unwrap().port().to_string();
+        assert!(connections.iter().any(|text| text.contains(&port)), "{connections:?}");
+        let blocker = connection_blocker(&connections, &Carry::default()).unwrap();
+        assert!(blocker.hint.unwrap().contains("--tcp-established"));
+        assert!(connection_blocker(&connections, &Carry { tcp_established: true, ..Default::default() }).is_none());
+    }
+
+    #[test]
+    fn memory_is_counted() {
+        let before = memory_bytes(&me());
+        let block = vec![7u8; 32 << 20];
+        let after = memory_bytes(&me());
+        assert!(after >= before + (24 << 20), "{before} {after} {}", block.len());
+    }
+}

@@ -1,0 +1,226 @@
+//! A runc container at the destination.
+
+use super::{QUESTION, Recipe, Runc, oci};
+use crate::arrival::Arrival;
+use crate::container::{DestinationContainer, Given, RestoreRequest, Shipment};
+use crate::error::EngineError;
+use crate::freezer::{Freezer, process_tree};
+use crate::hold::install_hook;
+use crate::tool;
+use godwit_transfer::message::Refusal;
+use godwit_transfer::wire::HeldFrames;
+use std::ffi::OsString;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Time that a restore may take.
+const RESTORE: Duration = Duration::from_secs(300);
+
+/// A runc container on its way into this host.
+struct RuncArrival {
+    runc: Runc,
+    shipment: Shipment,
+    recipe: Recipe,
+    arrival: Arrival,
+    /// config.json, if this migration wrote it, with what was there before.
+    written_config: Option<(PathBuf, Option<Vec<u8>>)>,
+    made_bundle: bool,
+    attempted: bool,
+}
+
+fn parse(shipment: &Shipment) -> Result<Recipe, Refusal> {
+    let recipe: Recipe = serde_json::from_str(&shipment.recipe)
+        .map_err(|error| Refusal::new(format!("the container's recipe cannot be understood: {error}")))?;
+    if !recipe.bundle.is_absolute() || recipe.bundle.components().any(|c| c == std::path::Component::ParentDir) {
+        return Err(Refusal::new(format!("the bundle path `{}` is not absolute", recipe.bundle.display())));
+    }
+    Ok(recipe)
+}
+
+/// config.json as it shall be here.
+fn localized(recipe: &Recipe) -> serde_json::Value {
+    let mut config = recipe.config.clone();
+    if let Some(name) = &recipe.namespace {
+        oci::set_network_namespace_path(&mut config, &crate::network::Namespace::path_of(name));
+    }
+    config
+}
+
+pub(super) fn examine(runc: &Runc, shipment: &Shipment) -> Vec<Refusal> {
+    let recipe = match parse(shipment) {
+        Ok(recipe) => recipe,
+        Err(refusal) => return vec![refusal],
+    };
+    let mut reasons = Vec::new();
+    if !super::is_name(&shipment.name) {
+        reasons.push(Refusal::new(format!("`{}` is not a name for a container", shipment.name)));
+    } else if let Ok(state) = runc.state(&shipment.name) {
+        reasons.push(
+            Refusal::new(format!("the name `{}` is taken: runc has a {} container there", shipment.name, state.status))
+                .hint(format!("remove it there: `runc delete {}`", shipment.name)),
+        );
+    }
+    reasons.extend(Arrival::examine(shipment, recipe.namespace.as_deref()));
+    // devices and sockets of the host are not copied, but runc needs them to be there
+    for bind in oci::bind_mounts(&recipe.config, &recipe.bundle) {
+        if !shipment.trees.contains(&bind.source) && !bind.source.exists() {
+            reasons.push(
+                Refusal::new(format!("`{}` does not exist, and it is not copied", bind.source.display()))
+                    .hint("make it there first"),
+            );
+        }
+    }
+    reasons
+}
+
+pub(super) fn prepare(runc: &Runc, shipment: &Shipment) -> Result<Box<dyn DestinationContainer>, EngineError> {
+    let recipe = parse(shipment)
+        .map_err(|refusal| EngineError::Unreadable { path: "recipe".into(), reason: refusal.reason })?;
+    let mut arrival = RuncArrival {
+        runc: runc.clone(),
+        shipment: shipment.clone(),
+        recipe,
+        arrival: Arrival::default(),
+        written_config: None,
+        made_bundle: false,
+        attempted: false,
+    };
+    match arrival.make() {
+        Ok(()) => Ok(Box::new(arrival)),
+        Err(error) => {
+            for leftover in arrival.abandon() {
+                tracing::warn!(%leftover, "could not be removed");
+            }
+            Err(error)
+        }
+    }
+}
+
+impl RuncArrival {
+    /// Bundle, network, hook: all that can exist before the memory arrives.
+    fn make(&mut self) -> Result<(), EngineError> {
+        let bundle = self.recipe.bundle.clone();
+        if !bundle.exists() {
+            std::fs::create_dir_all(&bundle).map_err(EngineError::io("make", &bundle))?;
+            self.made_bundle = true;
+        }
+        let path = bundle.join("config.json");
+        let before = std::fs::read(&path).ok();
+        let text = serde_json::to_vec_pretty(&localized(&self.recipe))
+            .map_err(|error| EngineError::Unreadable { path: path.clone(), reason: error.to_string() })?;
+        write_private(&path, &text)?;
+        self.written_config = Some((path, before));
+        self.arrival.make_network(&self.shipment, self.recipe.namespace.as_deref())?;
+        install_hook(&self.shipment.job)?;
+        Ok(())
+    }
+
+    /// The options that runc's command line cannot pass on. CRIU reads the file that the environment names.
+    fn write_criu_config(&self) -> Result<PathBuf, EngineError> {
+        let hook = self.shipment.job.join(crate::hold::HOOK_NAME);
+        let path = self.shipment.job.join("criu.conf");
+        write_private(&path, format!("action-script {}\nmanage-cgroups ignore\n", hook.display()).as_bytes())?;
+        Ok(path)
+    }
+
+    fn restore_with_runc(&mut self, request: &RestoreRequest) -> Result<i32, EngineError> {
+        let config = self.write_criu_config()?;
+        let pid_file = self.shipment.job.join("pid");
+        // an old one makes CRIU fail at the very end
+        let _ = std::fs::remove_file(&pid_file);
+        let mut args: Vec<OsString> = ["restore", "--detach", "--bundle"].map(OsString::from).to_vec();
+        args.push(self.recipe.bundle.clone().into());
+        for (flag, value) in
+            [("--image-path", &request.images), ("--work-path", &request.work), ("--pid-file", &pid_file)]
+        {
+            args.extend([flag.into(), value.into()]);
+        }
+        let carry = &self.shipment.carry;
+        for (wanted, flag) in [
+            (carry.tcp_established, "--tcp-established"),
+            (carry.ext_unix_sk, "--ext-unix-sk"),
+            (carry.file_locks, "--file-locks"),
+            (carry.shell_job, "--shell-job"),
+        ] {
+            if wanted {
+                args.push(flag.into());
+            }
+        }
+        args.push(self.shipment.name.clone().into());
+        self.attempted = true;
+        tool::run(&self.runc.program, &args, &[("CRIU_CONFIG_FILE", &config)], RESTORE)
+            .map_err(|error| explain(error, &request.work))?;
+        let text = std::fs::read_to_string(&pid_file).map_err(EngineError::io("read", &pid_file))?;
+        text.trim().parse().map_err(|_| EngineError::Unreadable { path: pid_file, reason: format!("`{text}`") })
+    }
+}
+
+/// runc says only that CRIU failed: the reason is in CRIU's log.
+fn explain(error: EngineError, work: &Path) -> EngineError {
+    let EngineError::Tool { program, what } = error else { return error };
+    let log = work.join("restore.log");
+    let explanation = godwit_criu::log::explain_file(Some(&log), &what);
+    let hint = explanation.hint.map_or(String::new(), |hint| format!(" ({hint})"));
+    EngineError::Tool { program, what: format!("{what}; criu: {}{hint}", explanation.cause) }
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> Result<(), EngineError> {
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
+    file.and_then(|mut file| std::io::Write::write_all(&mut file, bytes)).map_err(EngineError::io("write", path))
+}
+
+impl DestinationContainer for RuncArrival {
+    fn restore(&mut self, request: &RestoreRequest) -> Result<Given, EngineError> {
+        let pid = self.restore_with_runc(request)?;
+        let freezer = Freezer::of_pid(pid)?;
+        freezer.verify_held(&process_tree(pid))?;
+        self.arrival.held(freezer);
+        Ok(Given { pid })
+    }
+
+    fn go(&mut self, frames: &[HeldFrames]) -> Result<(), EngineError> {
+        self.arrival.go(frames)
+    }
+
+    fn settle(&mut self) -> Vec<String> {
+        self.arrival.settle()
+    }
+
+    fn abandon(&mut self) -> Vec<String> {
+        let mut leftovers = Vec::new();
+        let mut keep = |what: &str, result: Result<(), EngineError>| {
+            if let Err(error) = result {
+                leftovers.push(format!("{what}: {error}"));
+            }
+        };
+        if self.attempted {
+            // a restore that failed late may have left a held tree that was never reported
+            if let Ok(state) = self.runc.state(&self.shipment.name) {
+                if !self.arrival.is_held()
+                    && let Ok(freezer) = Freezer::of_pid(state.pid)
+                {
+                    self.arrival.held(freezer);
+                }
+                keep("held tasks", self.arrival.kill_held());
+                keep("container", self.runc.run(&["delete", "--force", &self.shipment.name], QUESTION).map(drop));
+            }
+            self.attempted = false;
+        }
+        keep("network", self.arrival.remove_network());
+        if let Some((path, before)) = self.written_config.take() {
+            let undone = match before {
+                Some(bytes) => write_private(&path, &bytes),
+                None => std::fs::remove_file(&path).map_err(EngineError::io("remove", &path)),
+            };
+            keep("bundle", undone);
+        }
+        if std::mem::take(&mut self.made_bundle) {
+            // the trees in it are removed by whoever made them; whoever is last removes the directory
+            let _ = std::fs::remove_dir(&self.recipe.bundle);
+        }
+        leftovers
+    }
+}
+

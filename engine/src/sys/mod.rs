@@ -1,0 +1,4 @@
+//! The crate's only `unsafe` code: packet sockets, whose address and options nix does not build safely.
+#![allow(unsafe_code)]
+
+pub(crate) mod packet;

@@ -1,0 +1,282 @@
+//! What the two halves say to each other, in words. The bulk (file trees) is in [`crate::wire`].
+//!
+//! ```text
+//! source                                   destination
+//! Hello                                 →
+//!                                       ←  Hello
+//! Offer                                 →
+//!                                       ←  Refuse(reasons) | Accept(what lies there already)
+//! Prepare                               →
+//!                                       ←  Prepared
+//! RoundBegin, tree operations, RoundEnd →     any number of times, the container runs
+//!                                       ←  RoundAck
+//! ------------------------------------------- frozen from here
+//! RoundBegin(last), operations, RoundEnd →
+//!                                       ←  Ready: every digest was right
+//! Restore                               →
+//!                                       ←  Restored: held frozen, looked at
+//! Go                                    →     after Committed is on the source's disk
+//!                                       ←  Running
+//! Done                                  →
+//! ```
+//!
+//! Until `Go` the source may say `Cancel` at any time; the destination undoes everything and answers `Undone`. Either side
+//! may say `Failed` with its reason at any time. Messages are JSON, so that a later version may add fields; unknown fields
+//! are ignored.
+
+use godwit_migration::plan::{Carry, Strategy, Tracker};
+use godwit_migration::{Failure, MigrationId};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Names a directory tree within one migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct TreeId(pub u16);
+
+impl TreeId {
+    /// The first id of image directories; those below are the container's files.
+    const IMAGES: u16 = 0x8000;
+
+    /// The image directory that a memory round writes.
+    pub fn images(round: u16) -> Self {
+        Self(Self::IMAGES | round)
+    }
+
+    /// Which memory round this is the image directory of.
+    pub fn image_round(self) -> Option<u16> {
+        (self.0 & Self::IMAGES != 0).then_some(self.0 & !Self::IMAGES)
+    }
+}
+
+/// What a tree is to the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TreeKind {
+    /// The root file system.
+    Root,
+    /// A bind mount or a directory named by the user.
+    Volume,
+}
+
+/// A directory tree (or a single file) that shall be at the destination, too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TreeOffer {
+    /// Its number in this migration.
+    pub id: TreeId,
+    /// What it is to the container.
+    pub kind: TreeKind,
+    /// Where it lies, on both hosts: absolute.
+    #[serde(with = "path_bytes")]
+    pub path: PathBuf,
+    /// When it is one file and not a directory: `path` names it, its directory is the root of the tree.
+    pub single_file: bool,
+    /// The container cannot write to it: it is sent before the freeze and never again.
+    pub read_only: bool,
+    /// Bytes of file data in it.
+    pub bytes: u64,
+}
+
+/// What the source's host is like, as far as the destination must be alike.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// Host name.
+    pub host: String,
+    /// `uname -r`.
+    pub kernel: String,
+    /// CRIU's version as in its RPC: 40200 is 4.2.
+    pub criu: u32,
+    /// Processor features that programs use, as named in /proc/cpuinfo.
+    pub cpu_flags: Vec<String>,
+}
+
+/// A container looking for a new home.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Offer {
+    /// The id of this migration.
+    pub migration: MigrationId,
+    /// The engine that runs it: `runc`, `pid`.
+    pub engine: String,
+    /// Its name there.
+    pub name: String,
+    /// All the engine needs to make it again: written and read by the engine of that name.
+    pub recipe: String,
+    /// Its network namespace: written and read by the engine crate's network module. Absent when it shares the host's.
+    pub network: Option<String>,
+    /// `same`, `bridge=NAME`, `none` or `hook=PATH`.
+    pub network_plan: String,
+    /// Its files.
+    pub trees: Vec<TreeOffer>,
+    /// Resident memory of all of its tasks, in bytes.
+    pub memory_bytes: u64,
+    /// How memory will travel.
+    pub strategy: Strategy,
+    /// How changed memory is found.
+    pub tracker: Option<Tracker>,
+    /// What CRIU carries.
+    pub carry: Carry,
+    /// The source's host.
+    pub facts: HostFacts,
+}
+
+/// What lies at the place of an offered tree already.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TreeBase {
+    /// Nothing, or an empty directory.
+    Empty,
+    /// A copy that an earlier migration left: its index follows as a bulk frame.
+    Stale,
+    /// Something else, with this digest; only acceptable if the source has just the same.
+    Foreign {
+        /// As [`crate::tree::equal_digest`].
+        digest: String,
+    },
+}
+
+/// Why a destination says no.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What is wrong: lower case, no full stop.
+    pub reason: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Refusal {
+    /// A reason without advice.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), hint: None }
+    }
+
+    /// Adds advice.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// One message.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "kebab-case")]
+pub enum Message {
+    /// The first word of both.
+    Hello {
+        /// The version of the program.
+        godwit: String,
+        /// The speaker's host name.
+        host: String,
+    },
+    /// Source: this is what I have.
+    Offer(Box<Offer>),
+    /// Destination: I will take it.
+    Accept {
+        /// What lies at the place of each offered tree, in the order of the offer.
+        bases: Vec<TreeBase>,
+        /// Worth knowing, but no reason to refuse.
+        warnings: Vec<String>,
+    },
+    /// Destination: I will not take it.
+    Refuse {
+        /// All reasons at once.
+        reasons: Vec<Refusal>,
+    },
+    /// Source: make everything that can exist early.
+    Prepare,
+    /// Destination: it exists.
+    Prepared,
+    /// Source: a round begins.
+    RoundBegin {
+        /// From 0.
+        round: u32,
+        /// Under the freeze.
+        last: bool,
+    },
+    /// Source: all operations of the round were sent.
+    RoundEnd {
+        /// Which.
+        round: u32,
+    },
+    /// Destination: all of the round is applied, every digest was right.
+    RoundAck {
+        /// Which.
+        round: u32,
+    },
+    /// Destination: the last round is applied, and the image is whole.
+    Ready {
+        /// Microseconds spent on applying and composing after the last byte had arrived.
+        verify_us: u64,
+    },
+    /// Source: restore it, and hold it just before it may run.
+    Restore,
+    /// Destination: it is held frozen, and was looked at.
+    Restored {
+        /// Its first process there.
+        pid: i32,
+    },
+    /// Source: I have given up my right to run it; let it run. Captured frames came before as a bulk frame.
+    Go,
+    /// Destination: it runs.
+    Running {
+        /// Its first process there.
+        pid: i32,
+    },
+    /// Source: my copy is gone, this is the end.
+    Done,
+    /// Source: undo everything.
+    Cancel {
+        /// Why.
+        reason: String,
+    },
+    /// Destination: everything is undone.
+    Undone {
+        /// What could not be removed.
+        leftovers: Vec<String>,
+    },
+    /// Either: I cannot go on.
+    Failed {
+        /// The reason travels home.
+        failure: Failure,
+    },
+}
+
+impl Message {
+    /// The message's name, for errors.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Message::Hello { .. } => "hello",
+            Message::Offer(_) => "offer",
+            Message::Accept { .. } => "accept",
+            Message::Refuse { .. } => "refuse",
+            Message::Prepare => "prepare",
+            Message::Prepared => "prepared",
+            Message::RoundBegin { .. } => "round-begin",
+            Message::RoundEnd { .. } => "round-end",
+            Message::RoundAck { .. } => "round-ack",
+            Message::Ready { .. } => "ready",
+            Message::Restore => "restore",
+            Message::Restored { .. } => "restored",
+            Message::Go => "go",
+            Message::Running { .. } => "running",
+            Message::Done => "done",
+            Message::Cancel { .. } => "cancel",
+            Message::Undone { .. } => "undone",
+            Message::Failed { .. } => "failed",
+        }
+    }
+}
+
+/// A path as bytes: JSON text is UTF-8 and paths need not be.
+mod path_bytes {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::path::{Path, PathBuf};
+
+    pub fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+        path.as_os_str().as_bytes().serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+        Ok(PathBuf::from(OsString::from_vec(Vec::deserialize(deserializer)?)))
+    }
+}

@@ -1,0 +1,67 @@
+//! Walks a tree: one `statx(2)` for every entry, no mount point crossed, no symbolic link followed.
+
+use std::os::fd::AsFd;
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+
+use super::beneath::Beneath;
+use super::entry::{FileType, Stat};
+use super::{TreeError, TreePath};
+
+/// An entry as the walk found it.
+pub(super) struct Found {
+    pub path: TreePath,
+    pub stat: Stat,
+}
+
+/// Whether a failed open says that the entry is no longer what the walk found.
+pub(super) fn is_gone(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV)
+}
+
+/// All entries in the order of their paths, the root first. What is mounted beneath the root shows as an empty
+/// directory, or not at all when it is a file. Entries that vanish meanwhile are left out.
+pub(super) fn scan(tree: &Beneath) -> Result<Vec<Found>, TreeError> {
+    let root = TreePath::root();
+    let mut stat = Stat::of(tree.root(), c"").map_err(TreeError::io("look at", &root))?;
+    // A volume's root may be a mount point: it is the one that counts.
+    stat.mount_root = false;
+    let mut found = vec![Found { path: root.clone(), stat }];
+    let mut pending = vec![root];
+    while let Some(directory) = pending.pop() {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOATIME;
+        let mut open = match tree.entry(&directory, flags).and_then(Dir::from_fd) {
+            Ok(open) => open,
+            Err(errno) if is_gone(errno) => continue,
+            Err(errno) => return Err(TreeError::Io { act: "open the directory", path: directory, errno }),
+        };
+        // The names first: the iterator borrows the descriptor.
+        let mut names = Vec::new();
+        for entry in open.iter() {
+            let entry = entry.map_err(TreeError::io("read the directory", &directory))?;
+            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                names.push(entry.file_name().to_owned());
+            }
+        }
+        for name in names {
+            let path = directory.join(name.to_bytes())?;
+            let stat = match Stat::of(open.as_fd(), &name) {
+                Ok(stat) => stat,
+                Err(Errno::ENOENT) => continue,
+                Err(errno) => return Err(TreeError::Io { act: "look at", path, errno }),
+            };
+            if stat.file_type == FileType::Dir && !stat.mount_root {
+                pending.push(path.clone());
+            } else if stat.mount_root && stat.file_type != FileType::Dir {
+                continue;
+            }
+            found.push(Found { path, stat });
+        }
+    }
+    found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    // A directory that is written to while it is read may show a name twice.
+    found.dedup_by(|a, b| a.path == b.path);
+    Ok(found)
+}

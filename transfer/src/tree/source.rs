@@ -1,0 +1,133 @@
+//! The source's half: what it knows, and the round as its caller sees it.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::beneath::Beneath;
+use super::entry::InodeKey;
+use super::index::NodeId;
+use super::plan::Seen;
+use super::round::Round;
+use super::{TreeError, TreeIndex, TreeOp};
+
+/// How a tree is read.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// An inode whose newest time lies less than this before the moment it was read, in milliseconds, is read again in
+    /// the next round: the kernel's times are coarse (one tick, 1-10 ms), so a write just after the read may not show.
+    pub racy_ms: u32,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { racy_ms: 100 }
+    }
+}
+
+/// A tree that is kept equal elsewhere.
+pub struct TreeSource {
+    pub(super) tree: Beneath,
+    pub(super) index: TreeIndex,
+    pub(super) seen: HashMap<InodeKey, Seen>,
+    pub(super) next_id: NodeId,
+    pub(super) options: Options,
+    round: u32,
+    broken: bool,
+}
+
+/// What a round did.
+#[derive(Debug, Clone, Default)]
+pub struct RoundStats {
+    /// Its number, from 0.
+    pub round: u32,
+    /// Entries of the tree.
+    pub entries: u64,
+    /// Operations emitted, the end of the round included.
+    pub ops: u64,
+    /// Files that were read since they may have changed.
+    pub files_read: u64,
+    /// Bytes of them, holes not counted.
+    pub bytes_read: u64,
+    /// Files of which bytes were emitted.
+    pub files_sent: u64,
+    /// File bytes emitted ([`TreeOp::weight`]).
+    pub bytes_sent: u64,
+    /// Time of the walk.
+    pub walk: Duration,
+    /// Time of the round, with the time that `emit` took.
+    pub total: Duration,
+}
+
+/// Why a round did not end.
+#[derive(Debug, thiserror::Error)]
+pub enum RoundError<E> {
+    /// The tree could not be read.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// `emit` refused.
+    #[error("the round was ended: {0}")]
+    Emit(E),
+}
+
+impl TreeSource {
+    /// Opens the tree at `root`. `base` says what the destination holds: [`TreeIndex::default`] for an empty directory.
+    ///
+    /// # Errors
+    /// When the root cannot be opened or the base contradicts itself.
+    pub fn new(root: &Path, base: TreeIndex, options: Options) -> Result<TreeSource, TreeError> {
+        base.check()?;
+        Ok(TreeSource {
+            tree: Beneath::open(root)?,
+            next_id: base.free_id(),
+            index: base,
+            seen: HashMap::new(),
+            options,
+            round: 0,
+            broken: false,
+        })
+    }
+
+    /// What the destination holds after all that was emitted.
+    pub fn index(&self) -> &TreeIndex {
+        &self.index
+    }
+
+    /// Emits what makes the destination equal to the tree as it is now.
+    ///
+    /// While the tree is being written the result may mix moments; what changed during the round is found by the next.
+    /// On a tree that stands still the destination is equal after the round.
+    ///
+    /// `also`: device and inode numbers (`st_dev`, `st_ino`) of files to read whatever their times say, since they are
+    /// mapped `MAP_SHARED` and writable: only the first write to a page after its write-back moves the time.
+    ///
+    /// # Errors
+    /// When the tree cannot be read or `emit` refuses. It is then unknown what the destination holds: this source
+    /// answers [`TreeError::Broken`] from then on.
+    pub fn round<E>(
+        &mut self,
+        also: &HashSet<(u64, u64)>,
+        emit: &mut dyn FnMut(TreeOp) -> Result<(), E>,
+    ) -> Result<RoundStats, RoundError<E>> {
+        if self.broken {
+            return Err(TreeError::Broken.into());
+        }
+        self.broken = true;
+        let begin = Instant::now();
+        let number = self.round;
+        let mut stats = Round::new(self, also, emit, number).run()?;
+        stats.total = begin.elapsed();
+        self.round += 1;
+        self.broken = false;
+        tracing::debug!(
+            round = number,
+            entries = stats.entries,
+            ops = stats.ops,
+            bytes_read = stats.bytes_read,
+            bytes_sent = stats.bytes_sent,
+            total_us = stats.total.as_micros() as u64,
+            "tree round"
+        );
+        Ok(stats)
+    }
+}
