@@ -1,2 +1,70 @@
-//! The `godwit` command.
-fn main() {}
+//! The `godwit` command: parse, call, draw.
+
+mod args;
+mod commands;
+mod draw;
+mod probe;
+mod progress;
+
+use clap::{CommandFactory, Parser};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // CRIU calls godwit under this name while it restores: no time for anything else then
+    let arg0 = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    if godwit_engine::hold::is_hook(&arg0) {
+        return match godwit_engine::hold::run_hook() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
+    let args = match args::Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    start_logging(&args.global);
+    let draw = draw::Draw::new(&args.global);
+    match commands::run(&args, &draw) {
+        Ok(code) => ExitCode::from(code),
+        Err(trouble) => {
+            draw.failure(&trouble);
+            ExitCode::from(trouble.failure.kind.exit_code())
+        }
+    }
+}
+
+/// Logs go to stderr or to the log file, never to stdout: that is data.
+fn start_logging(global: &args::Global) {
+    use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::fmt::writer::BoxMakeWriter;
+    let level = match global.verbose {
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_env("GODWIT_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let file = global.log_file.as_ref().and_then(|path| {
+        std::fs::OpenOptions::new().create(true).append(true).open(path).ok()
+    });
+    let writer = match file {
+        Some(file) => BoxMakeWriter::new(file),
+        None => BoxMakeWriter::new(std::io::stderr),
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
+    let started = match global.log_format {
+        args::LogFormat::Text => builder.try_init(),
+        args::LogFormat::Json => builder.json().try_init(),
+    };
+    // only a second start in one process could fail
+    drop(started);
+}
+
+/// The command line as clap sees it, for `completions`.
+pub(crate) fn command() -> clap::Command {
+    args::Args::command()
+}

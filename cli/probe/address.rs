@@ -154,9 +154,19 @@ mod tests {
     #[test]
     fn bad_addresses_are_named() {
         for bad in [
-            "localhost:7", "tcp://localhost", "tcp://:7", "tcp://h:0", "tcp://h:99999", "tcp://h:7/path",
-            "https://h/", "redis://user:pw@h:1", "http://[::1/", "http://[::1]x/", "http://h/a b",
-            "http://h\r\nX/", "",
+            "localhost:7",
+            "tcp://localhost",
+            "tcp://:7",
+            "tcp://h:0",
+            "tcp://h:99999",
+            "tcp://h:7/path",
+            "https://h/",
+            "redis://user:pw@h:1",
+            "http://[::1/",
+            "http://[::1]x/",
+            "http://h/a b",
+            "http://h\r\nX/",
+            "",
         ] {
             let error = bad.parse::<Address>().expect_err(bad);
             assert!(error.contains(bad), "{error}");

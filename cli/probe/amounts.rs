@@ -49,8 +49,8 @@ pub(super) fn parse_rate(text: &str) -> Result<Duration, String> {
     if !rest.is_empty() || number <= 0.0 {
         return Err(format!("`{text}` is not a rate such as `2000/s`"));
     }
-    let interval = Duration::try_from_secs_f64(period / number)
-        .map_err(|_| format!("`{text}` is too slow a rate"))?;
+    let interval =
+        Duration::try_from_secs_f64(period / number).map_err(|_| format!("`{text}` is too slow a rate"))?;
     in_range(text, interval)
 }
 

@@ -134,10 +134,10 @@ impl Connection {
         }
     }
 
-    /// When it must be looked at even if nothing arrives.
-    pub fn deadline(&self) -> Option<Instant> {
+    /// When it must be looked at even if nothing arrives; a lost connection only if it is to `reconnect`.
+    pub fn deadline(&self, reconnect: bool) -> Option<Instant> {
         match &self.link {
-            Link::Down { retry_at } => Some(*retry_at),
+            Link::Down { retry_at } => reconnect.then_some(*retry_at),
             Link::Connecting { limit, .. } => Some(*limit),
             Link::Up(_) => self.outstanding.front().map(|request| request.sent + self.limits.reply),
         }
@@ -151,7 +151,7 @@ impl Connection {
                 let error = format!("no connection within {CONNECT_LIMIT:?}");
                 self.connect_failed(error, tally);
             }
-            Link::Up(_) if self.deadline().is_some_and(|deadline| deadline <= now) => {
+            Link::Up(_) if self.deadline(reconnect).is_some_and(|deadline| deadline <= now) => {
                 let error = format!("no answer within {:?}", self.limits.reply);
                 self.lose(error, tally);
             }
@@ -286,7 +286,8 @@ impl Connection {
     fn decode(&mut self, now: Instant, tally: &mut Tally) -> Result<(), String> {
         let mut used = 0;
         while self.is_up() {
-            let (length, reply) = self.protocol.reply(&self.input[used..]).map_err(|error| error.to_string())?;
+            let (length, reply) =
+                self.protocol.reply(&self.input[used..]).map_err(|error| error.to_string())?;
             used += length;
             match reply {
                 Some(reply) => self.answer(reply, now, tally)?,
@@ -312,8 +313,9 @@ impl Connection {
                 keys.acknowledge(request.n, Some(value.as_deref()));
             }
             (Reply::Counter(value), Ledger::Counters(counters)) => {
-                if !counters.acknowledge(self.index, value) {
-                    tally.sequence_errors += 1;
+                let in_sequence = counters.acknowledge(self.index, value);
+                tally.sequence_errors += u64::from(!in_sequence);
+                if !in_sequence {
                     tally.last_error = Some(format!("the counter went to {value} out of sequence"));
                 }
             }

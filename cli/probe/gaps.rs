@@ -34,8 +34,8 @@ impl Gaps {
     /// A gap began with the answer at `from` and ended (or, if `open`, still lasts) at `to`.
     pub fn record(&mut self, from: Instant, to: Instant, lateness: Duration, open: bool) {
         let duration_us = micros(to.saturating_duration_since(from));
-        let worth_keeping =
-            self.largest.len() < self.kept || self.largest.last().is_some_and(|g| g.duration_us < duration_us);
+        let worth_keeping = self.largest.len() < self.kept
+            || self.largest.last().is_some_and(|g| g.duration_us < duration_us);
         let largest_asked = self.since_asked.is_none_or(|gap| gap.duration_us < duration_us);
         if !worth_keeping && !largest_asked {
             return;

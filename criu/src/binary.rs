@@ -170,7 +170,7 @@ impl CriuBinary {
             Err(CriuError::Failed { errno: Some(libc::ENOTSUP), explanation, .. }) => {
                 Ok(CpuVerdict::Incompatible { reason: explanation.to_string() })
             }
-            // 3.x and 4.x lose the errno on some paths: the log's `x86` or `cpu` lines tell then.
+            // 4.1.1 and 4.2.1 give no errno here (measured): the log tells.
             Err(CriuError::Failed { explanation, .. }) if explanation.is_about_cpu() => {
                 Ok(CpuVerdict::Incompatible { reason: explanation.to_string() })
             }

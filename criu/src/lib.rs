@@ -2,7 +2,7 @@
 //!
 //! - [`CriuBinary`] finds a criu and says what it and the kernel can do.
 //! - [`Session`] is one `criu swrk` process and the socket to it; [`DumpOptions`] and [`RestoreOptions`] run on it.
-//! - [`images`] reads and writes the image files godwit has to understand; [`images::flatten`] resolves a chain of pre-dumps.
+//! - [`images`] reads and writes the image files godwit has to understand; [`images::flatten()`] resolves a chain of pre-dumps.
 //! - [`log`] turns a CRIU log into a cause and a hint.
 
 pub mod binary;

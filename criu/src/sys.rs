@@ -16,7 +16,6 @@ pub(crate) struct ChildSetup {
 /// Arranges for `command`'s child to start a session of its own, enter the cgroups, have umask 077, and hold of all our
 /// descriptors only 0 to 2 and the given ones.
 pub(crate) fn prepare(command: &mut Command, setup: ChildSetup) {
-    let above = setup.descriptors.iter().map(|(_, n)| *n).max().unwrap_or(2) + 1;
     // SAFETY: the closure runs after fork in a possibly multi-threaded program, so it may only make async-signal-safe calls:
     // setsid, umask, write, dup2 and close_range are plain system calls, nothing is allocated, and errors are errno values.
     unsafe {
@@ -30,13 +29,14 @@ pub(crate) fn prepare(command: &mut Command, setup: ChildSetup) {
                     return Err(std::io::Error::last_os_error());
                 }
             }
+            // Close on exec, not at once: the pipe by which std reports a failed exec must live until then. Descriptors made by
+            // dup2 afterwards are not marked. Kernels before 5.11 cannot do this; ours are marked from the beginning anyway.
+            libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
             for (fd, number) in &setup.descriptors {
                 if libc::dup2(fd.as_raw_fd(), *number) < 0 {
                     return Err(std::io::Error::last_os_error());
                 }
             }
-            // Close on exec, not at once: the pipe by which std reports a failed exec must live until then.
-            libc::syscall(libc::SYS_close_range, above, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
             Ok(())
         });
     }

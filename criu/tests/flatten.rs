@@ -1,4 +1,5 @@
 //! Flat images against a model: which page has which content.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::collections::BTreeMap;
 use std::fs;

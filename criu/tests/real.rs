@@ -2,6 +2,7 @@
 //!
 //! Each test runs a workload in a cgroup of its own: this program again, which writes pages of its memory all the time and
 //! knows what each must hold. The images lie in `GODWIT_TEST_DIR`, by default `/var/tmp`.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::collections::VecDeque;
 use std::fs;
@@ -11,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use godwit_criu::images::{Inventory, PageStore, chain_of, flatten, read_tasks};
+use godwit_criu::images::{Inventory, PageStore, Pagemap, chain_of, flatten, read_tasks};
 use godwit_criu::{
     CriuBinary, CriuError, DumpOptions, NotifyAnswer, RestoreOptions, binary, cpu, dump, restore,
 };
@@ -224,6 +225,21 @@ fn workload() {
     }
 }
 
+fn take_varint(bytes: &mut &[u8]) -> u64 {
+    let length = bytes.iter().position(|byte| byte & 0x80 == 0).unwrap() + 1;
+    let (varint, rest) = bytes.split_at(length);
+    *bytes = rest;
+    varint.iter().rev().fold(0, |value, byte| value << 7 | u64::from(byte & 0x7f))
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
 #[test]
 fn the_binary_and_the_host() {
     let Some(criu) = criu("the_binary_and_the_host") else { return };
@@ -239,9 +255,35 @@ fn the_binary_and_the_host() {
     let image = criu.cpuinfo_dump(dir.path()).unwrap();
     assert_eq!(fs::metadata(&image).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(criu.cpuinfo_check(dir.path()).unwrap(), cpu::CpuVerdict::Compatible);
+    // A processor that has everything: all bits set in the capability words (field 6 of field 1, cpuinfo.proto).
+    if cfg!(target_arch = "x86_64") {
+        let bytes = fs::read(&image).unwrap();
+        let (mut record, mut inner) = (&bytes[12..], Vec::new());
+        assert_eq!((take_varint(&mut record), bytes[8..12].len()), (0x0a, 4));
+        let length = take_varint(&mut record) as usize;
+        let mut entry = &record[..length];
+        while !entry.is_empty() {
+            let (tag, value) = (take_varint(&mut entry), take_varint(&mut entry));
+            put_varint(&mut inner, tag);
+            if tag & 7 == 2 {
+                put_varint(&mut inner, value);
+                inner.extend(&entry[..value as usize]);
+                entry = &entry[value as usize..];
+            } else {
+                put_varint(&mut inner, if tag >> 3 == 6 { u32::MAX.into() } else { value });
+            }
+        }
+        let mut outer = vec![0x0a];
+        put_varint(&mut outer, inner.len() as u64);
+        outer.extend(inner);
+        let size = (outer.len() as u32).to_le_bytes();
+        fs::write(&image, [&bytes[..8], &size, &outer].concat()).unwrap();
+        let verdict = criu.cpuinfo_check(dir.path()).unwrap();
+        println!("{verdict:?}");
+        assert!(matches!(verdict, cpu::CpuVerdict::Incompatible { .. }));
+    }
     fs::write(&image, b"nonsense").unwrap();
     assert!(criu.cpuinfo_check(dir.path()).is_err());
-    // x86: the capability words of cpuinfo.img; all of them set is a processor nobody has.
 }
 
 #[test]
@@ -279,6 +321,13 @@ fn a_frozen_tree_is_dumped_stays_frozen_and_is_restored_held() {
     let flat = flatten(&[workload.path("1")], &workload.path("flat")).unwrap();
     println!("flatten: {flat:?}");
     assert_eq!(flat.pages, stats.pages_written + stats.shpages_written);
+    let lazy = |images: &str| -> u64 {
+        let name = format!("pagemap-{}.img", workload.pid);
+        let map = Pagemap::read(&workload.path(images).join(name)).unwrap();
+        map.entries.iter().filter(|entry| entry.lazy()).map(|entry| entry.nr_pages).sum()
+    };
+    assert!(lazy("1") >= 8192);
+    assert_eq!(lazy("flat"), lazy("1"));
     let report = workload.restore_held(&criu, "flat");
     println!("restore: {report:?}");
     assert_eq!(report.pid, workload.pid);

@@ -1,4 +1,5 @@
 //! The conversation with CRIU, a thread of ours playing CRIU's part.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::io::{IoSlice, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

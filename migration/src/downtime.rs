@@ -69,6 +69,7 @@ impl Downtime {
 /// Cuts the downtime into its parts while it happens: each call ends one part and begins the next.
 #[derive(Debug)]
 pub struct Stopwatch {
+    begun: Instant,
     last: Instant,
     downtime: Downtime,
 }
@@ -76,7 +77,13 @@ pub struct Stopwatch {
 impl Stopwatch {
     /// Downtime begins now.
     pub fn start() -> Self {
-        Self { last: Instant::now(), downtime: Downtime::default() }
+        let now = Instant::now();
+        Self { begun: now, last: now, downtime: Downtime::default() }
+    }
+
+    /// How long it has been so far.
+    pub fn so_far(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     fn lap(&mut self) -> Duration {

@@ -1,1 +1,12 @@
-//! The destination half: preflight, assembly, hold, go, volumes in, verify.
+//! The destination half: preflight, assembly, restore, hold, go.
+//!
+//! [`destination::receive`] is the table of contents; it mirrors `source.rs` of the checkpoint crate.
+
+pub mod archive;
+pub mod destination;
+mod images;
+pub mod preflight;
+pub mod replay;
+mod trees;
+
+pub use destination::{Host, Outcome, receive};

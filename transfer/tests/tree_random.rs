@@ -1,5 +1,7 @@
 //! Random changes with rounds between them.
 
+#![allow(clippy::unwrap_used)]
+
 mod trees;
 
 use std::fs;
@@ -93,7 +95,7 @@ fn carry_out(root: &Path, change: &Change) {
         Change::Dir { at } => drop(fs::create_dir(path(root, at))),
         Change::Symlink { at, to } => drop(symlink(format!("../x{to}"), path(root, at))),
         Change::Fifo { at } => {
-            drop(nix::unistd::mkfifo(&path(root, at), nix::sys::stat::Mode::from_bits_truncate(0o600)))
+            let _ = nix::unistd::mkfifo(&path(root, at), nix::sys::stat::Mode::S_IRUSR);
         }
         Change::Link { at, to } => drop(fs::hard_link(path(root, to), path(root, at))),
         Change::Rename { at, to } => drop(fs::rename(path(root, at), path(root, to))),
@@ -114,7 +116,9 @@ fn carry_out(root: &Path, change: &Change) {
                 chown(path, Some(id.into()), Some((id / 2).into())).unwrap();
             }
         }
-        Change::Time { at, s } => run("touch", &["-h", "-c", "-d", &format!("@{s}.123456789")], &path(root, at)),
+        Change::Time { at, s } => {
+            run("touch", &["-h", "-c", "-d", &format!("@{s}.123456789")], &path(root, at))
+        }
         Change::Attribute { at, value } => {
             let path = path(root, at);
             match value {
@@ -147,7 +151,7 @@ fn check(changes: &[Change]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, max_shrink_iters: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, max_shrink_iters: 300, ..ProptestConfig::default() })]
 
     #[test]
     fn rounds_make_equal(changes in prop::collection::vec(change(), 1..60)) {

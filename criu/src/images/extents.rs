@@ -100,6 +100,27 @@ impl Extents {
         gone
     }
 
+    /// The same pages, lazy only where one of `ranges` (address of begin and end, ascending) has them too.
+    pub(crate) fn lazy_only_in(&self, ranges: &[(u64, u64)]) -> Extents {
+        let mut extents = Extents::default();
+        for run in self.runs.values() {
+            let mut at = run.vaddr;
+            let first = ranges.partition_point(|(_, end)| *end <= run.vaddr);
+            for (start, end) in ranges[first..].iter().take_while(|(start, _)| *start < run.end()) {
+                let (start, end) = ((*start).max(at), (*end).min(run.end()));
+                run.part(at, start)
+                    .into_iter()
+                    .for_each(|eager| extents.append(Run { lazy: false, ..eager }));
+                run.part(start, end).into_iter().for_each(|same| extents.append(same));
+                at = end.max(at);
+            }
+            run.part(at, run.end())
+                .into_iter()
+                .for_each(|eager| extents.append(Run { lazy: false, ..eager }));
+        }
+        extents
+    }
+
     /// All runs, ascending.
     pub(crate) fn runs(&self) -> impl Iterator<Item = &Run> {
         self.runs.values()
@@ -148,6 +169,25 @@ mod tests {
         extents.append(run(3, 2, 0, 2));
         extents.append(run(5, 1, 0, 9));
         assert_eq!(extents.runs().copied().collect::<Vec<_>>(), [run(1, 4, 0, 0), run(5, 1, 0, 9)]);
+    }
+
+    #[test]
+    fn lazy_only_where_it_may_be() {
+        let mut extents = Extents::default();
+        extents.append(Run { lazy: true, ..run(10, 10, 0, 0) });
+        extents.append(run(30, 2, 0, 10));
+        let pages = |from: u64, to: u64| (from * PAGE_SIZE, to * PAGE_SIZE);
+        let cut = extents.lazy_only_in(&[pages(1, 5), pages(8, 12), pages(14, 16), pages(19, 40)]);
+        let want = [
+            Run { lazy: true, ..run(10, 2, 0, 0) },
+            run(12, 2, 0, 2),
+            Run { lazy: true, ..run(14, 2, 0, 4) },
+            run(16, 3, 0, 6),
+            Run { lazy: true, ..run(19, 1, 0, 9) },
+            run(30, 2, 0, 10),
+        ];
+        assert_eq!(cut.runs().copied().collect::<Vec<_>>(), want);
+        assert!(extents.lazy_only_in(&[]).runs().all(|run| !run.lazy));
     }
 
     #[test]

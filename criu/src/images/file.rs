@@ -23,6 +23,8 @@ pub enum Kind {
     Pstree,
     /// `pagemap-*.img`.
     Pagemap,
+    /// `mm-*.img`.
+    Mm,
     /// `stats-dump`, `stats-restore`; a service file.
     Stats,
 }
@@ -33,6 +35,7 @@ impl Kind {
             Kind::Inventory => (None, 0x5831_3116),
             Kind::Pstree => (Some(COMMON_MAGIC), 0x5027_3030),
             Kind::Pagemap => (Some(COMMON_MAGIC), 0x5608_4025),
+            Kind::Mm => (Some(COMMON_MAGIC), 0x5749_2820),
             Kind::Stats => (Some(SERVICE_MAGIC), 0x5709_3306),
         }
     }
@@ -174,7 +177,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const KINDS: [Kind; 4] = [Kind::Inventory, Kind::Pstree, Kind::Pagemap, Kind::Stats];
+    const KINDS: [Kind; 5] = [Kind::Inventory, Kind::Pstree, Kind::Pagemap, Kind::Mm, Kind::Stats];
 
     proptest! {
         #[test]

@@ -1,4 +1,9 @@
 //! Flat images out of a chain of pre-dumps: CRIU restores them on its fast path, without looking through parents.
+//!
+//! Measured on two cores for 512 MiB in one image, warm: 0.13 s when the pages lie in long runs (4 GB/s), 0.2 to 0.47 s when
+//! every second or sixteenth page comes from another file (1.2 to 2.9 GB/s), 24 to 52 ms when just one page in sixteen is
+//! written into a settled file. Inserting a range in the file system (FALLOC_FL_INSERT_RANGE) instead of copying what lies behind
+//! a new page was not tried: ext4 and xfs write that out and drop it from memory first.
 
 use std::fs::{DirBuilder, File};
 use std::os::fd::AsFd;
@@ -10,6 +15,7 @@ use nix::fcntl::copy_file_range;
 
 use super::extents::{Extents, Run};
 use super::file::{ImageError, PARENT_LINK, create_private, parent_of};
+use super::mm;
 use super::page_store::{PageStore, open_pages, read_pagemaps, resolve};
 use super::pagemap::{PAGE_SIZE, PE_LAZY, PE_PRESENT, Pagemap, PagemapEntry};
 
@@ -82,7 +88,12 @@ pub(super) fn compose(
     for (name, map) in &maps {
         let number = store.files.len();
         store.files.push(open_pages(&final_dir.join(map.pages_name()), map, false)?);
-        let extents = resolve(name, map, number, store.images.get(name))?;
+        let mut extents = resolve(name, map, number, store.images.get(name))?;
+        // `pagemap-<pid>.img` has its mappings in `mm-<pid>.img`; shared memory has none, and is never lazy.
+        let mm_image = final_dir.join(name.replacen("pagemap-", "mm-", 1));
+        if mm_image.exists() {
+            extents = extents.lazy_only_in(&mm::lazy_ranges(&mm_image)?);
+        }
         let flat = flat_pagemap(map.pages_id, &extents);
         flat.write(&out.join(name))?;
         report.pages += flat.present_pages();

@@ -7,6 +7,7 @@ mod extents;
 pub mod file;
 pub mod flatten;
 pub mod inventory;
+mod mm;
 pub mod page_store;
 pub mod pagemap;
 pub mod pstree;

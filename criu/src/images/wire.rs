@@ -1,4 +1,4 @@
-//! Protobuf's wire format, as far as CRIU's images use it (https://protobuf.dev/programming-guides/encoding).
+//! Protobuf's wire format, as far as CRIU's images use it (<https://protobuf.dev/programming-guides/encoding>).
 
 /// The bytes end too early, or say what no message says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

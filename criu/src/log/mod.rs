@@ -2,7 +2,7 @@
 //!
 //! Lines look like `(00.012345) Error (criu/mount.c:1234): mnt: No mapping for ...`, with a task's pid before `Error` on
 //! restore. The first error is the cause in most logs and the rest its consequences, except that some errors are printed in
-//! logs of successes too: [`rules::HARMLESS`].
+//! logs of successes too: `rules::HARMLESS`.
 
 mod rules;
 

@@ -65,7 +65,19 @@ const RULES: &[Rule] = &[
         "use hosts with the same processor features, or a common CPU model in the virtual machines",
     ),
     rule(
+        &["CPU xfeatures"],
+        Subject::Processor,
+        "this processor lacks register state of the source's",
+        "use hosts with the same processor features, or a common CPU model in the virtual machines",
+    ),
+    rule(
         &["CPU Feature", "not supported on host"],
+        Subject::Processor,
+        "this processor lacks a feature of the source's",
+        "use a host with the feature, or a common CPU model in the virtual machines",
+    ),
+    rule(
+        &["required by image is not supported"],
         Subject::Processor,
         "this processor lacks a feature of the source's",
         "use a host with the feature, or a common CPU model in the virtual machines",
@@ -77,7 +89,7 @@ const RULES: &[Rule] = &[
         "use a host with the feature, or a common CPU model in the virtual machines",
     ),
     rule(
-        &["CPU capabilities do not match run time"],
+        &["capabilities do not match run time"],
         Subject::Processor,
         "this processor lacks features of the source's",
         "use a host with the same or a newer processor",
@@ -546,6 +558,10 @@ mod tests {
     /// Messages as CRIU prints them, and a word of the cause that must come out.
     const SAMPLES: &[(&str, &str)] = &[
         ("x86: FPU xsave area present, but host cpu doesn't support it", "xsave"),
+        (
+            "cpu: FPU feature required by image is not supported on host (fpu:0 fxsr:0 osxsave:0 xsaves:1)",
+            "processor",
+        ),
         ("Tracking memory is not available. Consider omitting --track-mem option.", "soft-dirty"),
         ("vdso: Unexpected rt vDSO area bounds", "too old"),
         ("Can't get 1:16 opt: Operation not supported", "too old"),

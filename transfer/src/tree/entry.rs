@@ -161,9 +161,11 @@ impl Stat {
         })
     }
 
-    /// The later of the two times that a change moves.
-    pub fn newest(&self) -> Moment {
-        self.mtime.max(self.ctime)
+    /// Whether no write after `read_at` can have left these times as they are: both are older by `racy_ms`. A
+    /// modification far in the future was set by hand; then the time of change, which cannot be set, has to do.
+    pub fn is_settled(&self, read_at: Moment, racy_ms: u32) -> bool {
+        let old = |time: Moment| time.plus_ms(racy_ms) < read_at;
+        old(self.ctime) && (old(self.mtime) || read_at.plus_ms(60_000) < self.mtime)
     }
 
     /// The metadata, with these attributes.

@@ -36,7 +36,7 @@ impl<E> Round<'_, E> {
             read_xattrs(handle.as_fd()).map_err(TreeError::io("read the extended attributes of", path))?;
         let file = open_for_reading(handle.as_fd()).map_err(TreeError::io("open", path))?;
         inode.stat = stat;
-        inode.settled = self.is_settled(&stat, read_at);
+        inode.settled = stat.is_settled(read_at, self.source.options.racy_ms);
         inode.meta = stat.meta(xattrs);
 
         let mut known = match id.and_then(|id| self.source.index.nodes.get_mut(&id)) {

@@ -9,7 +9,7 @@ use std::mem;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use super::entry::{FileType, InodeKey, Stat, read_link, read_xattrs};
+use super::entry::{FileType, InodeKey, read_link, read_xattrs};
 use super::index::NodeId;
 use super::plan::{Seen, assign, bare_kind, now};
 use super::scan::{Found, is_gone, scan};
@@ -141,12 +141,8 @@ impl<'a, E> Round<'a, E> {
         if let Kind::Symlink(destination) = &mut kind {
             *destination = read_link(handle.as_fd()).map_err(TreeError::io("read the link", path))?;
         }
-        let settled = self.is_settled(&stat, read_at);
+        let settled = stat.is_settled(read_at, self.source.options.racy_ms);
         Ok(Some(Seen { stat, settled, meta: stat.meta(xattrs), kind, id, known: false, done: false }))
-    }
-
-    pub fn is_settled(&self, stat: &Stat, read_at: super::entry::Moment) -> bool {
-        stat.newest().plus_ms(self.source.options.racy_ms) < read_at
     }
 
     /// Gives a node that would lose all its names, but is wanted elsewhere, a name of passage.

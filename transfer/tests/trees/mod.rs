@@ -1,5 +1,5 @@
 //! Two directories, a source and a destination of a tree, and judges of whether they are equal.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, clippy::print_stdout)]
 
 pub mod sys;
 
@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use godwit_transfer::tree::{
-    Node, Options, RoundError, RoundStats, TreeDestination, TreeError, TreeIndex, TreeOp, TreePath, TreeSource,
-    equal_digest,
+    Node, Options, RoundError, RoundStats, TreeDestination, TreeError, TreeIndex, TreeOp, TreePath,
+    TreeSource, equal_digest,
 };
 use tempfile::TempDir;
 

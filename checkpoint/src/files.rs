@@ -1,0 +1,178 @@
+//! The container's files, on their way out: one [`TreeSource`] for each tree of the offer.
+
+use godwit_migration::Cancel;
+use godwit_migration::observer::{Event, Observer};
+use godwit_migration::phase::Phase;
+use godwit_transfer::message::{TreeId, TreeOffer};
+use godwit_transfer::tree::{Options, RoundError, TreeError, TreeIndex, TreeSource};
+use godwit_transfer::{Wire, WireError};
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Why files could not be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// They could not be read.
+    #[error("cannot read `{path}`")]
+    Tree {
+        /// The tree's root.
+        path: String,
+        /// Why.
+        #[source]
+        source: TreeError,
+    },
+    /// The wire broke.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+}
+
+/// Says how far the bytes are, a few times a second.
+pub struct Meter<'a> {
+    observer: &'a dyn Observer,
+    phase: Phase,
+    what: String,
+    total: u64,
+    done: u64,
+    begun: Instant,
+    said: Instant,
+}
+
+impl<'a> Meter<'a> {
+    /// A meter for `total` bytes; 0 where nobody knows.
+    pub fn new(observer: &'a dyn Observer, phase: Phase, what: impl Into<String>, total: u64) -> Self {
+        let now = Instant::now();
+        Self { observer, phase, what: what.into(), total, done: 0, begun: now, said: now }
+    }
+
+    fn add(&mut self, bytes: u64) {
+        self.done += bytes;
+        if self.said.elapsed() >= Duration::from_millis(200) {
+            self.said = Instant::now();
+            self.observer.event(&Event::Status {
+                phase: self.phase,
+                what: self.what.clone(),
+                bytes_done: self.done,
+                bytes_total: self.total,
+                bandwidth_bytes_per_s: (self.done as f64 / self.begun.elapsed().as_secs_f64()) as u64,
+            });
+        }
+    }
+}
+
+/// Sends one round of one tree over the wire; gives the bytes that were read because they may have changed, and those
+/// that were sent (before compression).
+///
+/// # Errors
+/// When the tree cannot be read or the wire breaks.
+pub fn send_round(
+    source: &mut TreeSource,
+    tree: TreeId,
+    root: &Path,
+    also: &HashSet<(u64, u64)>,
+    wire: &mut Wire,
+    meter: &mut Meter<'_>,
+) -> Result<(u64, u64), FilesError> {
+    let stats = source.round(also, &mut |op| {
+        meter.add(op.weight() as u64);
+        wire.operate(tree, &op)
+    });
+    match stats {
+        Ok(stats) => Ok((stats.bytes_read, stats.bytes_sent)),
+        Err(RoundError::Tree(source)) => Err(FilesError::Tree { path: root.display().to_string(), source }),
+        Err(RoundError::Emit(error)) => Err(error.into()),
+    }
+}
+
+/// One tree of the container.
+struct Outgoing {
+    offer: TreeOffer,
+    source: TreeSource,
+}
+
+/// All trees of the container.
+#[derive(Default)]
+pub struct Files {
+    trees: Vec<Outgoing>,
+}
+
+/// The directory that is the root of an offered tree, and the one name in it if it is a single file.
+pub fn root_of(offer: &TreeOffer) -> (&Path, Option<&std::ffi::OsStr>) {
+    match (offer.single_file, offer.path.parent()) {
+        (true, Some(parent)) => (parent, offer.path.file_name()),
+        _ => (&offer.path, None),
+    }
+}
+
+/// How an offered tree is read.
+pub fn options_of(offer: &TreeOffer) -> Options {
+    let _ = offer;
+    Options::default()
+}
+
+impl Files {
+    /// Opens a tree; `base` is what the destination holds of it.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn add(&mut self, offer: TreeOffer, base: TreeIndex) -> Result<(), FilesError> {
+        let root = root_of(&offer).0;
+        let source = TreeSource::new(root, base, options_of(&offer))
+            .map_err(|source| FilesError::Tree { path: root.display().to_string(), source })?;
+        self.trees.push(Outgoing { offer, source });
+        Ok(())
+    }
+
+    /// Sends what changed. `writable_only` leaves out what the container cannot write to.
+    ///
+    /// # Errors
+    /// When a tree cannot be read or the wire breaks.
+    pub fn round(
+        &mut self,
+        writable_only: bool,
+        also: &HashSet<(u64, u64)>,
+        wire: &mut Wire,
+        observer: &dyn Observer,
+        phase: Phase,
+        cancel: &Cancel,
+    ) -> Result<(u64, u64), FilesError> {
+        let mut sum = (0, 0);
+        for tree in self.trees.iter_mut().filter(|tree| !(writable_only && tree.offer.read_only)) {
+            if cancel.is_raised() {
+                return Err(WireError::Interrupted.into());
+            }
+            let mut meter =
+                Meter::new(observer, phase, tree.offer.path.display().to_string(), tree.offer.bytes);
+            let root = tree.offer.path.clone();
+            let (read, sent) = send_round(&mut tree.source, tree.offer.id, &root, also, wire, &mut meter)?;
+            sum = (sum.0 + read, sum.1 + sent);
+        }
+        Ok(sum)
+    }
+}
+
+/// Bytes of file data below a directory, or of one file: what must find room at the destination.
+pub fn size_of(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(meta) = std::fs::symlink_metadata(path) else { return 0 };
+    if !meta.is_dir() {
+        return meta.blocks() * 512;
+    }
+    let mut links = HashSet::new();
+    let mut sum = 0u64;
+    let mut todo = vec![path.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let Ok(entry_meta) = entry.metadata() else { continue };
+            if entry_meta.dev() != meta.dev() {
+                continue;
+            }
+            if entry_meta.is_dir() {
+                todo.push(entry.path());
+            } else if entry_meta.nlink() == 1 || links.insert(entry_meta.ino()) {
+                sum += entry_meta.blocks() * 512;
+            }
+        }
+    }
+    sum
+}

@@ -1,0 +1,163 @@
+//! Undoing: whatever was begun before the commit, in the order that hurts the container least.
+
+use crate::source::{Job, Source, SourceError};
+use godwit_migration::journal::{self, JournalState};
+use godwit_migration::quantity::show_duration;
+use godwit_migration::{Disposition, Failure, FailureKind};
+use godwit_transfer::{Incoming, Message, WireError};
+use std::io;
+use std::time::Duration;
+
+/// How long the destination may take to undo what it made.
+const UNDO_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Removes a migration's images: they are secrets, and large. Journal and logs stay.
+///
+/// # Errors
+/// When something could not be removed.
+pub(crate) fn remove_images(job: &Job) -> io::Result<()> {
+    match std::fs::remove_dir_all(job.dir.join("images")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+impl Source<'_> {
+    /// Makes it as if nothing had been tried, and says so. After the commit nothing is undone: nobody can know then
+    /// whether the destination has let it run.
+    pub(crate) fn undo(mut self, error: SourceError) -> Failure {
+        let reason = error.to_string();
+        if matches!(self.journal.state(), JournalState::Committed | JournalState::Running) {
+            return self.in_doubt(error);
+        }
+        let journaled = self.journal.append(journal::Event::Failed { reason: reason.clone() });
+        // the container first, and at once: the peer can wait
+        let stopped_for = self.stopped_for();
+        let here = self.let_run();
+        let cancelled = self.cancel_peer(&reason);
+        let leftovers = [
+            journaled.err().map(|error| error.to_string()),
+            remove_images(&self.job).err().map(|error| format!("images: {error}")),
+        ];
+        let mut failure = self.describe(error);
+        if let Some(stopped_for) = stopped_for {
+            failure = failure.because(format!("it was thawed here after {}", show_duration(stopped_for)));
+        }
+        failure.causes.extend(cancelled);
+        failure.causes.extend(leftovers.into_iter().flatten());
+        match here {
+            Ok(()) => {
+                if let Err(error) = self.journal.append(journal::Event::RolledBack) {
+                    failure = failure.because(error);
+                }
+                failure.at(Disposition::RunningAtSource)
+            }
+            Err(why) => {
+                let _ = self.journal.append(journal::Event::InDoubt { reason: why.clone() });
+                failure.kind = FailureKind::InDoubt;
+                failure.because(why).hint("thaw its cgroup by hand").at(Disposition::InDoubt)
+            }
+        }
+    }
+
+    /// Link, lock, thaw: in this order, since what the container says first must be able to leave.
+    pub(crate) fn let_run(&mut self) -> Result<(), String> {
+        let mut errors = Vec::new();
+        for (what, result) in [
+            ("its network link", self.container.reconnect()),
+            ("its network lock", self.container.unlock_network()),
+            ("its freezer", self.container.thaw()),
+            ("its cgroup", self.container.leave_as_found()),
+        ] {
+            if let Err(error) = result {
+                errors.push(format!("{what} could not be put back: {error}"));
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
+    }
+
+    /// Tells the destination to undo what it made; gives what to tell the user of it.
+    fn cancel_peer(&mut self, reason: &str) -> Vec<String> {
+        self.wire.ignore_cancel();
+        self.wire.set_patience(UNDO_PATIENCE);
+        let host = &self.plan.destination;
+        if let Err(error) = self.wire.say(&Message::Cancel { reason: reason.to_owned() }) {
+            return match error {
+                // it gave up by itself, and said so: then it has undone everything
+                WireError::Peer(_) => vec![],
+                error => vec![format!("{host} could not be told to undo: {error}")],
+            };
+        }
+        loop {
+            match self.wire.hear() {
+                Ok(Incoming::Message(Message::Undone { leftovers })) => {
+                    return leftovers.into_iter().map(|left| format!("left over on {host}: {left}")).collect();
+                }
+                // what was under way when we gave up
+                Ok(_) => {}
+                Err(WireError::Peer(_) | WireError::Closed { .. } | WireError::Broken { .. }) => return vec![],
+                Err(error) => return vec![format!("{host} did not say that it has undone: {error}")],
+            }
+        }
+    }
+
+    fn in_doubt(mut self, error: SourceError) -> Failure {
+        let reason = error.to_string();
+        let _ = self.journal.append(journal::Event::InDoubt { reason });
+        Failure::new(
+            FailureKind::InDoubt,
+            format!("lost contact with {} after switchover was granted", self.plan.destination),
+        )
+        .because(error)
+        .hint(format!(
+            "look on {}: if `{}` runs there, remove the frozen copy here; if not, and only then, thaw it here",
+            self.plan.destination, self.name
+        ))
+        .hint(format!("`godwit log {}` on both hosts tells what was done", self.job.id))
+    }
+
+    /// The failure for an error, without where the container is.
+    fn describe(&self, error: SourceError) -> Failure {
+        let host = &self.plan.destination;
+        let name = &self.name;
+        match error {
+            SourceError::Failure(failure) => *failure,
+            SourceError::Wire(WireError::Interrupted) => {
+                Failure::new(FailureKind::Interrupted, format!("the migration of `{name}` was interrupted"))
+            }
+            SourceError::Wire(WireError::Peer(reason)) => {
+                let mut failure = *reason;
+                failure.message = format!("{host}: {}", failure.message);
+                failure.kind = match failure.kind {
+                    kind @ (FailureKind::Refused | FailureKind::Missing | FailureKind::Locked) => kind,
+                    _ => FailureKind::Failed,
+                };
+                failure
+            }
+            SourceError::Wire(error @ (WireError::Version { .. } | WireError::NotGodwit(_))) => {
+                Failure::new(FailureKind::Refused, format!("{host} cannot be spoken with")).because(error)
+            }
+            SourceError::Wire(error) => {
+                Failure::new(FailureKind::Failed, format!("lost contact with {host}")).because_of(&error)
+            }
+            SourceError::Criu(error) => {
+                let hint = error.explanation().and_then(|explanation| explanation.hint.clone());
+                let last = error.explanation().map(|explanation| explanation.last_lines.clone()).unwrap_or_default();
+                let mut failure =
+                    Failure::new(FailureKind::Failed, format!("CRIU could not dump `{name}`")).because_of(&error);
+                failure.causes.extend(last.into_iter().map(|line| format!("criu: {line}")));
+                failure.hints.extend(hint);
+                failure
+            }
+            SourceError::Engine(error) => {
+                Failure::new(FailureKind::Failed, format!("`{name}` could not be moved")).because_of(&error)
+            }
+            SourceError::Files(error) => {
+                Failure::new(FailureKind::Failed, format!("the files of `{name}` could not be sent")).because_of(&error)
+            }
+            SourceError::Journal(error) => {
+                Failure::new(FailureKind::Failed, "the journal cannot be written").because_of(&error)
+            }
+        }
+    }
+}

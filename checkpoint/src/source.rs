@@ -1,0 +1,479 @@
+//! The source's half of a migration.
+//!
+//! [`migrate`] guarantees: **on success the container runs at the destination and nothing of it is left here; on failure
+//! before the commit it runs here, as if nothing had been tried; after the commit this side never lets it run again.**
+//! The other half is `destination.rs` of the restore crate: the two lists of phases mirror each other.
+
+use crate::dumper::Dumper;
+use crate::files::{Files, FilesError};
+use crate::tracker::{MemoryTracker, TrackerError, tracker_for};
+use godwit_engine::network::NetworkPlan;
+use godwit_engine::{EngineError, SourceContainer};
+use godwit_migration::downtime::{Downtime, Stopwatch};
+use godwit_migration::journal::{self, Journal, JournalError};
+use godwit_migration::observer::{Event, micros};
+use godwit_migration::plan::{Carry, Limits, Strategy, Tracker};
+use godwit_migration::report::{RoundReport, Summary};
+use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Observer, Phase, Role};
+use godwit_transfer::stale::StaleCopies;
+use godwit_transfer::tree::{TreeIndex, equal_digest};
+use godwit_transfer::wire::unexpected;
+use godwit_transfer::{
+    HostFacts, Incoming, Message, Offer, TreeBase, TreeId, TreeOffer, Wire, WireError,
+};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long the destination may think about one thing before the freeze.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the destination may take for a step under the freeze. Restoring is the longest.
+const FROZEN_PATIENCE: Duration = Duration::from_secs(120);
+
+/// What was asked for, complete.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The container as the user wrote it.
+    pub container: String,
+    /// The destination as the user wrote it.
+    pub destination: String,
+    /// How memory travels.
+    pub strategy: Strategy,
+    /// How changed memory is found; none for stop-and-copy.
+    pub tracker: Option<Tracker>,
+    /// When rounds end.
+    pub limits: Limits,
+    /// What CRIU carries.
+    pub carry: Carry,
+    /// Where its network is attached.
+    pub network_plan: NetworkPlan,
+    /// Bytes a second at most while it runs; 0 is no limit. Under the freeze there is none.
+    pub bandwidth: u64,
+    /// zstd's level, or none.
+    pub compress: Option<i32>,
+    /// What this host is like.
+    pub facts: HostFacts,
+}
+
+/// Where a migration keeps its files on this host.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Its id.
+    pub id: MigrationId,
+    /// godwit's directory, usually /var/lib/godwit.
+    pub root: PathBuf,
+    /// This migration's directory in it.
+    pub dir: PathBuf,
+}
+
+impl Job {
+    /// The directory of migration `id` below `root`; not made yet.
+    pub fn new(root: impl Into<PathBuf>, id: MigrationId) -> Self {
+        let root = root.into();
+        Self { dir: root.join("migrations").join(id.as_str()), root, id }
+    }
+}
+
+/// Anything that ends a migration early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SourceError {
+    /// The wire, or the other side over it.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The container, its runtime or its kernel.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// CRIU.
+    #[error(transparent)]
+    Criu(#[from] godwit_criu::CriuError),
+    /// The container's files.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// The journal could not be written: nothing may go on without it.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A failure that is complete already.
+    #[error(transparent)]
+    Failure(Box<Failure>),
+}
+
+impl From<TrackerError> for SourceError {
+    fn from(error: TrackerError) -> Self {
+        match error {
+            TrackerError::Criu(error) => error.into(),
+            TrackerError::Engine(error) => error.into(),
+        }
+    }
+}
+
+/// The source's half, with all it holds.
+pub(crate) struct Source<'a> {
+    pub(crate) plan: Plan,
+    pub(crate) job: Job,
+    pub(crate) name: String,
+    pub(crate) container: Box<dyn SourceContainer>,
+    pub(crate) criu: &'a dyn Dumper,
+    pub(crate) wire: Wire,
+    pub(crate) journal: Journal,
+    pub(crate) observer: &'a dyn Observer,
+    pub(crate) cancel: Cancel,
+    pub(crate) tracker: Box<dyn MemoryTracker>,
+    pub(crate) files: Files,
+    pub(crate) rounds: Vec<RoundReport>,
+    pub(crate) memory_bytes: u64,
+    begun: Instant,
+    offered: Vec<TreeOffer>,
+    stopwatch: Option<Stopwatch>,
+    pid_there: i32,
+}
+
+/// Moves a container that was opened and looked at to whoever is at the other end of `wire`. See the module for what is
+/// guaranteed.
+///
+/// # Errors
+/// The failure says what happened and where the container is.
+#[allow(clippy::too_many_arguments)]
+pub fn migrate(
+    container: Box<dyn SourceContainer>,
+    criu: &dyn Dumper,
+    wire: Wire,
+    journal: Journal,
+    plan: Plan,
+    job: Job,
+    observer: &dyn Observer,
+    cancel: Cancel,
+) -> Result<Summary, Failure> {
+    let mut source = Source::new(container, criu, wire, journal, plan, job, observer, cancel);
+    match source.run() {
+        Ok(downtime) => Ok(source.complete(downtime)),
+        Err(error) => Err(source.undo(error)),
+    }
+}
+
+impl<'a> Source<'a> {
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn new(
+        container: Box<dyn SourceContainer>,
+        criu: &'a dyn Dumper,
+        wire: Wire,
+        journal: Journal,
+        plan: Plan,
+        job: Job,
+        observer: &'a dyn Observer,
+        cancel: Cancel,
+    ) -> Self {
+        let facts = container.facts();
+        Self {
+            name: format!("{}:{}", facts.engine, facts.name),
+            memory_bytes: facts.memory_bytes,
+            tracker: tracker_for(plan.strategy, plan.tracker, &job.dir),
+            files: Files::default(),
+            rounds: Vec::new(),
+            begun: Instant::now(),
+            offered: Vec::new(),
+            stopwatch: None,
+            pid_there: 0,
+            container,
+            criu,
+            wire,
+            journal,
+            plan,
+            job,
+            observer,
+            cancel,
+        }
+    }
+
+    /// The table of contents. Up to `commit` every step can be undone; [`Source::undo`] does it.
+    fn run(&mut self) -> Result<Downtime, SourceError> {
+        self.phase(Phase::Negotiate, Self::negotiate)?;
+        self.phase(Phase::Prepare, Self::prepare)?;
+        self.phase(Phase::PreCopy, Self::pre_copy)?;
+        self.phase(Phase::Freeze, Self::freeze)?;
+        self.phase(Phase::StopAndCopy, Self::stop_and_copy)?;
+        self.phase(Phase::Restore, Self::restore)?;
+        self.phase(Phase::Commit, Self::commit)
+    }
+
+    /// Runs one phase: told, timed, and not begun when the user has pressed Ctrl-C.
+    pub(crate) fn phase<T>(
+        &mut self,
+        phase: Phase,
+        run: impl FnOnce(&mut Self) -> Result<T, SourceError>,
+    ) -> Result<T, SourceError> {
+        if self.cancel.is_raised() {
+            return Err(WireError::Interrupted.into());
+        }
+        let tell = |observer: &dyn Observer, event, duration_us| {
+            observer.event(&Event::Phase { role: Role::Source, phase, event, round: None, duration_us });
+        };
+        tell(self.observer, "begin", None);
+        let begun = Instant::now();
+        let result = run(self)?;
+        tell(self.observer, "end", Some(micros(begun.elapsed())));
+        Ok(result)
+    }
+
+    /// Hello, Offer; Accept or Refuse.
+    pub(crate) fn negotiate(&mut self) -> Result<(), SourceError> {
+        self.wire.set_patience(PATIENCE);
+        self.wire.set_compression(self.plan.compress);
+        self.wire.say(&Message::Hello {
+            godwit: env!("CARGO_PKG_VERSION").into(),
+            host: self.plan.facts.host.clone(),
+        })?;
+        self.wire.expect("hello", |message| match message {
+            Message::Hello { .. } => Ok(()),
+            other => Err(other),
+        })?;
+        let offer = self.offer()?;
+        self.offered = offer.trees.clone();
+        self.wire.say(&Message::Offer(Box::new(offer)))?;
+        let (bases, warnings) = match self.wire.hear()? {
+            Incoming::Message(Message::Accept { bases, warnings }) => (bases, warnings),
+            Incoming::Message(Message::Refuse { reasons }) => return Err(self.refused(reasons)),
+            other => return Err(unexpected(&other, "accept or refuse").into()),
+        };
+        for warning in warnings {
+            self.observer.note(format!("warning: {warning}"));
+        }
+        if bases.len() != self.offered.len() {
+            return Err(WireError::Malformed("an accept for another offer".into()).into());
+        }
+        for (tree, base) in self.offered.clone().into_iter().zip(bases) {
+            self.take_base(tree, base)?;
+        }
+        self.journal.append(journal::Event::Accepted)?;
+        Ok(())
+    }
+
+    fn offer(&self) -> Result<Offer, SourceError> {
+        let facts = self.container.facts();
+        let tree = |(number, tree): (usize, &godwit_engine::Tree)| TreeOffer {
+            id: TreeId(number as u16),
+            kind: tree.kind,
+            path: tree.path.clone(),
+            single_file: tree.single_file,
+            read_only: tree.read_only,
+            bytes: crate::files::size_of(&tree.path),
+        };
+        let network = facts.network.as_ref().map(serde_json::to_string).transpose();
+        Ok(Offer {
+            migration: self.job.id.clone(),
+            engine: facts.engine.into(),
+            name: facts.name.clone(),
+            recipe: facts.recipe.clone(),
+            network: network.map_err(|error| WireError::Malformed(error.to_string()))?,
+            network_plan: self.plan.network_plan.to_string(),
+            trees: facts.trees.iter().enumerate().map(tree).collect(),
+            memory_bytes: facts.memory_bytes,
+            strategy: self.plan.strategy,
+            tracker: self.plan.tracker,
+            carry: self.plan.carry,
+            facts: self.plan.facts.clone(),
+        })
+    }
+
+    fn refused(&self, reasons: Vec<godwit_transfer::Refusal>) -> SourceError {
+        let message = format!("{} cannot receive `{}`", self.plan.destination, self.name);
+        let mut failure = Failure::new(FailureKind::Refused, message);
+        for refusal in reasons {
+            failure = failure.because(refusal.reason);
+            if let Some(hint) = refusal.hint {
+                failure = failure.hint(hint);
+            }
+        }
+        SourceError::Failure(Box::new(failure))
+    }
+
+    /// What lies at a tree's place over there decides whether it may be written to, and what the first round is
+    /// compared with.
+    fn take_base(&mut self, tree: TreeOffer, base: TreeBase) -> Result<(), SourceError> {
+        let index = match base {
+            TreeBase::Empty => TreeIndex::default(),
+            TreeBase::Stale => self.hear_index(tree.id)?,
+            TreeBase::Foreign { digest } => {
+                let root = crate::files::root_of(&tree).0.to_owned();
+                let ours = equal_digest(&root)
+                    .map_err(|source| FilesError::Tree { path: root.display().to_string(), source })?;
+                if ours.to_string() != digest {
+                    return Err(self.foreign(&tree));
+                }
+                // all the same: what differs from now on is sent against what we know to be there
+                self.hear_index(tree.id)?
+            }
+        };
+        Ok(self.files.add(tree, index)?)
+    }
+
+    fn foreign(&self, tree: &TreeOffer) -> SourceError {
+        let path = tree.path.display();
+        SourceError::Failure(Box::new(
+            Failure::new(FailureKind::Refused, format!("{} cannot receive `{}`", self.plan.destination, self.name))
+                .because(format!("`{path}` exists there with other content"))
+                .hint(format!("move `{path}` out of the way there, or add `--no-copy {path}` if what lies there is right")),
+        ))
+    }
+
+    fn hear_index(&mut self, tree: TreeId) -> Result<TreeIndex, SourceError> {
+        match self.wire.hear()? {
+            Incoming::Index(of, index) if of == tree => Ok(index),
+            other => Err(unexpected(&other, "the index of a tree").into()),
+        }
+    }
+
+    /// The destination makes everything that can exist early.
+    pub(crate) fn prepare(&mut self) -> Result<(), SourceError> {
+        self.wire.say(&Message::Prepare)?;
+        self.wire.expect("prepared", |message| match message {
+            Message::Prepared => Ok(()),
+            other => Err(other),
+        })?;
+        self.wire.set_bandwidth(self.plan.bandwidth);
+        self.journal.append(journal::Event::Prepared)?;
+        Ok(())
+    }
+
+    /// Downtime begins here: lock first, so that nothing is acknowledged that the dump does not hold.
+    pub(crate) fn freeze(&mut self) -> Result<(), SourceError> {
+        self.wire.set_bandwidth(0);
+        self.wire.set_patience(FROZEN_PATIENCE);
+        self.journal.append(journal::Event::Freezing)?;
+        self.stopwatch = Some(Stopwatch::start());
+        self.container.lock_network()?;
+        self.container.freeze()?;
+        self.lap(Stopwatch::frozen);
+        self.journal.append(journal::Event::Frozen)?;
+        Ok(())
+    }
+
+    /// The final dump, and beside it the last difference of the files; then the images.
+    pub(crate) fn stop_and_copy(&mut self) -> Result<(), SourceError> {
+        let begun = Instant::now();
+        let wire_before = self.wire.bytes_sent();
+        let round = self.rounds.len() as u32;
+        self.wire.say(&Message::RoundBegin { round, last: true })?;
+        let dump = self.tracker.last(&*self.container);
+        let criu = self.criu;
+        let (images, files) = std::thread::scope(|scope| {
+            let dump = scope.spawn(move || dump.run(criu));
+            let files = self.send_files(true, Phase::StopAndCopy);
+            (dump.join(), files)
+        });
+        let images = images.map_err(|_| {
+            SourceError::Failure(Box::new(Failure::new(FailureKind::Failed, "the thread of the final dump died")))
+        })??;
+        let (file_bytes, _) = files?;
+        self.container.verify_frozen()?;
+        self.complete_images(&images)?;
+        self.journal.append(journal::Event::Dumped)?;
+        self.lap(Stopwatch::dumped);
+        self.send_images(&images, Phase::StopAndCopy)?;
+        self.wire.say(&Message::RoundEnd { round })?;
+        let verify_us = self.wire.expect("ready", |message| match message {
+            Message::Ready { verify_us } => Ok(verify_us),
+            other => Err(other),
+        })?;
+        self.lap(|watch| watch.ready(Duration::from_micros(verify_us)));
+        self.rounds.push(RoundReport {
+            round,
+            last: true,
+            memory_bytes: images.dumped.memory_bytes,
+            file_bytes,
+            wire_bytes: self.wire.bytes_sent() - wire_before,
+            duration: begun.elapsed(),
+            frozen: Duration::ZERO,
+            dirty_rate_bytes_per_s: None,
+            expected_downtime_us: None,
+        });
+        Ok(())
+    }
+
+    /// The destination restores the tree and holds it.
+    fn restore(&mut self) -> Result<(), SourceError> {
+        self.wire.say(&Message::Restore)?;
+        self.pid_there = self.wire.expect("restored", |message| match message {
+            Message::Restored { pid } => Ok(pid),
+            other => Err(other),
+        })?;
+        self.lap(Stopwatch::restored);
+        self.journal.append(journal::Event::Restored)?;
+        Ok(())
+    }
+
+    /// The one step that cannot be undone: `Committed` reaches the disk, then the destination may let it run.
+    fn commit(&mut self) -> Result<Downtime, SourceError> {
+        self.container.verify_frozen()?;
+        let frames = self.container.take_frames();
+        // nothing of the frozen copy may leave this host any more, not even the last words of its sockets
+        self.container.disconnect()?;
+        if self.cancel.is_raised() {
+            return Err(WireError::Interrupted.into());
+        }
+        self.wire.ignore_cancel();
+        self.journal.append(journal::Event::Committed)?;
+        self.wire.send_frames(&frames)?;
+        self.wire.say(&Message::Go)?;
+        let pid = self.wire.expect("running", |message| match message {
+            Message::Running { pid } => Ok(pid),
+            other => Err(other),
+        })?;
+        let downtime = self.stopwatch.take().map(Stopwatch::running).unwrap_or_default();
+        self.pid_there = pid;
+        self.journal.append(journal::Event::Running { pid })?;
+        Ok(downtime)
+    }
+
+    /// It runs there: what is left here goes. Nothing from here on is a failure of the migration.
+    fn complete(mut self, downtime: Downtime) -> Summary {
+        let mut leftovers = self.container.discard();
+        let mut keep = |what: &str, error: Option<String>| {
+            leftovers.extend(error.map(|error| format!("{what}: {error}")));
+        };
+        keep("journal", self.journal.append(journal::Event::Discarded).err().map(|error| error.to_string()));
+        let copies = StaleCopies::below(&self.job.root);
+        for tree in self.offered.iter().filter(|tree| !tree.single_file) {
+            let noted = copies.note(&tree.path, &self.name);
+            keep("record of a left copy", noted.err().map(|error| error.to_string()));
+        }
+        // the destination has all it needs; that it hears no farewell harms nobody
+        let _ = self.wire.say(&Message::Done);
+        keep("images", crate::rollback::remove_images(&self.job).err().map(|error| error.to_string()));
+        let completed = journal::Event::Completed {
+            downtime_us: Some(micros(downtime.total())),
+            leftovers: leftovers.clone(),
+        };
+        if let Err(error) = self.journal.append(completed) {
+            leftovers.push(format!("journal: {error}"));
+        }
+        if let Some(last) = self.rounds.last_mut() {
+            last.frozen = downtime.total();
+        }
+        Summary {
+            migration: self.job.id,
+            container: self.plan.container,
+            destination: self.plan.destination,
+            disposition: Disposition::RunningAtDestination,
+            strategy: self.plan.strategy,
+            tracker: self.plan.tracker,
+            pid: self.pid_there,
+            duration: self.begun.elapsed(),
+            max_downtime: self.plan.limits.max_downtime,
+            downtime_total: downtime.total(),
+            downtime,
+            rounds: self.rounds,
+            wire_bytes: self.wire.bytes_sent(),
+            leftovers,
+        }
+    }
+
+    fn lap(&mut self, lap: impl FnOnce(&mut Stopwatch)) {
+        if let Some(stopwatch) = &mut self.stopwatch {
+            lap(stopwatch);
+        }
+    }
+
+    /// How long the container has been standing still, if it has.
+    pub(crate) fn stopped_for(&self) -> Option<Duration> {
+        self.stopwatch.as_ref().map(Stopwatch::so_far)
+    }
+}

@@ -1,0 +1,372 @@
+//! The command line.
+
+use crate::probe::ProbeArgs;
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use godwit_engine::network::NetworkPlan;
+use godwit_migration::plan::{Carry, Limits, OnTimeout, Strategy, Tracker, TrackerChoice};
+use godwit_migration::quantity;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Moves a running container to another host without stopping it for longer than a blink
+#[derive(Debug, Parser)]
+#[command(name = "godwit", version, propagate_version = true)]
+pub struct Args {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, ClapArgs)]
+pub struct Global {
+    /// Write JSON to standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say only what went wrong
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Log more; repeat for still more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// How progress is shown
+    #[arg(long, global = true, value_enum, default_value_t = Progress::Auto)]
+    pub progress: Progress,
+    /// When to use colour; `NO_COLOR` is honoured
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
+    pub color: Color,
+    /// Where godwit keeps journals and images
+    #[arg(long, global = true, env = "GODWIT_ROOT", default_value = "/var/lib/godwit", value_name = "DIR")]
+    pub root: PathBuf,
+    /// Write the log there instead of to standard error
+    #[arg(long, global = true, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+    /// How the log is written
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Progress {
+    /// A line that is redrawn, when standard error is a terminal
+    Auto,
+    /// A line for each step
+    Plain,
+    /// Nothing
+    None,
+}
+
+/// When to use colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One object a line
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Move a running container to another host
+    Migrate(MigrateArgs),
+    /// Wait for one migration (over ssh the source starts this itself)
+    Receive(ReceiveArgs),
+    /// Write a checkpoint of a container to a directory
+    Checkpoint(CheckpointArgs),
+    /// Bring a checkpoint back here
+    Restore(RestoreArgs),
+    /// Show migrations, running and recent
+    Status(StatusArgs),
+    /// Show the journal of a migration
+    Log(LogArgs),
+    /// Say whether this host, or this pair of hosts, can migrate
+    Check(CheckArgs),
+    /// Measure the gap that a client sees, from a third place
+    Probe(ProbeArgs),
+    /// Write completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What CRIU may carry.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct CarryArgs {
+    /// Take established TCP connections along
+    #[arg(long)]
+    pub tcp_established: bool,
+    /// Allow unix sockets whose other end is outside of the container
+    #[arg(long)]
+    pub ext_unix_sk: bool,
+    /// Take file locks along
+    #[arg(long)]
+    pub file_locks: bool,
+    /// The process belongs to a terminal session outside
+    #[arg(long)]
+    pub shell_job: bool,
+    /// Take open files along that were unlinked but have other names
+    #[arg(long)]
+    pub link_remap: bool,
+}
+
+impl CarryArgs {
+    pub fn carry(&self) -> Carry {
+        Carry {
+            tcp_established: self.tcp_established,
+            ext_unix_sk: self.ext_unix_sk,
+            file_locks: self.file_locks,
+            shell_job: self.shell_job,
+            link_remap: self.link_remap,
+        }
+    }
+}
+
+/// `godwit migrate`.
+#[derive(Debug, ClapArgs)]
+pub struct MigrateArgs {
+    /// The container: `runc:NAME`, `pid:PID`, or a name that only one engine knows
+    pub container: String,
+    /// Where to: `ssh://[user@]host[:port]`, `tcp://host:port`, `unix:///path`
+    pub destination: String,
+    /// How memory travels
+    #[arg(long, value_enum, default_value_t = StrategyArg::PreCopy)]
+    pub strategy: StrategyArg,
+    /// How changed memory is found
+    #[arg(long, value_enum, default_value_t = TrackerArg::Auto)]
+    pub tracker: TrackerArg,
+    /// The downtime that you accept
+    #[arg(long, default_value = "300ms", value_parser = quantity::positive_duration, value_name = "DURATION")]
+    pub max_downtime: Duration,
+    /// Pre-copy rounds at most
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub max_rounds: u32,
+    /// Time for all rounds together
+    #[arg(long, default_value = "10m", value_parser = quantity::positive_duration, value_name = "DURATION")]
+    pub timeout: Duration,
+    /// When rounds or time run out above the accepted downtime
+    #[arg(long, value_enum, default_value_t = OnTimeoutArg::Cancel)]
+    pub on_timeout: OnTimeoutArg,
+    /// Bytes a second at most while the container runs: `500MiB/s`, `1gbit`
+    #[arg(long, value_parser = quantity::bytes_per_second, value_name = "RATE")]
+    pub bandwidth: Option<u64>,
+    /// Compression on the wire: `zstd`, `zstd:LEVEL` or `none`
+    #[arg(long, default_value = "zstd:1", value_parser = compression)]
+    pub compress: Compression,
+    #[command(flatten)]
+    pub carry: CarryArgs,
+    /// A directory or file to take along, besides those that the engine knows
+    #[arg(long = "volume", value_name = "PATH")]
+    pub volumes: Vec<PathBuf>,
+    /// A path that is at the destination already, by other means
+    #[arg(long, value_name = "PATH")]
+    pub no_copy: Vec<PathBuf>,
+    /// Where its network is attached: `same`, `bridge=NAME`, `none` or `hook=PATH`
+    #[arg(long, default_value = "same", value_parser = network_plan)]
+    pub network_plan: NetworkPlan,
+    /// Accept a destination over plain TCP: neither encrypted nor authenticated
+    #[arg(long)]
+    pub insecure: bool,
+    /// What ssh runs at the destination
+    #[arg(long, default_value = "godwit receive --stdio", env = "GODWIT_REMOTE_COMMAND", value_name = "COMMAND")]
+    pub remote_command: String,
+    /// Look whether it can be moved, and stop there
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+impl MigrateArgs {
+    pub fn limits(&self) -> Limits {
+        Limits {
+            max_downtime: self.max_downtime,
+            max_rounds: self.max_rounds,
+            timeout: self.timeout,
+            on_timeout: match self.on_timeout {
+                OnTimeoutArg::Cancel => OnTimeout::Cancel,
+                OnTimeoutArg::Switchover => OnTimeout::Switchover,
+            },
+        }
+    }
+}
+
+/// `godwit receive`.
+#[derive(Debug, ClapArgs)]
+pub struct ReceiveArgs {
+    /// Where to listen: `tcp://host:port` or `unix:///path`
+    #[arg(long, required_unless_present = "stdio", value_name = "URL")]
+    pub listen: Option<String>,
+    /// Speak over standard input and output
+    #[arg(long, conflicts_with = "listen")]
+    pub stdio: bool,
+    /// Accept plain TCP: neither encrypted nor authenticated
+    #[arg(long)]
+    pub insecure: bool,
+}
+
+/// `godwit checkpoint`.
+#[derive(Debug, ClapArgs)]
+pub struct CheckpointArgs {
+    /// The container: `runc:NAME`, `pid:PID`, or a name that only one engine knows
+    pub container: String,
+    /// The directory to write; must not exist yet
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Let the container run on afterwards
+    #[arg(short = 'R', long)]
+    pub leave_running: bool,
+    #[command(flatten)]
+    pub carry: CarryArgs,
+    /// A directory or file to take along, besides those that the engine knows
+    #[arg(long = "volume", value_name = "PATH")]
+    pub volumes: Vec<PathBuf>,
+    /// A path that will be there by other means
+    #[arg(long, value_name = "PATH")]
+    pub no_copy: Vec<PathBuf>,
+}
+
+/// `godwit restore`.
+#[derive(Debug, ClapArgs)]
+pub struct RestoreArgs {
+    /// The directory that `godwit checkpoint` wrote
+    pub checkpoint: PathBuf,
+    /// Where its network is attached: `same`, `bridge=NAME`, `none` or `hook=PATH`
+    #[arg(long, default_value = "same", value_parser = network_plan)]
+    pub network_plan: NetworkPlan,
+}
+
+/// `godwit status`.
+#[derive(Debug, ClapArgs)]
+pub struct StatusArgs {
+    /// Which migration; all when absent
+    pub migration: Option<String>,
+}
+
+/// `godwit log`.
+#[derive(Debug, ClapArgs)]
+pub struct LogArgs {
+    /// Which migration: its id, or enough of its end to be unambiguous
+    pub migration: String,
+}
+
+/// `godwit check`.
+#[derive(Debug, ClapArgs)]
+pub struct CheckArgs {
+    /// Another host to compare with: `ssh://[user@]host[:port]`
+    pub destination: Option<String>,
+    /// What ssh runs at the destination
+    #[arg(long, default_value = "godwit check --json", value_name = "COMMAND")]
+    pub remote_command: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StrategyArg {
+    /// Everything under one freeze
+    StopAndCopy,
+    /// Most of it while the container runs
+    PreCopy,
+}
+
+impl From<StrategyArg> for Strategy {
+    fn from(arg: StrategyArg) -> Self {
+        match arg {
+            StrategyArg::StopAndCopy => Strategy::StopAndCopy,
+            StrategyArg::PreCopy => Strategy::PreCopy,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TrackerArg {
+    /// The best that the kernel and CRIU can do
+    Auto,
+    /// CRIU's pre-dump rounds; needs the kernel's soft-dirty tracking
+    PreDump,
+    /// One full checkpoint first, its difference under the freeze
+    Checkpoint,
+}
+
+impl From<TrackerArg> for TrackerChoice {
+    fn from(arg: TrackerArg) -> Self {
+        match arg {
+            TrackerArg::Auto => TrackerChoice::Auto,
+            TrackerArg::PreDump => TrackerChoice::Only(Tracker::PreDump),
+            TrackerArg::Checkpoint => TrackerChoice::Only(Tracker::Checkpoint),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnTimeoutArg {
+    /// The container stays where it is
+    Cancel,
+    /// Switch over all the same
+    Switchover,
+}
+
+/// Compression on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compression(pub Option<i32>);
+
+fn compression(text: &str) -> Result<Compression, String> {
+    let invalid = || format!("`{text}` is not `none`, `zstd` or `zstd:LEVEL` with a level from 1 to 19");
+    match text.split_once(':') {
+        None if text == "none" => Ok(Compression(None)),
+        None if text == "zstd" => Ok(Compression(Some(1))),
+        Some(("zstd", level)) => match level.parse() {
+            Ok(level @ 1..=19) => Ok(Compression(Some(level))),
+            _ => Err(invalid()),
+        },
+        _ => Err(invalid()),
+    }
+}
+
+fn network_plan(text: &str) -> Result<NetworkPlan, String> {
+    text.parse().map_err(|error| format!("{error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        crate::command().debug_assert();
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_exit_code_2() {
+        for flags in [
+            ["--max-downtime", "0ms"],
+            ["--max-downtime", "0"],
+            ["--max-downtime", "fast"],
+            ["--max-rounds", "0"],
+            ["--timeout", "-1s"],
+            ["--bandwidth", "500MiB"],
+            ["--bandwidth", "0gbit"],
+            ["--compress", "zstd:99"],
+            ["--compress", "lz4"],
+            ["--network-plan", "bridge="],
+            ["--tracker", "magic"],
+            ["--on-timeout", "hope"],
+        ] {
+            let line = ["godwit", "migrate", "web", "ssh://x"].into_iter().chain(flags);
+            let error = Args::try_parse_from(line).expect_err(flags[1]);
+            assert_eq!(error.exit_code(), 2, "{flags:?}");
+            assert!(error.to_string().contains(flags[1]), "{error}");
+        }
+    }
+}

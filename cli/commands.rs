@@ -1,0 +1,137 @@
+//! One file for each command.
+
+mod check;
+mod checkpoint;
+mod log;
+mod migrate;
+mod receive;
+mod restore;
+mod status;
+
+use crate::args::{Args, Command};
+use crate::draw::Draw;
+use godwit_engine::{ContainerName, Engine, EngineError, OpenRequest, SourceContainer};
+use godwit_migration::failure::Disposition;
+use godwit_migration::{Cancel, Failure, FailureKind};
+
+/// A failure, and the container that it is about.
+#[derive(Debug)]
+pub struct Trouble {
+    pub failure: Failure,
+    /// The container and the other host, as the user wrote them.
+    pub about: Option<(String, Option<String>)>,
+}
+
+impl Trouble {
+    /// Says which container the failure is about, and which other host.
+    pub fn about(failure: Failure, container: &str, other: Option<&str>) -> Self {
+        Self { failure, about: Some((container.to_owned(), other.map(str::to_owned))) }
+    }
+
+    /// Where the container is, in one sentence.
+    pub fn whereabouts(&self) -> Option<String> {
+        let (container, other) = self.about.as_ref()?;
+        let other = other.as_deref().unwrap_or("the other host");
+        Some(match self.failure.disposition {
+            Disposition::Untouched => format!("{container} was not touched"),
+            Disposition::RunningAtSource => format!("{container} is running on this host"),
+            Disposition::RunningAtDestination => format!("{container} is running on {other}"),
+            Disposition::InDoubt => format!("{container} is frozen on this host and may be running on {other}"),
+            Disposition::NoContainer => return None,
+        })
+    }
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self { failure, about: None }
+    }
+}
+
+/// Runs a command; gives the exit code.
+///
+/// # Errors
+/// What went wrong, for [`Draw::failure`].
+pub fn run(args: &Args, draw: &Draw) -> Result<u8, Trouble> {
+    match &args.command {
+        Command::Migrate(command) => migrate::run(args, command, draw),
+        Command::Receive(command) => receive::run(args, command, draw),
+        Command::Checkpoint(command) => checkpoint::run(args, command, draw),
+        Command::Restore(command) => restore::run(args, command, draw),
+        Command::Status(command) => status::run(args, command, draw),
+        Command::Log(command) => log::run(args, command, draw),
+        Command::Check(command) => check::run(args, command, draw),
+        Command::Probe(command) => probe(args, command),
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut crate::command(), "godwit", &mut std::io::stdout());
+            Ok(0)
+        }
+    }
+}
+
+fn probe(args: &Args, command: &crate::probe::ProbeArgs) -> Result<u8, Trouble> {
+    match crate::probe::run(command, args.global.json, args.global.quiet) {
+        Ok(code) => Ok(u8::try_from(code).unwrap_or(1)),
+        Err(error) => Err(Failure::new(FailureKind::Usage, "the probe could not start").because_of(&error).into()),
+    }
+}
+
+/// Finds the container and opens it; touches nothing.
+fn open(text: &str, request: &OpenRequest) -> Result<(ContainerName, Box<dyn SourceContainer>), Trouble> {
+    let (engine, name) = find(text)?;
+    let container =
+        engine.open(&name.name, request).map_err(|error| Trouble::about(describe(text, &error), text, None))?;
+    Ok((name, container))
+}
+
+fn find(text: &str) -> Result<(Box<dyn Engine>, ContainerName), Trouble> {
+    godwit_engine::resolve(text, godwit_engine::all()).map_err(|error| describe(text, &error).into())
+}
+
+/// The failure for a container that cannot be found or opened.
+fn describe(text: &str, error: &EngineError) -> Failure {
+    match error {
+        EngineError::NotFound(_) => {
+            Failure::new(FailureKind::NotFound, format!("no container `{text}` on this host"))
+                .hint("containers are named `runc:NAME` or `pid:PID`; `runc list` shows those of runc")
+        }
+        EngineError::Ambiguous { candidates, .. } => Failure::new(FailureKind::Usage, error.to_string())
+            .hint(format!("write {}", candidates.join(" or "))),
+        EngineError::NotRunning { .. } => {
+            Failure::new(FailureKind::NotFound, error.to_string()).hint("only a running container can be moved")
+        }
+        EngineError::Blocked { blockers, .. } => {
+            // established connections only need a flag; anything else is the container's own
+            let flag = blockers.iter().all(|b| b.hint.as_deref().is_some_and(|hint| hint.contains("add `--")));
+            let kind = if flag { FailureKind::Usage } else { FailureKind::Missing };
+            let mut failure = Failure::new(kind, error.to_string());
+            for blocker in blockers {
+                failure = failure.because(&blocker.reason);
+                failure.hints.extend(blocker.hint.clone());
+            }
+            failure.hints.dedup();
+            failure
+        }
+        error => Failure::new(FailureKind::Missing, format!("`{text}` could not be looked at")).because_of(error),
+    }
+}
+
+/// A flag that Ctrl-C and SIGTERM raise. A second one changes nothing: undoing must be allowed to end.
+fn cancel_on_signal() -> Cancel {
+    use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+    let cancel = Cancel::default();
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGHUP);
+    // threads started from now on inherit the mask, so that only the one below takes them
+    if pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals), None).is_ok() {
+        let raise = cancel.clone();
+        std::thread::spawn(move || {
+            while signals.wait().is_ok() {
+                raise.raise();
+            }
+        });
+    }
+    cancel
+}

@@ -1,0 +1,10 @@
+//! `godwit checkpoint`.
+
+use super::Trouble;
+use crate::args::{Args, CheckpointArgs};
+use crate::draw::Draw;
+use godwit_migration::{Failure, FailureKind};
+
+pub fn run(_: &Args, _: &CheckpointArgs, _: &Draw) -> Result<u8, Trouble> {
+    Err(Failure::new(FailureKind::Missing, "not there yet").into())
+}

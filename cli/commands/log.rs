@@ -1,0 +1,10 @@
+//! `godwit log`.
+
+use super::Trouble;
+use crate::args::{Args, LogArgs};
+use crate::draw::Draw;
+use godwit_migration::{Failure, FailureKind};
+
+pub fn run(_: &Args, _: &LogArgs, _: &Draw) -> Result<u8, Trouble> {
+    Err(Failure::new(FailureKind::Missing, "not there yet").into())
+}

@@ -1,0 +1,150 @@
+//! `godwit migrate`.
+
+use super::{Trouble, cancel_on_signal, open};
+use crate::args::{Args, MigrateArgs};
+use crate::draw::Draw;
+use crate::progress::Show;
+use godwit_checkpoint::preflight::{check_privilege, usable_criu};
+use godwit_checkpoint::{Job, Plan};
+use godwit_criu::CriuBinary;
+use godwit_engine::{ContainerName, OpenRequest};
+use godwit_migration::journal::{Event, Journal, VERSION};
+use godwit_migration::lock::lock_container;
+use godwit_migration::observer::Event as Told;
+use godwit_migration::plan::{Strategy, Tracker, choose_tracker};
+use godwit_migration::{Cancel, Failure, FailureKind, MigrationId, Observer, Role};
+use godwit_restore::preflight::host_facts;
+use godwit_transfer::{Address, Wire, connect};
+use std::time::Duration;
+
+/// How long the other side may take for its first word: ssh has to log in.
+const FIRST_WORD: Duration = Duration::from_secs(30);
+
+pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Trouble> {
+    let about = |failure| Trouble::about(failure, &command.container, Some(&command.destination));
+    let show = Show::new(&args.global, draw);
+    // everything that can be wrong is looked at before anything is touched
+    let address = destination(command).map_err(about)?;
+    check_privilege().map_err(about)?;
+    let criu = usable_criu().map_err(about)?;
+    let request = OpenRequest {
+        carry: command.carry.carry(),
+        volumes: command.volumes.clone(),
+        no_copy: command.no_copy.clone(),
+        network_plan: command.network_plan.clone(),
+    };
+    let (name, container) = open(&command.container, &request)?;
+    let tracker = tracker(command, &criu, &show).map_err(about)?;
+    for warning in &container.facts().warnings {
+        show.note(format!("warning: {warning}"));
+    }
+    let facts = host_facts(&criu).map_err(|error| {
+        about(Failure::new(FailureKind::Missing, "this host could not be looked at").because_of(&error))
+    })?;
+    let plan = Plan {
+        container: command.container.clone(),
+        destination: command.destination.clone(),
+        strategy: command.strategy.into(),
+        tracker,
+        limits: command.limits(),
+        carry: request.carry,
+        network_plan: request.network_plan,
+        bandwidth: command.bandwidth.unwrap_or(0),
+        compress: command.compress.0,
+        facts,
+    };
+    let Some(_lock) = lock(args, &name).map_err(about)? else {
+        return Err(about(
+            Failure::new(FailureKind::Locked, format!("another migration of `{name}` is under way"))
+                .hint("`godwit status` shows it"),
+        ));
+    };
+    let cancel = cancel_on_signal();
+    let wire = call(&address, command, cancel.clone()).map_err(about)?;
+    if command.dry_run {
+        show.note(format!("{name} can be looked at and {} answers; nothing was done", command.destination));
+        return Ok(0);
+    }
+    let (job, journal) = begin(args, command, &name).map_err(about)?;
+    let summary =
+        godwit_checkpoint::migrate(container, &criu, wire, journal, plan, job, &show, cancel);
+    show.done();
+    let summary = summary.map_err(about)?;
+    draw.summary(&summary);
+    Ok(if summary.leftovers.is_empty() { 0 } else { FailureKind::Leftovers.exit_code() })
+}
+
+fn destination(command: &MigrateArgs) -> Result<Address, Failure> {
+    let address: Address = command.destination.parse().map_err(|error| {
+        Failure::new(FailureKind::Usage, format!("{error}"))
+    })?;
+    if address.is_exposed() && !command.insecure {
+        return Err(Failure::new(
+            FailureKind::Usage,
+            format!("`{address}` is neither encrypted nor authenticated: memory and files would be readable on the way"),
+        )
+        .hint("use `ssh://`, or add `--insecure` if the network between the hosts is yours alone"));
+    }
+    Ok(address)
+}
+
+/// The tracker, and why.
+fn tracker(command: &MigrateArgs, criu: &CriuBinary, show: &Show<'_>) -> Result<Option<Tracker>, Failure> {
+    if Strategy::from(command.strategy) == Strategy::StopAndCopy {
+        show.event(&Told::Note { text: "strategy stop-and-copy: all memory moves under one freeze".into() });
+        return Ok(None);
+    }
+    let soft_dirty = match criu.features() {
+        Ok(features) if features.mem_track => Ok(()),
+        Ok(_) => Err("this kernel has no soft-dirty page tracking".to_owned()),
+        Err(error) => Err(format!("criu does not tell its features ({error})")),
+    };
+    let (tracker, why) = choose_tracker(command.tracker.into(), soft_dirty).map_err(|why| {
+        Failure::new(FailureKind::Missing, why).hint("use `--tracker auto` or `--tracker checkpoint`")
+    })?;
+    show.note(format!("strategy pre-copy, tracker {tracker}: {why}"));
+    if tracker == Tracker::Checkpoint {
+        show.note("  the first checkpoint stops the container for a moment: see STOOD STILL below".into());
+    }
+    Ok(Some(tracker))
+}
+
+fn lock(args: &Args, name: &ContainerName) -> Result<Option<godwit_migration::lock::ContainerLock>, Failure> {
+    lock_container(&args.global.root, name.engine, &name.name).map_err(|error| {
+        Failure::new(FailureKind::Missing, format!("cannot write to `{}`", args.global.root.display()))
+            .because_of(&error)
+            .hint("name another directory with `--root`")
+    })
+}
+
+fn call(address: &Address, command: &MigrateArgs, cancel: Cancel) -> Result<Wire, Failure> {
+    let unreachable = |error: &(dyn std::error::Error + 'static)| {
+        Failure::new(FailureKind::Refused, format!("{address} cannot be reached"))
+            .because_of(error)
+            .hint("is godwit installed there, and does `ssh` log in without a password?")
+    };
+    let transport = connect(address, &command.remote_command).map_err(|error| unreachable(&error))?;
+    Wire::open(transport, cancel, FIRST_WORD).map_err(|error| unreachable(&error))
+}
+
+/// The migration's directory and journal; from here on `godwit status` shows it.
+fn begin(args: &Args, command: &MigrateArgs, name: &ContainerName) -> Result<(Job, Journal), Failure> {
+    let cannot = |error: &(dyn std::error::Error + 'static)| {
+        Failure::new(FailureKind::Missing, format!("cannot write to `{}`", args.global.root.display()))
+            .because_of(error)
+            .hint("name another directory with `--root`")
+    };
+    let id = MigrationId::generate().map_err(|error| cannot(&error))?;
+    let job = Job::new(&args.global.root, id.clone());
+    let mut journal = Journal::create(&job.dir).map_err(|error| cannot(&error))?;
+    let planned = Event::Planned {
+        version: VERSION,
+        migration: id,
+        role: Role::Source,
+        container: name.to_string(),
+        peer: command.destination.clone(),
+        godwit: env!("CARGO_PKG_VERSION").into(),
+    };
+    journal.append(planned).map_err(|error| cannot(&error))?;
+    Ok((job, journal))
+}

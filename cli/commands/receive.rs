@@ -1,0 +1,119 @@
+//! `godwit receive`.
+
+use super::{Trouble, cancel_on_signal};
+use crate::args::{Args, ReceiveArgs};
+use crate::draw::Draw;
+use crate::progress::Show;
+use godwit_checkpoint::preflight::{check_privilege, usable_criu};
+use godwit_migration::{Failure, FailureKind};
+use godwit_restore::preflight::host_facts;
+use godwit_restore::{Host, Outcome, receive};
+use godwit_transfer::{Address, Descriptors, HostFacts, Listener, Refusal, Transport, Wire};
+use std::time::Duration;
+
+/// How long the source may take for its first word.
+const FIRST_WORD: Duration = Duration::from_secs(30);
+
+pub fn run(args: &Args, command: &ReceiveArgs, draw: &Draw) -> Result<u8, Trouble> {
+    let cancel = cancel_on_signal();
+    let (transport, peer) = transport(command, draw)?;
+    // standard output is the wire then: nothing else may be written to it
+    let wire = Wire::open(transport, cancel, FIRST_WORD).map_err(|error| {
+        Failure::new(FailureKind::Failed, "whoever called cannot be spoken with").because_of(&error)
+    })?;
+    let host = Host { root: args.global.root.clone(), engines: godwit_engine::all(), facts: facts(), peer };
+    let silent = godwit_migration::Silent;
+    let show = Show::new(&args.global, draw);
+    let outcome = if command.stdio { receive(wire, &host, &silent) } else { receive(wire, &host, &show) };
+    show.done();
+    let outcome = outcome.map_err(|failure| if command.stdio { quiet(failure) } else { failure })?;
+    if !command.stdio {
+        tell(draw, &outcome);
+    }
+    Ok(match outcome {
+        Outcome::Running { leftovers, .. } if leftovers.is_empty() => 0,
+        Outcome::Running { .. } => FailureKind::Leftovers.exit_code(),
+        Outcome::Examined => 0,
+        Outcome::Undone { .. } => FailureKind::Failed.exit_code(),
+        Outcome::Refused { .. } => FailureKind::Refused.exit_code(),
+    })
+}
+
+/// Over ssh the source tells the user what happened; this side's words would come twice.
+fn quiet(failure: Failure) -> Failure {
+    tracing::info!(%failure, "this side failed");
+    failure
+}
+
+fn transport(command: &ReceiveArgs, draw: &Draw) -> Result<(Box<dyn Transport>, String), Failure> {
+    if command.stdio {
+        let transport = Descriptors::stdio()
+            .map_err(|error| Failure::new(FailureKind::Usage, "standard input or output is closed").because_of(&error))?;
+        let peer = std::env::var("SSH_CONNECTION").ok();
+        let peer = peer.and_then(|text| text.split(' ').next().map(|host| format!("ssh from {host}")));
+        return Ok((Box::new(transport), peer.unwrap_or_else(|| "standard input".into())));
+    }
+    let text = command.listen.as_deref().unwrap_or_default();
+    let address: Address = text.parse().map_err(|error| Failure::new(FailureKind::Usage, format!("{error}")))?;
+    if address.is_exposed() && !command.insecure {
+        return Err(Failure::new(
+            FailureKind::Usage,
+            format!("`{address}` is neither encrypted nor authenticated: anybody who reaches it could start containers here"),
+        )
+        .hint("use ssh, which needs no listener, or add `--insecure` if the network is yours alone"));
+    }
+    let cannot = |error: std::io::Error| {
+        Failure::new(FailureKind::Failed, format!("cannot listen on `{address}`")).because_of(&error)
+    };
+    let listener = Listener::bind(&address).map_err(cannot)?;
+    draw.talk(&format!("waiting for one migration on {address}"));
+    listener.accept().map_err(cannot)
+}
+
+/// What this host is like; a reason to refuse when it cannot receive anything.
+fn facts() -> Result<HostFacts, Refusal> {
+    let refusal = |failure: Failure| {
+        let refusal = Refusal::new(failure.to_string());
+        match failure.hints.first() {
+            Some(hint) => refusal.hint(hint.clone()),
+            None => refusal,
+        }
+    };
+    check_privilege().map_err(refusal)?;
+    let criu = usable_criu().map_err(refusal)?;
+    host_facts(&criu).map_err(|error| Refusal::new(error.to_string()))
+}
+
+fn tell(draw: &Draw, outcome: &Outcome) {
+    if draw.is_json() {
+        let line = match outcome {
+            Outcome::Running { migration, container, pid, leftovers } => serde_json::json!({
+                "message_type": "received", "disposition": "running_at_destination", "migration": migration,
+                "container": container, "pid": pid, "leftovers": leftovers }),
+            Outcome::Undone { container, reason } => serde_json::json!({
+                "message_type": "received", "disposition": "running_at_source", "container": container, "reason": reason }),
+            Outcome::Refused { reasons } => serde_json::json!({
+                "message_type": "received", "disposition": "untouched", "reasons": reasons }),
+            Outcome::Examined => serde_json::json!({ "message_type": "received", "disposition": "untouched" }),
+        };
+        draw.json_line(&line);
+        return;
+    }
+    match outcome {
+        Outcome::Running { container, pid, migration, leftovers } => {
+            draw.data(&format!("{container} is running here (pid {pid}). Migration {migration}."));
+            for leftover in leftovers {
+                draw.talk(&format!("warning: left over here: {leftover}"));
+            }
+        }
+        Outcome::Undone { container, reason } => {
+            draw.data(&format!("{container} stays where it was ({reason}); nothing of it is left here"));
+        }
+        Outcome::Refused { reasons } => {
+            for refusal in reasons {
+                draw.data(&format!("refused: {}", refusal.reason));
+            }
+        }
+        Outcome::Examined => draw.data("the source only asked whether it could"),
+    }
+}

@@ -1,0 +1,10 @@
+//! `godwit status`.
+
+use super::Trouble;
+use crate::args::{Args, StatusArgs};
+use crate::draw::Draw;
+use godwit_migration::{Failure, FailureKind};
+
+pub fn run(_: &Args, _: &StatusArgs, _: &Draw) -> Result<u8, Trouble> {
+    Err(Failure::new(FailureKind::Missing, "not there yet").into())
+}

@@ -1,0 +1,97 @@
+//! Which parts of a task's memory may be filled on demand: the mappings in `mm-<pid>.img` (mm.proto, vma.proto).
+
+use std::path::Path;
+
+use super::file::{ImageError, Kind, read_records};
+use super::wire::{Fields, Malformed};
+
+/// The address ranges CRIU restores on demand when asked to, ascending: private anonymous mappings that are neither locked
+/// nor of huge pages (CRIU's vma.h, vma_entry_can_be_lazy).
+///
+/// The flag in a pagemap was right at its round. A mapping locked since then is restored at once, and a page of it that is
+/// still flagged would be skipped and never filled.
+pub(super) fn lazy_ranges(mm_image: &Path) -> Result<Vec<(u64, u64)>, ImageError> {
+    let records = read_records(mm_image, Kind::Mm)?;
+    let record = records.first().ok_or_else(|| ImageError::broken(mm_image, "it is empty"))?;
+    parse(record).map_err(|_| ImageError::broken(mm_image, "its record is malformed"))
+}
+
+fn parse(record: &[u8]) -> Result<Vec<(u64, u64)>, Malformed> {
+    const VMAS: u32 = 14;
+    let mut ranges = Vec::new();
+    for field in Fields(record) {
+        let (number, value) = field?;
+        if number == VMAS {
+            ranges.extend(lazy_mapping(value.bytes()?)?);
+        }
+    }
+    if ranges.is_sorted_by(|(_, end), (start, _)| end <= start) { Ok(ranges) } else { Err(Malformed) }
+}
+
+fn lazy_mapping(vma: &[u8]) -> Result<Option<(u64, u64)>, Malformed> {
+    /// `status` of the vsyscall, vdso and vvar mappings (CRIU's image.h).
+    const KERNELS_OWN: u64 = 1 << 2 | 1 << 3 | 1 << 12;
+    let (mut start, mut end, mut flags, mut status) = (0, 0, 0, 0);
+    for field in Fields(vma) {
+        let (number, value) = field?;
+        match number {
+            1 => start = value.u64()?,
+            2 => end = value.u64()?,
+            6 => flags = value.u64()?,
+            7 => status = value.u64()?,
+            _ => {}
+        }
+    }
+    if start >= end {
+        return Err(Malformed);
+    }
+    let flag = |bit: i32| flags & u64::from(bit.unsigned_abs()) != 0;
+    let lazy = flag(libc::MAP_ANONYMOUS)
+        && flag(libc::MAP_PRIVATE)
+        && !flag(libc::MAP_LOCKED)
+        && !flag(libc::MAP_HUGETLB)
+        && status & KERNELS_OWN == 0;
+    Ok(lazy.then_some((start, end)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::wire::{put_bytes, put_varint};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn mapping(start: u64, flags: i32, status: u64) -> Vec<u8> {
+        let mut vma = Vec::new();
+        for (number, value) in [(1, start), (2, start + 0x1000), (6, flags as u64), (7, status)] {
+            put_varint(&mut vma, number, value);
+        }
+        vma
+    }
+
+    #[test]
+    fn only_plain_private_memory_is_lazy() {
+        let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let vmas = [
+            mapping(0x1000, anonymous, 1),
+            mapping(0x2000, libc::MAP_PRIVATE, 1),
+            mapping(0x3000, anonymous | libc::MAP_LOCKED, 1),
+            mapping(0x4000, anonymous | libc::MAP_HUGETLB, 1),
+            mapping(0x5000, libc::MAP_SHARED | libc::MAP_ANONYMOUS, 1),
+            mapping(0x6000, anonymous, 1 << 3),
+            mapping(0x7000, anonymous, 1 << 9),
+        ];
+        let mut record = Vec::new();
+        put_varint(&mut record, 1, 0x400000);
+        vmas.iter().for_each(|vma| put_bytes(&mut record, 14, vma));
+        assert_eq!(parse(&record), Ok(vec![(0x1000, 0x2000), (0x7000, 0x8000)]));
+        put_bytes(&mut record, 14, &vmas[0]);
+        assert_eq!(parse(&record), Err(Malformed), "not ascending");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = parse(&bytes);
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The container's files, on their way in.
+
+use godwit_migration::MigrationId;
+use godwit_transfer::message::{TreeBase, TreeOffer};
+use godwit_transfer::stale::StaleCopies;
+use godwit_transfer::tree::{TreeDestination, TreeError, TreeIndex, TreeOp};
+use godwit_transfer::{TreeId, WireError};
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Why files could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum TreesError {
+    /// They could not be written, or broke a rule.
+    #[error("cannot write `{}`", path.display())]
+    Tree {
+        /// The tree's root.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: TreeError,
+    },
+    /// The root could not be made.
+    #[error("cannot {act} `{}`", path.display())]
+    Io {
+        /// What was tried.
+        act: &'static str,
+        /// On which directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// An operation on a tree that was never offered.
+    #[error("an operation on tree {} that was not offered", .0.0)]
+    Unknown(TreeId),
+}
+
+impl From<TreesError> for WireError {
+    fn from(error: TreesError) -> Self {
+        WireError::Malformed(error.to_string())
+    }
+}
+
+/// The directory that is the root of an offered tree, and the one name in it if it is a single file.
+fn root_of(offer: &TreeOffer) -> &Path {
+    match (offer.single_file, offer.path.parent()) {
+        (true, Some(parent)) => parent,
+        _ => &offer.path,
+    }
+}
+
+/// What lies at the place of an offered tree, and its index if the source may build on it.
+pub fn look_at(
+    offer: &TreeOffer,
+    copies: &StaleCopies,
+    container: &str,
+) -> Result<(TreeBase, Option<TreeIndex>), TreesError> {
+    let path = root_of(offer);
+    let tree_error = |source| TreesError::Tree { path: path.to_owned(), source };
+    if is_empty(path).map_err(|source| TreesError::Io { act: "look into", path: path.to_owned(), source })? {
+        return Ok((TreeBase::Empty, None));
+    }
+    let index = TreeDestination::open(path).and_then(|tree| tree.index()).map_err(tree_error)?;
+    if copies.is_left_by(path, container) {
+        return Ok((TreeBase::Stale, Some(index)));
+    }
+    Ok((TreeBase::Foreign { digest: index.equal_digest().to_string() }, Some(index)))
+}
+
+fn is_empty(path: &Path) -> io::Result<bool> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+        Ok(meta) if meta.is_dir() => Ok(std::fs::read_dir(path)?.next().is_none()),
+        Ok(_) => Err(io::Error::new(io::ErrorKind::NotADirectory, "it is there, and no directory")),
+    }
+}
+
+/// A tree being written.
+struct Incoming {
+    path: PathBuf,
+    writer: TreeDestination,
+    /// The topmost directory that had to be made for it, if any: removed on undo, with all that is in it.
+    made: Option<PathBuf>,
+    /// It was an empty directory before: emptied on undo.
+    was_empty: bool,
+}
+
+/// All trees being written.
+#[derive(Default)]
+pub struct Trees {
+    incoming: HashMap<TreeId, Incoming>,
+    /// Devices and inodes of the roots of trees made by this migration, so that undo removes only its own.
+    job: Option<MigrationId>,
+}
+
+impl Trees {
+    /// Trees of one migration.
+    pub fn of(job: MigrationId) -> Self {
+        Self { incoming: HashMap::new(), job: Some(job) }
+    }
+
+    /// Makes the root of an offered tree and opens it for writing.
+    ///
+    /// # Errors
+    /// When it cannot be made or opened.
+    pub fn open(&mut self, offer: &TreeOffer, base: &TreeBase) -> Result<(), TreesError> {
+        let path = root_of(offer).to_owned();
+        let made = path.ancestors().filter(|ancestor| !ancestor.exists()).last().map(Path::to_owned);
+        let io_error = |act, source| TreesError::Io { act, path: path.clone(), source };
+        std::fs::create_dir_all(&path).map_err(|source| io_error("make", source))?;
+        let writer = TreeDestination::open(&path).map_err(|source| TreesError::Tree { path: path.clone(), source })?;
+        let was_empty = *base == TreeBase::Empty && !offer.single_file;
+        self.incoming.insert(offer.id, Incoming { path, writer, made, was_empty });
+        Ok(())
+    }
+
+    /// Opens a private directory of godwit's own as a tree: an image directory.
+    ///
+    /// # Errors
+    /// When it cannot be made or opened.
+    pub fn open_private(&mut self, id: TreeId, path: &Path) -> Result<(), TreesError> {
+        let io_error = |source| TreesError::Io { act: "make", path: path.to_owned(), source };
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error)?;
+        let writer =
+            TreeDestination::open(path).map_err(|source| TreesError::Tree { path: path.to_owned(), source })?;
+        self.incoming.insert(id, Incoming { path: path.to_owned(), writer, made: None, was_empty: false });
+        Ok(())
+    }
+
+    /// Whether the tree was opened.
+    pub fn knows(&self, id: TreeId) -> bool {
+        self.incoming.contains_key(&id)
+    }
+
+    /// Carries out one operation.
+    ///
+    /// # Errors
+    /// When the tree is unknown, or the operation is refused or fails.
+    pub fn apply(&mut self, id: TreeId, op: TreeOp) -> Result<(), TreesError> {
+        let tree = self.incoming.get_mut(&id).ok_or(TreesError::Unknown(id))?;
+        tree.writer.apply(op).map_err(|source| TreesError::Tree { path: tree.path.clone(), source })
+    }
+
+    /// Removes what this migration made. A stale copy that was being brought up to date stays, as a stale copy of
+    /// unknown state: its index is always read anew. Returns what could not be removed.
+    pub fn undo(&mut self) -> Vec<String> {
+        let mut leftovers = Vec::new();
+        for (_, tree) in self.incoming.drain() {
+            drop(tree.writer);
+            let removed = match (&tree.made, tree.was_empty) {
+                (Some(made), _) => remove_tree(made),
+                (None, true) => empty(&tree.path),
+                (None, false) => Ok(()),
+            };
+            if let Err(error) = removed {
+                leftovers.push(format!("`{}`: {error}", tree.path.display()));
+            }
+        }
+        if let (Some(job), false) = (&self.job, leftovers.is_empty()) {
+            tracing::warn!(migration = %job, "files of the migration remain");
+        }
+        leftovers
+    }
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+/// Removes what is in a directory, but not what is mounted there.
+fn empty(path: &Path) -> io::Result<()> {
+    let device = std::fs::symlink_metadata(path)?.dev();
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        if meta.dev() != device {
+            continue;
+        }
+        if meta.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
