@@ -72,7 +72,10 @@ pub fn run(args: &Args, draw: &Draw) -> Result<u8, Trouble> {
 fn probe(args: &Args, command: &crate::probe::ProbeArgs) -> Result<u8, Trouble> {
     match crate::probe::run(command, args.global.json, args.global.quiet) {
         Ok(code) => Ok(u8::try_from(code).unwrap_or(1)),
-        Err(error) => Err(Failure::new(FailureKind::Usage, "the probe could not start").because_of(&error).into()),
+        Err(error) => {
+            let kind = if error.exit_code() == 2 { FailureKind::Usage } else { FailureKind::Failed };
+            Err(Failure::new(kind, "the probe could not start").because_of(&error).into())
+        }
     }
 }
 

@@ -7,7 +7,8 @@ use godwit_transfer::message::{TreeId, TreeOffer};
 use godwit_transfer::tree::{Options, RoundError, TreeError, TreeIndex, TreeSource};
 use godwit_transfer::{Wire, WireError};
 use std::collections::HashSet;
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Why files could not be sent.
@@ -87,6 +88,7 @@ pub fn send_round(
 /// One tree of the container.
 struct Outgoing {
     offer: TreeOffer,
+    root: PathBuf,
     source: TreeSource,
 }
 
@@ -96,30 +98,24 @@ pub struct Files {
     trees: Vec<Outgoing>,
 }
 
-/// The directory that is the root of an offered tree, and the one name in it if it is a single file.
-pub fn root_of(offer: &TreeOffer) -> (&Path, Option<&std::ffi::OsStr>) {
-    match (offer.single_file, offer.path.parent()) {
-        (true, Some(parent)) => (parent, offer.path.file_name()),
-        _ => (&offer.path, None),
+/// The directory that is the root of a tree, and the one name in it if it is a single file.
+pub fn root_of(content: &Path, single_file: bool) -> (&Path, Option<&OsStr>) {
+    match (single_file, content.parent()) {
+        (true, Some(parent)) => (parent, content.file_name()),
+        _ => (content, None),
     }
 }
 
-/// How an offered tree is read.
-pub fn options_of(offer: &TreeOffer) -> Options {
-    let _ = offer;
-    Options::default()
-}
-
 impl Files {
-    /// Opens a tree; `base` is what the destination holds of it.
+    /// Opens a tree that lies at `content` on this host; `base` is what the destination holds of it.
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub fn add(&mut self, offer: TreeOffer, base: TreeIndex) -> Result<(), FilesError> {
-        let root = root_of(&offer).0;
-        let source = TreeSource::new(root, base, options_of(&offer))
+    pub fn add(&mut self, offer: TreeOffer, content: &Path, base: TreeIndex) -> Result<(), FilesError> {
+        let root = root_of(content, offer.single_file).0.to_owned();
+        let source = TreeSource::new(&root, base, options_for(content, offer.single_file))
             .map_err(|source| FilesError::Tree { path: root.display().to_string(), source })?;
-        self.trees.push(Outgoing { offer, source });
+        self.trees.push(Outgoing { offer, root, source });
         Ok(())
     }
 
@@ -143,12 +139,17 @@ impl Files {
             }
             let mut meter =
                 Meter::new(observer, phase, tree.offer.path.display().to_string(), tree.offer.bytes);
-            let root = tree.offer.path.clone();
-            let (read, sent) = send_round(&mut tree.source, tree.offer.id, &root, also, wire, &mut meter)?;
+            let (read, sent) = send_round(&mut tree.source, tree.offer.id, &tree.root, also, wire, &mut meter)?;
             sum = (sum.0 + read, sum.1 + sent);
         }
         Ok(sum)
     }
+}
+
+/// How a tree is read.
+pub fn options_for(content: &Path, single_file: bool) -> Options {
+    let _ = root_of(content, single_file);
+    Options::default()
 }
 
 /// Bytes of file data below a directory, or of one file: what must find room at the destination.

@@ -5,7 +5,7 @@
 //! The other half is `destination.rs` of the restore crate: the two lists of phases mirror each other.
 
 use crate::dumper::Dumper;
-use crate::files::{Files, FilesError};
+use crate::files::{Files, FilesError, root_of};
 use crate::tracker::{MemoryTracker, TrackerError, tracker_for};
 use godwit_engine::network::NetworkPlan;
 use godwit_engine::{EngineError, SourceContainer};
@@ -21,7 +21,7 @@ use godwit_transfer::wire::unexpected;
 use godwit_transfer::{
     HostFacts, Incoming, Message, Offer, TreeBase, TreeId, TreeOffer, Wire, WireError,
 };
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long the destination may think about one thing before the freeze.
@@ -239,8 +239,9 @@ impl<'a> Source<'a> {
         if bases.len() != self.offered.len() {
             return Err(WireError::Malformed("an accept for another offer".into()).into());
         }
-        for (tree, base) in self.offered.clone().into_iter().zip(bases) {
-            self.take_base(tree, base)?;
+        let contents: Vec<PathBuf> = self.container.facts().trees.iter().map(|tree| tree.content.clone()).collect();
+        for ((tree, content), base) in self.offered.clone().into_iter().zip(contents).zip(bases) {
+            self.take_base(tree, &content, base)?;
         }
         self.journal.append(journal::Event::Accepted)?;
         Ok(())
@@ -254,7 +255,7 @@ impl<'a> Source<'a> {
             path: tree.path.clone(),
             single_file: tree.single_file,
             read_only: tree.read_only,
-            bytes: crate::files::size_of(&tree.path),
+            bytes: crate::files::size_of(&tree.content),
         };
         let network = facts.network.as_ref().map(serde_json::to_string).transpose();
         Ok(Offer {
@@ -287,13 +288,13 @@ impl<'a> Source<'a> {
 
     /// What lies at a tree's place over there decides whether it may be written to, and what the first round is
     /// compared with.
-    fn take_base(&mut self, tree: TreeOffer, base: TreeBase) -> Result<(), SourceError> {
+    fn take_base(&mut self, tree: TreeOffer, content: &Path, base: TreeBase) -> Result<(), SourceError> {
         let index = match base {
             TreeBase::Empty => TreeIndex::default(),
             TreeBase::Stale => self.hear_index(tree.id)?,
             TreeBase::Foreign { digest } => {
-                let root = crate::files::root_of(&tree).0.to_owned();
-                let ours = equal_digest(&root)
+                let root = root_of(content, tree.single_file).0;
+                let ours = equal_digest(root)
                     .map_err(|source| FilesError::Tree { path: root.display().to_string(), source })?;
                 if ours.to_string() != digest {
                     return Err(self.foreign(&tree));
@@ -302,7 +303,7 @@ impl<'a> Source<'a> {
                 self.hear_index(tree.id)?
             }
         };
-        Ok(self.files.add(tree, index)?)
+        Ok(self.files.add(tree, content, index)?)
     }
 
     fn foreign(&self, tree: &TreeOffer) -> SourceError {
@@ -431,7 +432,9 @@ impl<'a> Source<'a> {
         };
         keep("journal", self.journal.append(journal::Event::Discarded).err().map(|error| error.to_string()));
         let copies = StaleCopies::below(&self.job.root);
-        for tree in self.offered.iter().filter(|tree| !tree.single_file) {
+        // what was read out of a checkpoint is no copy that the container left
+        let left = self.container.facts().trees.iter().filter(|tree| tree.content == tree.path);
+        for tree in left {
             let noted = copies.note(&tree.path, &self.name);
             keep("record of a left copy", noted.err().map(|error| error.to_string()));
         }

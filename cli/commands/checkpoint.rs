@@ -1,10 +1,83 @@
 //! `godwit checkpoint`.
 
-use super::Trouble;
+use super::{Trouble, cancel_on_signal, open};
 use crate::args::{Args, CheckpointArgs};
 use crate::draw::Draw;
+use crate::progress::Show;
+use godwit_checkpoint::archive;
+use godwit_checkpoint::preflight::{check_privilege, usable_criu};
+use godwit_engine::OpenRequest;
+use godwit_engine::network::NetworkPlan;
+use godwit_migration::lock::lock_container;
+use godwit_migration::quantity::{show_bytes, show_duration};
 use godwit_migration::{Failure, FailureKind};
+use godwit_restore::preflight::host_facts;
 
-pub fn run(_: &Args, _: &CheckpointArgs, _: &Draw) -> Result<u8, Trouble> {
-    Err(Failure::new(FailureKind::Missing, "not there yet").into())
+pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Trouble> {
+    let about = |failure| Trouble::about(failure, &command.container, None);
+    let show = Show::new(&args.global, draw);
+    if command.to.exists() {
+        return Err(about(
+            Failure::new(FailureKind::Usage, format!("`{}` exists already", command.to.display()))
+                .hint("name a directory that does not exist yet"),
+        ));
+    }
+    check_privilege().map_err(about)?;
+    let criu = usable_criu().map_err(about)?;
+    let request = OpenRequest {
+        carry: command.carry.carry(),
+        volumes: command.volumes.clone(),
+        no_copy: command.no_copy.clone(),
+        // where it will be attached is decided when it is restored
+        network_plan: NetworkPlan::None,
+    };
+    let (name, container) = open(&command.container, &request)?;
+    for warning in &container.facts().warnings {
+        draw.talk(&format!("warning: {warning}"));
+    }
+    let facts = host_facts(&criu).map_err(|error| {
+        about(Failure::new(FailureKind::Missing, "this host could not be looked at").because_of(&error))
+    })?;
+    let lock = lock_container(&args.global.root, name.engine, &name.name).map_err(|error| {
+        let root = args.global.root.display();
+        about(Failure::new(FailureKind::Missing, format!("cannot write to `{root}`")).because_of(&error))
+    })?;
+    let Some(_lock) = lock else {
+        let message = format!("a migration of `{name}` is under way");
+        return Err(about(Failure::new(FailureKind::Locked, message).hint("`godwit status` shows it")));
+    };
+    let cancel = cancel_on_signal();
+    let (written, leftovers) = archive::write(
+        container,
+        &criu,
+        facts,
+        request.carry,
+        &command.to,
+        command.leave_running,
+        &show,
+        &cancel,
+    )
+    .map_err(about)?;
+    show.done();
+    let now = if command.leave_running { "is running on this host" } else { "is not running any more" };
+    if draw.is_json() {
+        draw.json_line(&serde_json::json!({
+            "message_type": "checkpoint", "container": name.to_string(), "path": command.to,
+            "running": command.leave_running, "stopped_us": written.stopped.as_micros() as u64,
+            "memory_bytes": written.memory_bytes, "file_bytes": written.file_bytes, "leftovers": leftovers,
+        }));
+    } else {
+        draw.data(&format!(
+            "{} holds {name}: memory {}, files {}. It stood still for {}.",
+            command.to.display(),
+            show_bytes(written.memory_bytes),
+            show_bytes(written.file_bytes),
+            show_duration(written.stopped)
+        ));
+        draw.data(&format!("{name} {now}"));
+        for leftover in &leftovers {
+            draw.talk(&format!("warning: left over here: {leftover}"));
+        }
+    }
+    Ok(if leftovers.is_empty() { 0 } else { FailureKind::Leftovers.exit_code() })
 }

@@ -1,10 +1,121 @@
-//! `godwit restore`.
+//! `godwit restore`: a checkpoint is moved to this host's own destination half.
 
-use super::Trouble;
+use super::{Trouble, cancel_on_signal};
 use crate::args::{Args, RestoreArgs};
 use crate::draw::Draw;
-use godwit_migration::{Failure, FailureKind};
+use crate::progress::Show;
+use godwit_checkpoint::preflight::{check_privilege, usable_criu};
+use godwit_checkpoint::{Job, Plan, archive};
+use godwit_migration::journal::{Event, Journal, VERSION};
+use godwit_migration::plan::{Limits, Strategy};
+use godwit_migration::quantity::show_duration;
+use godwit_migration::report::Summary;
+use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Role, Silent};
+use godwit_restore::preflight::host_facts;
+use godwit_restore::{Host, receive};
+use godwit_transfer::{Descriptors, Refusal, Wire};
+use std::time::Duration;
 
-pub fn run(_: &Args, _: &RestoreArgs, _: &Draw) -> Result<u8, Trouble> {
-    Err(Failure::new(FailureKind::Missing, "not there yet").into())
+/// How long one half may wait for the other, both in this process.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Trouble> {
+    let name = command.checkpoint.display().to_string();
+    check_privilege()?;
+    let criu = usable_criu()?;
+    let archived = archive::open(&command.checkpoint)
+        .map_err(|error| Failure::new(FailureKind::NotFound, format!("{error}")).hint("name the directory that `godwit checkpoint --to` wrote"))?;
+    let cannot = |error: &(dyn std::error::Error + 'static)| {
+        Failure::new(FailureKind::Missing, "this host could not be looked at").because_of(error)
+    };
+    let host = Host {
+        root: args.global.root.clone(),
+        engines: godwit_engine::all(),
+        facts: host_facts(&criu).map_err(|error| Refusal::new(error.to_string())),
+        peer: name.clone(),
+    };
+    let plan = Plan {
+        container: name.clone(),
+        destination: "this host".into(),
+        strategy: Strategy::StopAndCopy,
+        tracker: None,
+        limits: Limits::default(),
+        carry: archived.carry,
+        network_plan: command.network_plan.clone(),
+        bandwidth: 0,
+        compress: None,
+        facts: archived.host.clone(),
+    };
+    let id = MigrationId::generate().map_err(|error| cannot(&error))?;
+    // the destination's half keeps the journal of that id; the other half's is only needed while it runs
+    let root = args.global.root.join("restoring");
+    let job = Job::new(&root, id.clone());
+    let cancel = cancel_on_signal();
+    let show = Show::new(&args.global, draw);
+    let (one, two) = Descriptors::pair().map_err(|error| cannot(&error))?;
+    let result = std::thread::scope(|scope| {
+        let theirs = cancel.clone();
+        let destination = scope.spawn(move || {
+            let wire = Wire::open(Box::new(two), theirs, PATIENCE).map_err(|error| cannot(&error))?;
+            receive(wire, &host, &Silent)
+        });
+        let summary = serve(one, archived, plan, job, &show, cancel.clone());
+        (summary, destination.join())
+    });
+    let _ = std::fs::remove_dir_all(&root);
+    show.done();
+    let summary = result.0.map_err(not_here)?;
+    tell(draw, &summary);
+    Ok(if summary.leftovers.is_empty() { 0 } else { FailureKind::Leftovers.exit_code() })
+}
+
+/// The source's half: the checkpoint stands in for a container.
+fn serve(
+    transport: Descriptors,
+    archived: archive::Archived,
+    plan: Plan,
+    job: Job,
+    show: &Show<'_>,
+    cancel: Cancel,
+) -> Result<Summary, Failure> {
+    let broken = |error: &(dyn std::error::Error + 'static)| {
+        Failure::new(FailureKind::Failed, "the checkpoint could not be read back").because_of(error)
+    };
+    let wire = Wire::open(Box::new(transport), cancel.clone(), PATIENCE).map_err(|error| broken(&error))?;
+    let mut journal = Journal::create(&job.dir).map_err(|error| broken(&error))?;
+    let planned = Event::Planned {
+        version: VERSION,
+        migration: job.id.clone(),
+        role: Role::Source,
+        container: plan.container.clone(),
+        peer: plan.destination.clone(),
+        godwit: env!("CARGO_PKG_VERSION").into(),
+    };
+    journal.append(planned).map_err(|error| broken(&error))?;
+    let dumper = archived.dumper();
+    godwit_checkpoint::migrate(Box::new(archived), &dumper, wire, journal, plan, job, show, cancel)
+}
+
+/// A checkpoint does not run anywhere, whatever the other half thinks.
+fn not_here(mut failure: Failure) -> Trouble {
+    if failure.disposition != Disposition::InDoubt {
+        failure.disposition = Disposition::NoContainer;
+    }
+    failure.into()
+}
+
+fn tell(draw: &Draw, summary: &Summary) {
+    if draw.is_json() {
+        draw.json_line(&serde_json::json!({
+            "message_type": "restored", "checkpoint": summary.container, "migration": summary.migration,
+            "pid": summary.pid, "duration_us": summary.duration.as_micros() as u64, "leftovers": summary.leftovers,
+        }));
+        return;
+    }
+    draw.data(&format!(
+        "{} is running here (pid {}) after {}",
+        summary.container,
+        summary.pid,
+        show_duration(summary.duration)
+    ));
 }

@@ -14,8 +14,10 @@ use std::path::{Path, PathBuf};
 pub struct Tree {
     /// What it is to the container.
     pub kind: TreeKind,
-    /// Where it lies on the host: absolute.
+    /// Where it belongs, on every host: absolute.
     pub path: PathBuf,
+    /// Where it can be read on this host: the same, unless it comes out of a checkpoint.
+    pub content: PathBuf,
     /// It is one file and not a directory.
     pub single_file: bool,
     /// The container cannot write to it.

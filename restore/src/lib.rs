@@ -2,11 +2,9 @@
 //!
 //! [`destination::receive`] is the table of contents; it mirrors `source.rs` of the checkpoint crate.
 
-pub mod archive;
 pub mod destination;
 mod images;
 pub mod preflight;
-pub mod replay;
 mod trees;
 
 pub use destination::{Host, Outcome, receive};

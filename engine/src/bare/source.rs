@@ -64,6 +64,7 @@ pub(super) fn open(name: &str, request: &OpenRequest) -> Result<Box<dyn SourceCo
             Ok(meta) if meta.is_dir() || meta.is_file() => trees.push(Tree {
                 kind: TreeKind::Volume,
                 path: volume.clone(),
+                content: volume.clone(),
                 single_file: meta.is_file(),
                 read_only: false,
             }),

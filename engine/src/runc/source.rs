@@ -133,7 +133,7 @@ fn trees(
         }
         match std::fs::metadata(&path).map(|meta| meta.file_type()) {
             Ok(file_type) if file_type.is_dir() || file_type.is_file() => {
-                trees.push(Tree { kind, path, single_file: file_type.is_file(), read_only });
+                trees.push(Tree { kind, content: path.clone(), path, single_file: file_type.is_file(), read_only });
             }
             Ok(file_type) if file_type.is_socket() => warnings.push(format!(
                 "`{}` is a socket of this host: the destination must have one, too",
