@@ -12,14 +12,13 @@
 //! It is written under another name and renamed at the end: a directory of that name is complete.
 
 use crate::dumper::{Dumped, Dumper};
-use crate::files::{options_for, root_of};
 use godwit_criu::{CriuError, DumpOptions};
 use godwit_engine::network::NetworkState;
 use godwit_engine::{EngineError, Facts, SourceContainer, Tree};
 use godwit_migration::plan::Carry;
 use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Observer};
 use godwit_transfer::message::TreeKind;
-use godwit_transfer::tree::{RoundError, TreeDestination, TreeError, TreeIndex, TreeSource};
+use godwit_transfer::tree::{Options, RoundError, TreeDestination, TreeError, TreeIndex, TreeSource};
 use godwit_transfer::wire::HeldFrames;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -127,11 +126,13 @@ struct Copying {
 impl Copying {
     fn open(tree: &Tree, into: &Path) -> Result<Self, ArchiveError> {
         make_private(into)?;
-        let root = root_of(&tree.content, tree.single_file).0;
-        let failed = |source| ArchiveError::Tree { path: root.to_owned(), source };
-        let options = options_for(&tree.content, tree.single_file);
-        let source = TreeSource::new(root, TreeIndex::default(), options).map_err(failed)?;
-        Ok(Self { tree: tree.clone(), source, copy: TreeDestination::open(into).map_err(failed)? })
+        let failed = |source| ArchiveError::Tree { path: tree.content.clone(), source };
+        let source = TreeSource::new(&tree.content, TreeIndex::default(), Options::default()).map_err(failed)?;
+        let copy = match tree.path.file_name() {
+            Some(name) if tree.single_file => TreeDestination::open_file(&into.join(name)),
+            _ => TreeDestination::open(into),
+        };
+        Ok(Self { tree: tree.clone(), source, copy: copy.map_err(failed)? })
     }
 
     fn round(&mut self, also: &HashSet<(u64, u64)>, cancel: &Cancel) -> Result<u64, ArchiveError> {

@@ -7,7 +7,6 @@ use godwit_transfer::message::{TreeId, TreeOffer};
 use godwit_transfer::tree::{Options, RoundError, TreeError, TreeIndex, TreeSource};
 use godwit_transfer::{Wire, WireError};
 use std::collections::HashSet;
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -98,24 +97,15 @@ pub struct Files {
     trees: Vec<Outgoing>,
 }
 
-/// The directory that is the root of a tree, and the one name in it if it is a single file.
-pub fn root_of(content: &Path, single_file: bool) -> (&Path, Option<&OsStr>) {
-    match (single_file, content.parent()) {
-        (true, Some(parent)) => (parent, content.file_name()),
-        _ => (content, None),
-    }
-}
-
 impl Files {
     /// Opens a tree that lies at `content` on this host; `base` is what the destination holds of it.
     ///
     /// # Errors
     /// When it cannot be opened.
     pub fn add(&mut self, offer: TreeOffer, content: &Path, base: TreeIndex) -> Result<(), FilesError> {
-        let root = root_of(content, offer.single_file).0.to_owned();
-        let source = TreeSource::new(&root, base, options_for(content, offer.single_file))
-            .map_err(|source| FilesError::Tree { path: root.display().to_string(), source })?;
-        self.trees.push(Outgoing { offer, root, source });
+        let source = TreeSource::new(content, base, Options::default())
+            .map_err(|source| FilesError::Tree { path: content.display().to_string(), source })?;
+        self.trees.push(Outgoing { offer, root: content.to_owned(), source });
         Ok(())
     }
 
@@ -144,12 +134,6 @@ impl Files {
         }
         Ok(sum)
     }
-}
-
-/// How a tree is read.
-pub fn options_for(content: &Path, single_file: bool) -> Options {
-    let _ = root_of(content, single_file);
-    Options::default()
 }
 
 /// Bytes of file data below a directory, or of one file: what must find room at the destination.

@@ -78,6 +78,9 @@ impl Source<'_> {
 
     /// Tells the destination to undo what it made; gives what to tell the user of it.
     fn cancel_peer(&mut self, reason: &str) -> Vec<String> {
+        if self.was_refused {
+            return vec![];
+        }
         self.wire.ignore_cancel();
         self.wire.set_patience(UNDO_PATIENCE);
         let host = &self.plan.destination;

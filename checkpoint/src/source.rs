@@ -5,7 +5,7 @@
 //! The other half is `destination.rs` of the restore crate: the two lists of phases mirror each other.
 
 use crate::dumper::Dumper;
-use crate::files::{Files, FilesError, root_of};
+use crate::files::{Files, FilesError};
 use crate::tracker::{MemoryTracker, TrackerError, tracker_for};
 use godwit_engine::network::NetworkPlan;
 use godwit_engine::{EngineError, SourceContainer};
@@ -124,6 +124,8 @@ pub(crate) struct Source<'a> {
     offered: Vec<TreeOffer>,
     stopwatch: Option<Stopwatch>,
     pid_there: i32,
+    /// The destination said no: it has nothing to undo, and has hung up.
+    pub(crate) was_refused: bool,
 }
 
 /// Moves a container that was opened and looked at to whoever is at the other end of `wire`. See the module for what is
@@ -172,6 +174,7 @@ impl<'a> Source<'a> {
             offered: Vec::new(),
             stopwatch: None,
             pid_there: 0,
+            was_refused: false,
             container,
             criu,
             wire,
@@ -274,7 +277,8 @@ impl<'a> Source<'a> {
         })
     }
 
-    fn refused(&self, reasons: Vec<godwit_transfer::Refusal>) -> SourceError {
+    fn refused(&mut self, reasons: Vec<godwit_transfer::Refusal>) -> SourceError {
+        self.was_refused = true;
         let message = format!("{} cannot receive `{}`", self.plan.destination, self.name);
         let mut failure = Failure::new(FailureKind::Refused, message);
         for refusal in reasons {
@@ -293,9 +297,8 @@ impl<'a> Source<'a> {
             TreeBase::Empty => TreeIndex::default(),
             TreeBase::Stale => self.hear_index(tree.id)?,
             TreeBase::Foreign { digest } => {
-                let root = root_of(content, tree.single_file).0;
-                let ours = equal_digest(root)
-                    .map_err(|source| FilesError::Tree { path: root.display().to_string(), source })?;
+                let ours = equal_digest(content)
+                    .map_err(|source| FilesError::Tree { path: content.display().to_string(), source })?;
                 if ours.to_string() != digest {
                     return Err(self.foreign(&tree));
                 }

@@ -86,10 +86,10 @@ impl Stopwatch {
         self.begun.elapsed()
     }
 
+    /// In whole microseconds, the unit of every output: the rest counts to the next part, so that what is printed adds up.
     fn lap(&mut self) -> Duration {
-        let now = Instant::now();
-        let lap = now - self.last;
-        self.last = now;
+        let lap = Duration::from_micros(u64::try_from(self.last.elapsed().as_micros()).unwrap_or(u64::MAX));
+        self.last += lap;
         lap
     }
 

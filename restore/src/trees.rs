@@ -44,21 +44,16 @@ impl From<TreesError> for WireError {
     }
 }
 
-/// The directory that is the root of an offered tree, and the one name in it if it is a single file.
-fn root_of(offer: &TreeOffer) -> &Path {
-    match (offer.single_file, offer.path.parent()) {
-        (true, Some(parent)) => parent,
-        _ => &offer.path,
-    }
-}
-
 /// What lies at the place of an offered tree, and its index if the source may build on it.
+///
+/// # Errors
+/// When what lies there cannot be read.
 pub fn look_at(
     offer: &TreeOffer,
     copies: &StaleCopies,
     container: &str,
 ) -> Result<(TreeBase, Option<TreeIndex>), TreesError> {
-    let path = root_of(offer);
+    let path = &offer.path;
     let tree_error = |source| TreesError::Tree { path: path.to_owned(), source };
     if is_empty(path).map_err(|source| TreesError::Io { act: "look into", path: path.to_owned(), source })? {
         return Ok((TreeBase::Empty, None));
@@ -70,12 +65,13 @@ pub fn look_at(
     Ok((TreeBase::Foreign { digest: index.equal_digest().to_string() }, Some(index)))
 }
 
+/// Nothing, or a directory without entries.
 fn is_empty(path: &Path) -> io::Result<bool> {
-    match std::fs::symlink_metadata(path) {
+    match std::fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(error) => Err(error),
         Ok(meta) if meta.is_dir() => Ok(std::fs::read_dir(path)?.next().is_none()),
-        Ok(_) => Err(io::Error::new(io::ErrorKind::NotADirectory, "it is there, and no directory")),
+        Ok(_) => Ok(false),
     }
 }
 
@@ -108,12 +104,14 @@ impl Trees {
     /// # Errors
     /// When it cannot be made or opened.
     pub fn open(&mut self, offer: &TreeOffer, base: &TreeBase) -> Result<(), TreesError> {
-        let path = root_of(offer).to_owned();
+        let path = offer.path.clone();
         let made = path.ancestors().filter(|ancestor| !ancestor.exists()).last().map(Path::to_owned);
-        let io_error = |act, source| TreesError::Io { act, path: path.clone(), source };
-        std::fs::create_dir_all(&path).map_err(|source| io_error("make", source))?;
-        let writer = TreeDestination::open(&path).map_err(|source| TreesError::Tree { path: path.clone(), source })?;
-        let was_empty = *base == TreeBase::Empty && !offer.single_file;
+        let dir = if offer.single_file { path.parent().unwrap_or(&path) } else { &path };
+        std::fs::create_dir_all(dir).map_err(|source| TreesError::Io { act: "make", path: path.clone(), source })?;
+        let writer =
+            if offer.single_file { TreeDestination::open_file(&path) } else { TreeDestination::open(&path) };
+        let writer = writer.map_err(|source| TreesError::Tree { path: path.clone(), source })?;
+        let was_empty = *base == TreeBase::Empty;
         self.incoming.insert(offer.id, Incoming { path, writer, made, was_empty });
         Ok(())
     }
@@ -168,7 +166,11 @@ impl Trees {
 }
 
 fn remove_tree(path: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(path) {
+    let removed = match std::fs::symlink_metadata(path) {
+        Ok(meta) if !meta.is_dir() => std::fs::remove_file(path),
+        _ => std::fs::remove_dir_all(path),
+    };
+    match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         done => done,
     }

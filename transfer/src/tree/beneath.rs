@@ -12,18 +12,40 @@ use nix::sys::stat::Mode;
 use super::entry::Stat;
 use super::{TreeError, TreePath};
 
-/// A root directory.
+/// A root directory, of which only one entry may count.
 pub(super) struct Beneath {
     root: OwnedFd,
+    only: Option<TreePath>,
 }
 
 impl Beneath {
-    /// Opens the root; it may itself be a symbolic link or a mount point.
+    /// Opens the root; it may itself be a symbolic link or a mount point. When it is a file, the tree is that file alone.
     pub fn open(root: &Path) -> Result<Beneath, TreeError> {
+        if root.metadata().is_ok_and(|meta| !meta.is_dir()) {
+            return Self::open_file(root);
+        }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         open(root, flags, Mode::empty())
-            .map(|root| Beneath { root })
+            .map(|root| Beneath { root, only: None })
             .map_err(|errno| TreeError::Root { root: root.display().to_string(), errno })
+    }
+
+    /// Opens the directory of a file that is, or shall be, the only entry of the tree.
+    pub fn open_file(file: &Path) -> Result<Beneath, TreeError> {
+        let (Some(dir), Some(name)) = (file.parent(), file.file_name()) else {
+            return Err(TreeError::Root { root: file.display().to_string(), errno: Errno::EISDIR });
+        };
+        let only = TreePath::new(std::os::unix::ffi::OsStrExt::as_bytes(name))?;
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        open(dir, flags, Mode::empty())
+            .map(|root| Beneath { root, only: Some(only) })
+            .map_err(|errno| TreeError::Root { root: dir.display().to_string(), errno })
+    }
+
+    /// The one entry that counts, when it is not all of them.
+    pub fn only(&self) -> Option<&TreePath> {
+        self.only.as_ref()
     }
 
     /// The root's descriptor.

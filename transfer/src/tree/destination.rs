@@ -35,6 +35,14 @@ impl TreeDestination {
         Ok(TreeDestination { tree: Beneath::open(root)?, file: None, broken: false })
     }
 
+    /// Opens the directory of a file that is, or shall be, the whole tree: nothing else in it is touched.
+    ///
+    /// # Errors
+    /// When the directory cannot be opened.
+    pub fn open_file(file: &Path) -> Result<TreeDestination, TreeError> {
+        Ok(TreeDestination { tree: Beneath::open_file(file)?, file: None, broken: false })
+    }
+
     /// Reads all that is here: the base for a source when a stale copy shall be made use of. Takes the time of reading
     /// every byte.
     ///
@@ -61,6 +69,11 @@ impl TreeDestination {
             return Err(TreeError::Broken);
         }
         self.broken = true;
+        if let Some(only) = self.tree.only()
+            && let Some(path) = op.paths().into_iter().flatten().find(|path| *path != only)
+        {
+            return Err(TreeError::Refused { path: path.clone(), why: "the tree is one file, and not this one" });
+        }
         self.carry_out(op)?;
         self.broken = false;
         Ok(())

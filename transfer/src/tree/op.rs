@@ -152,6 +152,22 @@ impl Body {
 
 impl TreeOp {
     /// File bytes that travel with this step, roughly: for progress and for shaping. 0 when it only tells of names and
+    /// The entries that it names.
+    pub(super) fn paths(&self) -> [Option<&TreePath>; 2] {
+        match self {
+            TreeOp::Remove { path }
+            | TreeOp::Dir { path }
+            | TreeOp::Symlink { path, .. }
+            | TreeOp::Fifo { path, .. }
+            | TreeOp::Device { path, .. }
+            | TreeOp::FileBegin { path, .. }
+            | TreeOp::Meta { path, .. } => [Some(path), None],
+            TreeOp::Rename { from, to } => [Some(from), Some(to)],
+            TreeOp::HardLink { path, to } => [Some(path), Some(to)],
+            TreeOp::Segment { .. } | TreeOp::Hole { .. } | TreeOp::FileEnd { .. } | TreeOp::RoundEnd { .. } => [None, None],
+        }
+    }
+
     /// metadata.
     pub fn weight(&self) -> usize {
         match self {

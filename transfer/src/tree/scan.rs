@@ -22,8 +22,19 @@ pub(super) fn is_gone(errno: Errno) -> bool {
 }
 
 /// All entries in the order of their paths, the root first. What is mounted beneath the root shows as an empty
-/// directory, or not at all when it is a file. Entries that vanish meanwhile are left out.
+/// directory, or not at all when it is a file. Entries that vanish meanwhile are left out. A tree that is one file has no
+/// root: its directory belongs to somebody else.
 pub(super) fn scan(tree: &Beneath) -> Result<Vec<Found>, TreeError> {
+    if let Some(path) = tree.only() {
+        return match Stat::of(tree.root(), &path.to_cstring()) {
+            Ok(mut stat) => {
+                stat.mount_root = false;
+                Ok(vec![Found { path: path.clone(), stat }])
+            }
+            Err(Errno::ENOENT) => Ok(Vec::new()),
+            Err(errno) => Err(TreeError::Io { act: "look at", path: path.clone(), errno }),
+        };
+    }
     let root = TreePath::root();
     let mut stat = Stat::of(tree.root(), c"").map_err(TreeError::io("look at", &root))?;
     // A volume's root may be a mount point: it is the one that counts.

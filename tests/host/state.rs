@@ -1,0 +1,71 @@
+//! What there is on a host, so that two times can be compared: nothing may be left, and nothing touched.
+
+use crate::bed::Bed;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// How long things may take to go that end by themselves.
+const SETTLE: Duration = Duration::from_secs(6);
+
+/// Processes with their numbers, mounts, cgroups, links, routes, rules and files of a host, one line each.
+#[derive(Clone, PartialEq, Eq)]
+pub struct State(BTreeSet<String>);
+
+/// The caches of CRIU and of the resolver are nobody's leftovers.
+const LIST: &str = r#"
+exec 2> /dev/null
+ps -e -o pid=,ppid=,args= | awk -v me=$$ '$1 != me && $2 != me && !/sshd-session|sshd-auth|timeout --kill-after/ { $2 = ""; print "process " $0 }'
+cut -d' ' -f5 /proc/self/mountinfo | sed 's/^/mount /'
+find /sys/fs/cgroup -type d | sed 's/^/cgroup /'
+grep -H 1 /sys/fs/cgroup/*/cgroup.freeze | sed 's/^/frozen /'
+ip -o link | awk '{ print "link " $2 $9 }'
+ip route | sed 's/^/route /'
+nft list ruleset | sed 's/^/nft /'
+runc list | awk 'NR > 1 { print "runc " $1, $2, $3 }'
+find /run /tmp /dev/shm -not -path '/run/runc/*/*' -not -name 'criu.kdat' -not -path '/run/test.*' | sed 's/^/file /'
+find /srv | sed 's/^/file /'
+find /var/lib/godwit -path '*/images*' -o -name '*.sock' | sed 's/^/file /'
+true
+"#;
+
+impl State {
+    /// What there is now.
+    pub fn of(bed: &Bed, host: &str) -> Self {
+        Self(bed.sh(host, LIST).lines().map(str::to_owned).collect())
+    }
+
+    /// The same without the files below a path.
+    pub fn without(mut self, path: &str) -> Self {
+        let below = format!("file {path}");
+        self.0.retain(|line| !line.starts_with(&below));
+        self
+    }
+
+    /// What came and went since.
+    fn difference(&self, now: &Self) -> String {
+        let lines = |sign: &str, one: &Self, other: &Self| {
+            one.0.difference(&other.0).map(|line| format!("{sign} {line}\n")).collect::<String>()
+        };
+        lines("-", self, now) + &lines("+", now, self)
+    }
+
+    /// Asserts that the host is as it was, at once or as soon as what is ending has ended.
+    #[track_caller]
+    pub fn assert_unchanged(&self, bed: &Bed, host: &str) {
+        self.assert_unchanged_without(bed, host, "/nothing");
+    }
+
+    /// The same, the files below a path not looked at.
+    #[track_caller]
+    pub fn assert_unchanged_without(&self, bed: &Bed, host: &str, path: &str) {
+        let begun = Instant::now();
+        loop {
+            let now = Self::of(bed, host).without(path);
+            if now == *self {
+                return;
+            }
+            assert!(begun.elapsed() < SETTLE, "{host} is not as it was:\n{}", self.difference(&now));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
