@@ -150,13 +150,13 @@ pub struct MigrateArgs {
     #[arg(long, value_enum, default_value_t = TrackerArg::Auto)]
     pub tracker: TrackerArg,
     /// The downtime that you accept
-    #[arg(long, default_value = "300ms", value_parser = quantity::positive_duration, value_name = "DURATION")]
+    #[arg(long, default_value = "300ms", value_parser = quantity::positive_duration, allow_hyphen_values = true, value_name = "DURATION")]
     pub max_downtime: Duration,
     /// Pre-copy rounds at most
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub max_rounds: u32,
     /// Time for all rounds together
-    #[arg(long, default_value = "10m", value_parser = quantity::positive_duration, value_name = "DURATION")]
+    #[arg(long, default_value = "10m", value_parser = quantity::positive_duration, allow_hyphen_values = true, value_name = "DURATION")]
     pub timeout: Duration,
     /// When rounds or time run out above the accepted downtime
     #[arg(long, value_enum, default_value_t = OnTimeoutArg::Cancel)]

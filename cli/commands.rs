@@ -2,6 +2,8 @@
 
 mod check;
 mod checkpoint;
+mod host;
+mod journals;
 mod log;
 mod migrate;
 mod receive;

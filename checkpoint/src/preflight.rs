@@ -1,6 +1,6 @@
 //! Whether this host can be a source at all; nothing is touched.
 
-use godwit_criu::{CriuBinary, CriuError, Linkage};
+use godwit_criu::{CriuBinary, CriuError, Linkage, Version};
 use godwit_migration::{Failure, FailureKind};
 
 /// Capabilities without which no part of a migration works: what CRIU, the freezer, network namespaces and foreign
@@ -53,12 +53,36 @@ pub fn usable_criu() -> Result<CriuBinary, Failure> {
             .hint("install your distribution's criu"));
     }
     criu.check().map_err(|error| unusable(&criu, &error))?;
+    if let Ok(version) = criu.version()
+        && version < ASKS_LESS
+        && !every_socket_tells_passcred()
+    {
+        return Err(Failure::new(FailureKind::Missing, format!("criu {version} does not work on this kernel"))
+            .because("it reads the option SO_PASSCRED of every socket, which this kernel has for unix sockets only")
+            .hint(NEWER));
+    }
     Ok(criu)
+}
+
+/// The first criu that reads SO_PASSCRED of unix sockets only. Older ones fail at the first other socket of a container;
+/// their own check does not try.
+const ASKS_LESS: Version = Version { major: 4, minor: 2, sublevel: 0 };
+const NEWER: &str = "install a newer criu: kernels from 6.16 on need criu 4.2";
+
+/// Whether a socket of the internet family has the option SO_PASSCRED: not on kernels from 6.16 on (net/core/sock.c).
+fn every_socket_tells_passcred() -> bool {
+    use nix::errno::Errno;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket, sockopt};
+    match socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None) {
+        Ok(socket) => getsockopt(&socket, sockopt::PassCred) != Err(Errno::EOPNOTSUPP),
+        // a kernel without such sockets has no container with one
+        Err(_) => true,
+    }
 }
 
 fn unusable(criu: &CriuBinary, error: &CriuError) -> Failure {
     let version = criu.version().map_or_else(|_| "of unknown version".into(), |version| version.to_string());
     Failure::new(FailureKind::Missing, format!("criu {version} does not work on this kernel"))
         .because_of(error)
-        .hint("install a newer criu: kernels from 6.16 on need criu 4.2")
+        .hint(NEWER)
 }

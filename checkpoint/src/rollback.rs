@@ -82,6 +82,7 @@ impl Source<'_> {
             return vec![];
         }
         self.wire.ignore_cancel();
+        self.wire.set_bandwidth(0);
         self.wire.set_patience(UNDO_PATIENCE);
         let host = &self.plan.destination;
         if let Err(error) = self.wire.say(&Message::Cancel { reason: reason.to_owned() }) {
@@ -107,10 +108,13 @@ impl Source<'_> {
     fn in_doubt(mut self, error: SourceError) -> Failure {
         let reason = error.to_string();
         let _ = self.journal.append(journal::Event::InDoubt { reason });
-        Failure::new(
-            FailureKind::InDoubt,
-            format!("lost contact with {} after switchover was granted", self.plan.destination),
-        )
+        let host = &self.plan.destination;
+        let message = match &error {
+            SourceError::Wire(WireError::Peer(_)) => format!("{host} failed after switchover was granted"),
+            SourceError::Wire(_) => format!("lost contact with {host} after switchover was granted"),
+            _ => "this side failed after switchover was granted".to_owned(),
+        };
+        Failure::new(FailureKind::InDoubt, message)
         .because(error)
         .hint(format!(
             "look on {}: if `{}` runs there, remove the frozen copy here; if not, and only then, thaw it here",

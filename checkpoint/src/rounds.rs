@@ -15,9 +15,13 @@ use godwit_transfer::tree::{Options, TreeSource};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// What a restore costs whatever the size of the container: processes, namespaces, sockets, a runtime around CRIU. An
-/// estimate from measurements of redis under runc; it only decides when rounds end, never what is reported.
-const RESTORE_FIXED: Duration = Duration::from_millis(120);
+/// What the final dump and the restore cost whatever the size of the container: processes, namespaces, sockets, a runtime
+/// around CRIU. At least this much; an estimate from measurements of redis under runc, which only decides when rounds
+/// end and never what is reported.
+const SWITCH_FIXED: Duration = Duration::from_millis(120);
+/// The same in starts of the runtime, as the destination measured one: 10 ms on a usual host, where both come to the
+/// same; 250 ms on an emulated one, where the switchover was seen to take 2.6 s.
+const SWITCH_IN_STARTS: u32 = 10;
 /// Bytes a second that an eager restore copies into memory: likewise an estimate.
 const RESTORE_BYTES_PER_SECOND: f64 = 1.0e9;
 /// A round that sent less than this says nothing about the link.
@@ -83,7 +87,7 @@ impl Source<'_> {
 
     fn fixed_downtime(&self, insight: &Insight) -> Duration {
         let copy = Duration::from_secs_f64(self.memory_bytes as f64 / RESTORE_BYTES_PER_SECOND);
-        insight.frozen + RESTORE_FIXED + copy
+        insight.frozen + SWITCH_FIXED.max(self.process_start * SWITCH_IN_STARTS) + copy
     }
 
     fn not_converged(&self, expected: Duration, why: &str) -> SourceError {

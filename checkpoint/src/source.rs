@@ -87,13 +87,23 @@ pub(crate) enum SourceError {
     Criu(#[from] godwit_criu::CriuError),
     /// The container's files.
     #[error(transparent)]
-    Files(#[from] FilesError),
+    Files(FilesError),
     /// The journal could not be written: nothing may go on without it.
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// A failure that is complete already.
     #[error(transparent)]
     Failure(Box<Failure>),
+}
+
+impl From<FilesError> for SourceError {
+    /// What the other side said, or the user, is not about files although it came while they were sent.
+    fn from(error: FilesError) -> Self {
+        match error {
+            FilesError::Wire(error) => error.into(),
+            error => Self::Files(error),
+        }
+    }
 }
 
 impl From<TrackerError> for SourceError {
@@ -120,6 +130,8 @@ pub(crate) struct Source<'a> {
     pub(crate) files: Files,
     pub(crate) rounds: Vec<RoundReport>,
     pub(crate) memory_bytes: u64,
+    /// What starting a process costs at the destination.
+    pub(crate) process_start: Duration,
     begun: Instant,
     offered: Vec<TreeOffer>,
     stopwatch: Option<Stopwatch>,
@@ -151,6 +163,29 @@ pub fn migrate(
     }
 }
 
+/// Asks the destination whether it would take the container, and goes no further.
+///
+/// # Errors
+/// The reasons of whoever said no. Nothing was touched on either side.
+#[allow(clippy::too_many_arguments)]
+pub fn rehearse(
+    container: Box<dyn SourceContainer>,
+    criu: &dyn Dumper,
+    wire: Wire,
+    journal: Journal,
+    plan: Plan,
+    job: Job,
+    observer: &dyn Observer,
+    cancel: Cancel,
+) -> Result<(), Failure> {
+    let mut source = Source::new(container, criu, wire, journal, plan, job, observer, cancel);
+    let asked = source.phase(Phase::Negotiate, Source::negotiate);
+    let over = SourceError::Failure(Box::new(Failure::new(FailureKind::Failed, "it was only asked")));
+    let willing = asked.is_ok();
+    let failure = source.undo(asked.err().unwrap_or(over));
+    if willing { Ok(()) } else { Err(failure.at(Disposition::Untouched)) }
+}
+
 impl<'a> Source<'a> {
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn new(
@@ -173,6 +208,7 @@ impl<'a> Source<'a> {
             begun: Instant::now(),
             offered: Vec::new(),
             stopwatch: None,
+            process_start: Duration::ZERO,
             pid_there: 0,
             was_refused: false,
             container,
@@ -232,7 +268,10 @@ impl<'a> Source<'a> {
         self.offered = offer.trees.clone();
         self.wire.say(&Message::Offer(Box::new(offer)))?;
         let (bases, warnings) = match self.wire.hear()? {
-            Incoming::Message(Message::Accept { bases, warnings }) => (bases, warnings),
+            Incoming::Message(Message::Accept { bases, warnings, process_start_us }) => {
+                self.process_start = Duration::from_micros(process_start_us);
+                (bases, warnings)
+            }
             Incoming::Message(Message::Refuse { reasons }) => return Err(self.refused(reasons)),
             other => return Err(unexpected(&other, "accept or refuse").into()),
         };

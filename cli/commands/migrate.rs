@@ -61,11 +61,18 @@ pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Troubl
     };
     let cancel = cancel_on_signal();
     let wire = call(&address, command, cancel.clone()).map_err(about)?;
+    let (job, journal) = begin(args, command, &name).map_err(about)?;
     if command.dry_run {
-        show.note(format!("{name} can be looked at and {} answers; nothing was done", command.destination));
+        let dir = job.dir.clone();
+        let answer =
+            godwit_checkpoint::rehearse(container, &criu, wire, journal, plan, job, &show, cancel);
+        // a question leaves no trace; if it does, `godwit status` shows it and nothing is worse for it
+        let _ = std::fs::remove_dir_all(dir);
+        show.done();
+        answer.map_err(about)?;
+        draw.talk(&format!("{} would take {name}; nothing was done", command.destination));
         return Ok(0);
     }
-    let (job, journal) = begin(args, command, &name).map_err(about)?;
     let summary =
         godwit_checkpoint::migrate(container, &criu, wire, journal, plan, job, &show, cancel);
     show.done();

@@ -34,6 +34,11 @@ struct Recipe {
     network_key: Option<String>,
 }
 
+/// The cgroup of godwit's own for a tree that has none.
+fn cgroup_name(pid: i32) -> String {
+    format!("godwit-{pid}")
+}
+
 fn parse_pid(name: &str) -> Option<i32> {
     name.parse().ok().filter(|pid| *pid > 1)
 }

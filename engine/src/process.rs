@@ -80,8 +80,8 @@ pub fn descriptor_blockers(pids: &BTreeSet<i32>, carry: &Carry) -> Result<Vec<Re
                 }
             } else if let Some(mount) = mount_of_descriptor(*pid, number)
                 && !mounts.contains(&mount)
-                && !is_device(*pid, number)
             {
+                // devices as well: CRIU looks for the mount of whatever has a path, even of /dev/null
                 blockers.push(
                     Refusal::new(format!(
                         "descriptor {number} of process {pid} is `{shown}`, a file of the host outside of the container"
@@ -101,13 +101,6 @@ fn is_terminal(path: &Path) -> bool {
         || path.to_str().is_some_and(|path| {
             path.strip_prefix("/dev/tty").is_some_and(|rest| rest.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()))
         })
-}
-
-/// Devices are opened anew by number, whatever mount they were opened on: /dev/null of the host does no harm.
-fn is_device(pid: i32, number: i32) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    std::fs::metadata(format!("/proc/{pid}/fd/{number}"))
-        .is_ok_and(|meta| meta.file_type().is_char_device() || meta.file_type().is_block_device())
 }
 
 /// `mnt_id` of /proc/PID/fdinfo/N (proc_pid_fdinfo(5)).

@@ -237,6 +237,8 @@ pub struct Journal {
     path: PathBuf,
     state: JournalState,
     seq: u64,
+    /// Bytes of whole lines.
+    length: u64,
 }
 
 impl Journal {
@@ -252,7 +254,7 @@ impl Journal {
             OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path).map_err(fail)?;
         // a file that is not in its directory after a power cut is no journal
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(fail)?;
-        Ok(Self { file, path, state: JournalState::Empty, seq: 0 })
+        Ok(Self { file, path, state: JournalState::Empty, seq: 0, length: 0 })
     }
 
     /// Appends an event; it is on disk when this returns, if its kind asks for it.
@@ -269,12 +271,15 @@ impl Journal {
         let fail = |source| JournalError::Io { path: self.path.clone(), source };
         let mut text = serde_json::to_vec(&line).map_err(|error| fail(io::Error::other(error)))?;
         text.push(b'\n');
-        self.file.write_all(&text).map_err(fail)?;
-        if sync {
-            self.file.sync_data().map_err(fail)?;
+        let written = self.file.write_all(&text).and_then(|()| if sync { self.file.sync_data() } else { Ok(()) });
+        if let Err(error) = written {
+            // what was not written must not stand in front of the failure that is written next
+            let _ = self.file.set_len(self.length);
+            return Err(fail(error));
         }
         self.state = next;
         self.seq += 1;
+        self.length += text.len() as u64;
         Ok(())
     }
 

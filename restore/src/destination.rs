@@ -195,23 +195,26 @@ impl Destination<'_> {
             Incoming::Message(Message::Offer(offer)) => *offer,
             other => return Err(unexpected(&other, "an offer").into()),
         };
-        let (engine, shipment) = match self.examine(&offer) {
+        let (engine, shipment, process_start) = match self.examine(&offer) {
             Ok(found) => found,
             Err(reasons) => {
                 self.wire.say(&Message::Refuse { reasons: reasons.clone() })?;
                 return Err(DestinationError::Refused(reasons));
             }
         };
-        self.accept(offer, engine, shipment)
+        self.accept(offer, engine, shipment, process_start)
     }
 
     /// All that speaks against the offer, or the engine and the shipment for it. Nothing is touched.
-    fn examine(&self, offer: &Offer) -> Result<(usize, Shipment), Vec<Refusal>> {
+    fn examine(&self, offer: &Offer) -> Result<(usize, Shipment, Duration), Vec<Refusal>> {
         let facts = self.host.facts.as_ref().map_err(|reason| vec![reason.clone()])?;
         let Some(engine) = self.host.engines.iter().position(|engine| engine.kind() == offer.engine) else {
             return Err(vec![Refusal::new(format!("this godwit knows no engine `{}`", offer.engine))]);
         };
-        if let Err(error) = self.host.engines[engine].usable() {
+        let asked = Instant::now();
+        let usable = self.host.engines[engine].usable();
+        let process_start = asked.elapsed();
+        if let Err(error) = usable {
             return Err(vec![
                 Refusal::new(format!("the container runtime `{}` cannot be used there: {error}", offer.engine))
                     .hint(format!("install {} there", offer.engine)),
@@ -232,10 +235,16 @@ impl Destination<'_> {
         };
         let mut reasons = preflight::examine(offer, facts, &self.host.root);
         reasons.extend(self.host.engines[engine].examine(&shipment));
-        if reasons.is_empty() { Ok((engine, shipment)) } else { Err(reasons) }
+        if reasons.is_empty() { Ok((engine, shipment, process_start)) } else { Err(reasons) }
     }
 
-    fn accept(&mut self, offer: Offer, engine: usize, shipment: Shipment) -> Result<(), DestinationError> {
+    fn accept(
+        &mut self,
+        offer: Offer,
+        engine: usize,
+        shipment: Shipment,
+        process_start: Duration,
+    ) -> Result<(), DestinationError> {
         let name = format!("{}:{}", offer.engine, offer.name);
         let lock = lock_container(&self.host.root, &offer.engine, &offer.name).map_err(|source| {
             DestinationError::Io { act: "lock", path: self.host.root.join("locks"), source }
@@ -263,16 +272,17 @@ impl Destination<'_> {
             peer: format!("{} ({})", self.host.peer, offer.facts.host),
             godwit: env!("CARGO_PKG_VERSION").into(),
         })?;
-        self.wire.say(&Message::Accept { bases: bases.clone(), warnings: vec![] })?;
-        for (tree, index) in indexes {
-            self.wire.send_index(tree, &index)?;
-        }
-        journal.append(journal::Event::Accepted)?;
-        std::fs::create_dir(dir.join("images"))
-            .map_err(|source| DestinationError::Io { act: "make", path: dir.join("images"), source })?;
-        self.job = Some(Job {
-            images: IncomingImages::new(&dir, offer.tracker)?,
-            trees: Trees::of(offer.migration.clone()),
+        make_private(&dir.join("images"))?;
+        let images = IncomingImages::new(&dir, offer.tracker)?;
+        let accept = Message::Accept {
+            bases: bases.clone(),
+            warnings: vec![],
+            process_start_us: micros(process_start),
+        };
+        // from here on whatever happens is undone, and the journal says so
+        let job = self.job.insert(Job {
+            images,
+            trees: Trees::default(),
             container: None,
             _lock: lock,
             offer,
@@ -283,7 +293,11 @@ impl Destination<'_> {
             engine,
             journal,
         });
-        Ok(())
+        self.wire.say(&accept)?;
+        for (tree, index) in indexes {
+            self.wire.send_index(tree, &index)?;
+        }
+        Ok(job.journal.append(journal::Event::Accepted)?)
     }
 
     /// Makes everything that can exist early: directories, bundle, network.
@@ -370,8 +384,12 @@ impl Destination<'_> {
         job.journal.append(journal::Event::Restoring)?;
         let container = job.container.as_mut().ok_or_else(|| WireError::Malformed("restore before prepare".into()))?;
         let given = container.restore(&RestoreRequest { images, work })?;
+        self.wire.check_cancel()?;
+        let job = self.job()?;
         job.journal.append(journal::Event::Restored)?;
         self.pid = given.pid;
+        // once the source knows of the held tree it may give its word at any time: whether this is undone is its decision
+        self.wire.ignore_cancel();
         Ok(self.wire.say(&Message::Restored { pid: given.pid })?)
     }
 
@@ -385,8 +403,6 @@ impl Destination<'_> {
                 other => return Err(unexpected(&other, "go").into()),
             }
         }
-        // whatever the user presses now, it goes on
-        self.wire.ignore_cancel();
         let pid = self.pid;
         let job = self.job()?;
         job.journal.append(journal::Event::Going)?;
@@ -486,7 +502,11 @@ impl Destination<'_> {
     /// It ended before anything was made.
     fn not_begun(&mut self, error: DestinationError) -> Result<Outcome, Failure> {
         match error {
-            DestinationError::Refused(reasons) => Ok(Outcome::Refused { reasons }),
+            DestinationError::Refused(reasons) => {
+                // the source says good-bye; a connection that is closed before that would look like an accident to it
+                self.say_undone(true, &[]);
+                Ok(Outcome::Refused { reasons })
+            }
             DestinationError::Cancelled(reason) => {
                 self.say_undone(false, &[]);
                 Ok(Outcome::Undone { container: String::new(), reason })

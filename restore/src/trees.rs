@@ -1,6 +1,5 @@
 //! The container's files, on their way in.
 
-use godwit_migration::MigrationId;
 use godwit_transfer::message::{TreeBase, TreeOffer};
 use godwit_transfer::stale::StaleCopies;
 use godwit_transfer::tree::{TreeDestination, TreeError, TreeIndex, TreeOp};
@@ -89,16 +88,9 @@ struct Incoming {
 #[derive(Default)]
 pub struct Trees {
     incoming: HashMap<TreeId, Incoming>,
-    /// Devices and inodes of the roots of trees made by this migration, so that undo removes only its own.
-    job: Option<MigrationId>,
 }
 
 impl Trees {
-    /// Trees of one migration.
-    pub fn of(job: MigrationId) -> Self {
-        Self { incoming: HashMap::new(), job: Some(job) }
-    }
-
     /// Makes the root of an offered tree and opens it for writing.
     ///
     /// # Errors
@@ -157,9 +149,6 @@ impl Trees {
             if let Err(error) = removed {
                 leftovers.push(format!("`{}`: {error}", tree.path.display()));
             }
-        }
-        if let (Some(job), false) = (&self.job, leftovers.is_empty()) {
-            tracing::warn!(migration = %job, "files of the migration remain");
         }
         leftovers
     }

@@ -89,7 +89,13 @@ fn bring_up() -> Result<Bed, String> {
     let binary = binary();
     let pushed = testbed(&["push", &binary.to_string_lossy(), "/usr/local/bin/godwit"]).output();
     match pushed {
-        Ok(output) if output.status.success() => Ok(bed),
+        Ok(output) if output.status.success() => {
+            for host in [SRC, DST] {
+                // the first network namespace makes /run/netns a mount for good
+                bed.sh(host, "ip netns add first && ip netns del first");
+            }
+            Ok(bed)
+        }
         other => Err(format!("`{}` could not be put into the hosts: {other:?}", binary.display())),
     }
 }

@@ -44,8 +44,8 @@ pub fn godwit_with(bed: &Bed, host: &str, environment: &[&str], args: &[&str]) -
 }
 
 /// A program that runs in a host while the test does something else.
-pub struct Background {
-    bed: *const Bed,
+pub struct Background<'a> {
+    bed: &'a Bed,
     host: String,
     /// In the host's pid namespace.
     pub pid: i32,
@@ -55,9 +55,9 @@ pub struct Background {
     errors: Option<JoinHandle<String>>,
 }
 
-impl Background {
+impl<'a> Background<'a> {
     /// Starts `words` in `host`.
-    pub fn start(bed: &Bed, host: &str, words: &[&str]) -> Self {
+    pub fn start(bed: &'a Bed, host: &str, words: &[&str]) -> Self {
         let words = [&["sh", "-c", "echo $$; exec \"$@\"", "sh"], words].concat();
         let mut command = bed.command(host, &words);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -78,7 +78,7 @@ impl Background {
     }
 
     /// Starts a migration on the source that tells its phases.
-    pub fn migrate(bed: &Bed, environment: &[&str], args: &[&str]) -> Self {
+    pub fn migrate(bed: &'a Bed, environment: &[&str], args: &[&str]) -> Self {
         Self::start(bed, SRC, &[&["env"], environment, &["godwit", "--json", "migrate"], args].concat())
     }
 
@@ -112,8 +112,7 @@ impl Background {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: &str) {
-        // SAFETY-free: the bed outlives every test that borrows it
-        let said = self.bed().run(&self.host, &["kill", &format!("-{signal}"), &self.pid.to_string()]);
+        let said = self.bed.run(&self.host, &["kill", &format!("-{signal}"), &self.pid.to_string()]);
         assert_eq!(said.code, 0, "{}", said.err);
     }
 
@@ -135,6 +134,16 @@ impl Background {
             code: status.code().unwrap_or(-1),
             out: self.seen.join("\n"),
             err: self.errors.take().unwrap().join().unwrap(),
+        }
+    }
+}
+
+impl Drop for Background<'_> {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            // the host's own number: killing what stands for it here would leave it running there
+            self.bed.run(&self.host, &["kill", "-9", &self.pid.to_string()]);
+            let _ = self.child.wait();
         }
     }
 }

@@ -174,6 +174,10 @@ pub enum Message {
         bases: Vec<TreeBase>,
         /// Worth knowing, but no reason to refuse.
         warnings: Vec<String>,
+        /// How long the destination took to ask the runtime for its version, in microseconds: a measure of what starting
+        /// processes costs there, and so of what a restore will.
+        #[serde(default)]
+        process_start_us: u64,
     },
     /// Destination: I will not take it.
     Refuse {

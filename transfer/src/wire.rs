@@ -211,6 +211,14 @@ impl Wire {
         self.cancel = Cancel::default();
     }
 
+    /// Looks whether the user pressed Ctrl-C, without waiting for anything.
+    ///
+    /// # Errors
+    /// [`WireError::Interrupted`] if so.
+    pub fn check_cancel(&self) -> Result<(), WireError> {
+        if self.cancel.is_raised() { Err(WireError::Interrupted) } else { Ok(()) }
+    }
+
     /// Bytes sent so far, headers included.
     pub fn bytes_sent(&self) -> u64 {
         self.sent
@@ -234,9 +242,30 @@ impl Wire {
     /// Queues one tree operation; [`Wire::say`] flushes.
     ///
     /// # Errors
-    /// As [`Wire::say`].
+    /// As [`Wire::say`]; the peer's own reason as soon as it has given up.
     pub fn operate(&mut self, tree: TreeId, op: &TreeOp) -> Result<(), WireError> {
-        self.put_bulk(OPERATION, tree, op)
+        let sent = self.sent;
+        self.put_bulk(OPERATION, tree, op)?;
+        if self.sent == sent { Ok(()) } else { self.overhear() }
+    }
+
+    /// Whoever applies our operations has nothing to say meanwhile, unless it cannot go on: then all that we still sent
+    /// would be for nothing.
+    fn overhear(&mut self) -> Result<(), WireError> {
+        let filled = self.inbox.len();
+        self.inbox.resize(filled + (1 << 12), 0);
+        let got = self.transport.receive(&mut self.inbox[filled..], Duration::ZERO);
+        let read = got.as_ref().copied().unwrap_or(0);
+        self.inbox.truncate(filled + read);
+        self.received += read as u64;
+        if self.inbox.len() == self.inbox_at {
+            // nothing was said; an end of the stream comes out at the next wait
+            return Ok(());
+        }
+        match self.hear() {
+            Err(error) => Err(error),
+            Ok(other) => Err(unexpected(&other, "silence")),
+        }
     }
 
     /// Sends what lies at a tree's place.
@@ -296,25 +325,33 @@ impl Wire {
     /// As [`Wire::say`].
     pub fn flush(&mut self) -> Result<(), WireError> {
         let mut at = 0;
+        let sent = self.send_from(&mut at);
+        // whoever gives up here may still want to say so: what comes next must begin where a frame ends
+        self.outbox.drain(..at);
+        sent?;
+        self.check_cancel()
+    }
+
+    /// Sends the queue from `at` on, and says how far it came.
+    fn send_from(&mut self, at: &mut usize) -> Result<(), WireError> {
         let mut silent_since = Instant::now();
-        while at < self.outbox.len() {
-            let end = self.within_bandwidth(at);
-            match self.transport.send(&self.outbox[at..end], LOOK_UP) {
+        while *at < self.outbox.len() {
+            let end = self.within_bandwidth(*at);
+            match self.transport.send(&self.outbox[*at..end], LOOK_UP) {
                 Ok(written) => {
-                    at += written;
+                    *at += written;
                     self.sent += written as u64;
                     silent_since = Instant::now();
+                    if self.bandwidth > 0 {
+                        self.check_cancel()?;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => self.look_up(silent_since)?,
-                Err(error) => {
-                    self.outbox.clear();
-                    return Err(self.broken(error));
-                }
+                Err(error) => return Err(self.broken(error)),
             }
         }
-        self.outbox.clear();
-        if self.cancel.is_raised() { Err(WireError::Interrupted) } else { Ok(()) }
+        Ok(())
     }
 
     /// Waits until the bandwidth limit allows some bytes, and says up to where.
@@ -520,9 +557,11 @@ mod tests {
             while let Ok(sent @ 1..) = two.send(rest, PATIENCE) {
                 rest = &rest[sent..];
             }
+            // open until the other end has read: a closed end would be another error
+            two
         });
         let heard = Wire::open(Box::new(one), Cancel::default(), PATIENCE).and_then(|mut wire| wire.hear());
-        feeder.join().unwrap();
+        drop(feeder.join().unwrap());
         heard
     }
 

@@ -1,6 +1,6 @@
 //! A bare process tree at the destination.
 
-use super::Recipe;
+use super::{Recipe, cgroup_name};
 use crate::arrival::Arrival;
 use crate::container::{DestinationContainer, Given, RestoreRequest, Shipment};
 use crate::error::EngineError;
@@ -61,7 +61,7 @@ pub(super) fn examine(shipment: &Shipment) -> Vec<Refusal> {
 pub(super) fn prepare(shipment: &Shipment) -> Result<Box<dyn DestinationContainer>, EngineError> {
     let recipe = parse(shipment)
         .map_err(|refusal| EngineError::Unreadable { path: "recipe".into(), reason: refusal.reason })?;
-    let cgroup = OwnCgroup::create(&format!("godwit-{}", recipe.pid))?;
+    let cgroup = OwnCgroup::create(&cgroup_name(recipe.pid))?;
     let mut arrival =
         BareArrival { shipment: shipment.clone(), recipe, arrival: Arrival::default(), cgroup: Some(cgroup) };
     let made = arrival.arrival.make_network(&arrival.shipment, arrival.recipe.namespace.as_deref());

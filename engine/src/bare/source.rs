@@ -1,6 +1,6 @@
 //! A bare process tree at the source.
 
-use super::{KIND, Recipe, parse_pid};
+use super::{KIND, Recipe, cgroup_name, parse_pid};
 use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
 use crate::error::EngineError;
 use crate::freezer::{Freezer, OwnCgroup, process_tree};
@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 struct BareKin {
     pid: i32,
     own: Option<OwnCgroup>,
+    /// The cgroup that its arrival on this host made for it.
+    arrived_in: Option<OwnCgroup>,
     external: Vec<String>,
 }
 
@@ -100,7 +102,7 @@ pub(super) fn open(name: &str, request: &OpenRequest) -> Result<Box<dyn SourceCo
         warnings: Vec::new(),
     };
     let network = SourceNetwork::new(&facts, namespace)?;
-    let kin = BareKin { pid, own: None, external };
+    let kin = BareKin { pid, own: None, arrived_in: None, external };
     Ok(Box::new(LiveContainer::new(facts, request.carry, Box::new(kin), network)))
 }
 
@@ -151,9 +153,13 @@ impl Kin for BareKin {
         if let Ok(freezer) = Freezer::of_pid(self.pid)
             && freezer.is_exclusively(&process_tree(self.pid))?
         {
+            if freezer.path().file_name().is_some_and(|name| name == cgroup_name(self.pid).as_str()) {
+                self.arrived_in =
+                    Some(OwnCgroup { dir: freezer.path().to_owned(), origins: BTreeMap::new() });
+            }
             return Ok(freezer);
         }
-        let mut own = OwnCgroup::create(&format!("godwit-{}", self.pid))?;
+        let mut own = OwnCgroup::create(&cgroup_name(self.pid))?;
         // a process may fork while it is moved
         loop {
             let tree = process_tree(self.pid);
@@ -186,6 +192,10 @@ impl Kin for BareKin {
     }
 
     fn forget(&mut self) -> Result<(), EngineError> {
-        self.relent()
+        self.relent()?;
+        match self.arrived_in.take() {
+            Some(cgroup) => Ok(cgroup.release()?),
+            None => Ok(()),
+        }
     }
 }

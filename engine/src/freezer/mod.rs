@@ -5,6 +5,7 @@
 
 mod discover;
 mod hold;
+mod named;
 mod own;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 pub use hold::{Hold, HookCall, hold_from_hook};
+pub use named::{cgroups_named, remove_cgroup};
 pub use own::OwnCgroup;
 pub use tree::process_tree;
 
@@ -261,7 +263,7 @@ impl Freezer {
                 Err(_) if !self.dir.exists() => return Ok(()),
                 left => left?,
             };
-            if left.is_empty() {
+            if left.is_empty() && !self.is_busy() {
                 return self.thaw();
             }
             if begun.elapsed() > KILL_LIMIT {
@@ -272,6 +274,13 @@ impl Freezer {
             }
             std::thread::sleep(Duration::from_micros(200));
         }
+    }
+
+    /// Whether tasks are still on their way out: they leave `cgroup.procs` before the kernel lets the cgroup be removed
+    /// (cgroup2 only; runc gives up on the first refusal there).
+    fn is_busy(&self) -> bool {
+        self.version == Version::V2
+            && self.read("cgroup.events").is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
     }
 
     fn kill_all(&self) -> Result<()> {

@@ -4,11 +4,12 @@ use super::{QUESTION, Recipe, Runc, oci};
 use crate::arrival::Arrival;
 use crate::container::{DestinationContainer, Given, RestoreRequest, Shipment};
 use crate::error::EngineError;
-use crate::freezer::{Freezer, process_tree};
+use crate::freezer::{Freezer, cgroups_named, process_tree, remove_cgroup};
 use crate::hold::install_hook;
 use crate::tool;
 use godwit_transfer::message::Refusal;
 use godwit_transfer::wire::HeldFrames;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,8 @@ struct RuncArrival {
     written_config: Option<(PathBuf, Option<Vec<u8>>)>,
     made_bundle: bool,
     attempted: bool,
+    /// Cgroups called as the container will be, before runc made its own.
+    cgroups_before: BTreeSet<PathBuf>,
 }
 
 fn parse(shipment: &Shipment) -> Result<Recipe, Refusal> {
@@ -36,6 +39,13 @@ fn parse(shipment: &Shipment) -> Result<Recipe, Refusal> {
         return Err(Refusal::new(format!("the bundle path `{}` is not absolute", recipe.bundle.display())));
     }
     Ok(recipe)
+}
+
+/// How runc calls the container's cgroup: the last part of `linux.cgroupsPath`, or the container's name.
+fn cgroup_name(shipment: &Shipment, recipe: &Recipe) -> String {
+    oci::cgroup_path(&recipe.config)
+        .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+        .unwrap_or_else(|| shipment.name.clone())
 }
 
 /// config.json as it shall be here.
@@ -80,6 +90,7 @@ pub(super) fn prepare(runc: &Runc, shipment: &Shipment) -> Result<Box<dyn Destin
     let mut arrival = RuncArrival {
         runc: runc.clone(),
         shipment: shipment.clone(),
+        cgroups_before: cgroups_named(&cgroup_name(shipment, &recipe)),
         recipe,
         arrival: Arrival::default(),
         written_config: None,
@@ -205,6 +216,11 @@ impl DestinationContainer for RuncArrival {
                 }
                 keep("held tasks", self.arrival.kill_held());
                 keep("container", self.runc.run(&["delete", "--force", &self.shipment.name], QUESTION).map(drop));
+            }
+            // runc forgets the cgroups of a restore that failed
+            let made = cgroups_named(&cgroup_name(&self.shipment, &self.recipe));
+            for cgroup in made.difference(&self.cgroups_before) {
+                keep("cgroup", remove_cgroup(cgroup).map_err(EngineError::from));
             }
             self.attempted = false;
         }

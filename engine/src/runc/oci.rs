@@ -42,6 +42,11 @@ pub(super) fn cgroup_mounts(config: &Value) -> Vec<PathBuf> {
     mounts.iter().filter(cgroup).filter_map(|mount| mount["destination"].as_str().map(PathBuf::from)).collect()
 }
 
+/// Where the runtime puts the container's cgroup, if the bundle says so.
+pub(super) fn cgroup_path(config: &Value) -> Option<PathBuf> {
+    config["linux"]["cgroupsPath"].as_str().map(PathBuf::from)
+}
+
 /// Paths that the runtime hides.
 pub(super) fn masked_paths(config: &Value) -> Vec<PathBuf> {
     let paths = config["linux"]["maskedPaths"].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -1,6 +1,7 @@
 //! The bytes of one segment: its digest and signature, and how to tell it by what the destination has.
 
 use fast_rsync::{Signature, SignatureOptions};
+use rayon::prelude::*;
 
 use super::index::SegmentRecord;
 use super::op::{Body, ChangedBlock};
@@ -24,17 +25,36 @@ pub(super) fn signature_len(len: usize) -> usize {
     len.div_ceil(BLOCK) * BLOCK_HASHES
 }
 
-/// The digest of bytes.
+/// Bytes that are worth a second processor: below, waking it costs more than it saves (blake3's own advice).
+const WORTH_SHARING: usize = 128 << 10;
+
+/// The digest of bytes; all processors help, since under the freeze the container leaves them idle.
 pub(super) fn digest(bytes: &[u8]) -> [u8; 32] {
-    *blake3::hash(bytes).as_bytes()
+    if bytes.len() < WORTH_SHARING {
+        return *blake3::hash(bytes).as_bytes();
+    }
+    *blake3::Hasher::new().update_rayon(bytes).finalize().as_bytes()
+}
+
+/// The signature of bytes without its header. Each block's hashes depend on that block alone, so pieces of whole blocks
+/// can be done side by side.
+fn signature(bytes: &[u8]) -> Vec<u8> {
+    let of_piece = |piece: &[u8]| {
+        let options = SignatureOptions { block_size: BLOCK as u32, crypto_hash_size: HASH as u32 };
+        let mut signature = Signature::calculate(piece, options).into_serialized();
+        signature.drain(..HEADER.len());
+        signature
+    };
+    if bytes.len() < WORTH_SHARING {
+        return of_piece(bytes);
+    }
+    let piece = bytes.len().div_ceil(4 * rayon::current_num_threads()).next_multiple_of(BLOCK);
+    bytes.par_chunks(piece).map(of_piece).collect::<Vec<_>>().concat()
 }
 
 /// What the index keeps of a segment's bytes.
 pub(super) fn record(bytes: &[u8], digest: [u8; 32]) -> SegmentRecord {
-    let options = SignatureOptions { block_size: BLOCK as u32, crypto_hash_size: HASH as u32 };
-    let mut signature = Signature::calculate(bytes, options).into_serialized();
-    signature.drain(..HEADER.len());
-    SegmentRecord { len: bytes.len() as u32, digest, signature }
+    SegmentRecord { len: bytes.len() as u32, digest, signature: signature(bytes) }
 }
 
 /// Whether all bytes are zero.
@@ -156,6 +176,16 @@ mod tests {
         let whole = Signature::calculate(&noise(9000, 1), options).into_serialized();
         assert_eq!(whole[..12], HEADER);
         assert_eq!(whole.len() - 12, signature_len(9000));
+    }
+
+    #[test]
+    fn a_signature_made_in_pieces_is_the_same() {
+        for len in [WORTH_SHARING, WORTH_SHARING + 1, (1 << 20) + 4095, 3 << 20] {
+            let bytes = noise(len, 4);
+            let options = SignatureOptions { block_size: BLOCK as u32, crypto_hash_size: HASH as u32 };
+            assert_eq!(signature(&bytes), Signature::calculate(&bytes, options).into_serialized()[12..], "{len}");
+            assert_eq!(digest(&bytes), *blake3::hash(&bytes).as_bytes(), "{len}");
+        }
     }
 
     #[test]

@@ -1,0 +1,241 @@
+//! The journals of this host, for `status` and `log`: found by any part of an id that is enough, put into words.
+
+use godwit_migration::journal::{Event, JournalError, JournalState, Line, read};
+use godwit_migration::lock::lock_container;
+use godwit_migration::quantity::{show_bytes, show_duration};
+use godwit_migration::{Failure, FailureKind, Role};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+/// A directory of a migration below godwit's root.
+#[derive(Debug)]
+pub struct Found {
+    /// The migration's id, or whatever the directory is called.
+    pub id: String,
+    /// Its journal.
+    pub path: PathBuf,
+}
+
+impl Found {
+    /// Reads and replays it.
+    pub fn read(&self) -> Result<(Vec<Line>, JournalState), JournalError> {
+        read(&self.path)
+    }
+}
+
+/// All migrations that this host knows, oldest first: ids sort by time.
+///
+/// # Errors
+/// When the directory is there and cannot be read.
+pub fn all(root: &Path) -> Result<Vec<Found>, Failure> {
+    let dir = root.join("migrations");
+    let entries = match std::fs::read_dir(&dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => {
+            return Err(Failure::new(FailureKind::Missing, format!("cannot read `{}`", dir.display()))
+                .because_of(&error)
+                .hint("run with sudo, or name another directory with `--root`"));
+        }
+        Ok(entries) => entries,
+    };
+    let mut found: Vec<Found> = entries
+        .flatten()
+        .map(|entry| Found {
+            id: entry.file_name().to_string_lossy().into_owned(),
+            path: entry.path().join("journal"),
+        })
+        .filter(|found| found.path.exists())
+        .collect();
+    found.sort_by(|one, other| one.id.cmp(&other.id));
+    Ok(found)
+}
+
+/// The one migration whose id is, begins or ends with `text`.
+///
+/// # Errors
+/// [`FailureKind::NotFound`] when there is none, [`FailureKind::Usage`] when there are several.
+pub fn find(root: &Path, text: &str) -> Result<Found, Failure> {
+    let mut matching: Vec<Found> = all(root)?
+        .into_iter()
+        .filter(|found| !text.is_empty() && (found.id.starts_with(text) || found.id.ends_with(text)))
+        .collect();
+    if let Some(exact) = matching.iter().position(|found| found.id == text) {
+        return Ok(matching.swap_remove(exact));
+    }
+    if matching.len() > 1 {
+        let ids = matching.iter().map(|found| format!("`{}`", found.id)).collect::<Vec<_>>().join(", ");
+        return Err(Failure::new(FailureKind::Usage, format!("`{text}` is ambiguous"))
+            .because(format!("it may mean {ids}"))
+            .hint("write more of the id"));
+    }
+    matching.pop().ok_or_else(|| {
+        Failure::new(FailureKind::NotFound, format!("no migration `{text}` on this host"))
+            .hint("`godwit status` lists those that this host knows")
+    })
+}
+
+/// What a whole journal says.
+pub struct Told<'a> {
+    pub role: Role,
+    pub container: &'a str,
+    pub peer: &'a str,
+    pub state: JournalState,
+    /// Some process still works on it.
+    pub under_way: bool,
+    pub downtime: Option<Duration>,
+    pub begun_unix_us: u64,
+    pub last_unix_us: u64,
+}
+
+impl<'a> Told<'a> {
+    /// From the lines of a journal; none when it has no first line yet. Whether a process still works on it is asked of
+    /// the container's lock, which the kernel takes away from a process that ends.
+    pub fn of(root: &Path, lines: &'a [Line], state: JournalState) -> Option<Self> {
+        let first = lines.first()?;
+        let last = lines.last()?;
+        let Event::Planned { role, container, peer, .. } = &first.event else { return None };
+        let downtime = lines.iter().rev().find_map(|line| match line.event {
+            Event::Completed { downtime_us, .. } => downtime_us.map(Duration::from_micros),
+            _ => None,
+        });
+        Some(Self {
+            role: *role,
+            container,
+            peer,
+            state,
+            under_way: !state.is_over() && is_locked(root, container),
+            downtime,
+            begun_unix_us: first.unix_us,
+            last_unix_us: last.unix_us,
+        })
+    }
+
+    /// The state in words.
+    pub fn words(&self) -> String {
+        let there = match self.role {
+            Role::Source => format!("running at {}", self.peer),
+            Role::Destination => "running here".to_owned(),
+        };
+        match self.state {
+            JournalState::Completed => there,
+            JournalState::RolledBack => "rolled back".into(),
+            JournalState::InDoubt => "in doubt: a person must look".into(),
+            state if self.under_way => format!("under way: {}", stage(state)),
+            state => format!("ended without a word in {}", stage(state)),
+        }
+    }
+}
+
+/// A lock that this user may not look at counts as free: only root migrates.
+fn is_locked(root: &Path, container: &str) -> bool {
+    let Some((engine, name)) = container.split_once(':') else { return false };
+    // a probe must not make what is not there
+    root.join("locks").exists() && matches!(lock_container(root, engine, name), Ok(None))
+}
+
+fn stage(state: JournalState) -> &'static str {
+    match state {
+        JournalState::Empty | JournalState::Planned => "negotiation",
+        JournalState::PreCopy => "pre-copy",
+        JournalState::Freezing => "freeze and final dump",
+        JournalState::Dumped | JournalState::Ready => "the final transfer",
+        JournalState::Restoring => "restore",
+        JournalState::Restored => "the hold before switchover",
+        JournalState::Committed => "switchover",
+        JournalState::Running => "clearing up",
+        JournalState::Failed => "rollback",
+        JournalState::Completed | JournalState::RolledBack | JournalState::InDoubt => "nothing",
+    }
+}
+
+/// An event's name and details, as `godwit log` shows them.
+pub fn event_words(event: &Event) -> (String, String) {
+    let details = match event {
+        Event::Planned { container, peer, role, godwit, .. } => {
+            let way = if *role == Role::Source { "to" } else { "from" };
+            format!("{container} {way} {peer}, godwit {godwit}")
+        }
+        Event::Accepted => "both sides agree".into(),
+        Event::Prepared => "everything that can exist early is there".into(),
+        Event::Round { round, wire_bytes } => {
+            format!("pre-copy {round}, {} on the wire", show_bytes(*wire_bytes))
+        }
+        Event::Freezing => "about to lock the network and to freeze".into(),
+        Event::Frozen => "every task is frozen".into(),
+        Event::Dumped => "the final dump is complete".into(),
+        Event::Ready => "every digest verified".into(),
+        Event::Restoring => "about to restore".into(),
+        Event::Restored => "held frozen at the destination".into(),
+        Event::Committed => "switchover granted".into(),
+        Event::Going => "the source gave its word".into(),
+        Event::Running { pid } => format!("pid {pid}"),
+        Event::Discarded => "the frozen copy is gone".into(),
+        Event::Completed { downtime_us, leftovers } => {
+            let downtime =
+                downtime_us.map(|us| format!("downtime {}", show_duration(Duration::from_micros(us))));
+            let leftovers = (!leftovers.is_empty()).then(|| format!("left over: {}", leftovers.join("; ")));
+            downtime.into_iter().chain(leftovers).collect::<Vec<_>>().join(", ")
+        }
+        Event::Failed { reason } | Event::InDoubt { reason } => reason.clone(),
+        Event::RolledBack => "everything was undone".into(),
+    };
+    (event.name(), details)
+}
+
+/// UTC as `2026-11-21 14:02:11.204`; the wall clock is only a label.
+pub fn show_time(unix_us: u64) -> String {
+    let since = Duration::from_micros(unix_us);
+    let seconds = since.as_secs();
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = civil_from_days(days);
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    format!(
+        "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02}.{:03}",
+        second % 60,
+        since.subsec_millis()
+    )
+}
+
+/// Days since 1970 to a date of the Gregorian calendar: whole cycles of 400 years, counted from 1 March.
+fn civil_from_days(days: u64) -> (u64, u64, u64) {
+    const CYCLE: u64 = 146_097;
+    let from_march = days + 719_468;
+    let (cycle, day) = (from_march / CYCLE, from_march % CYCLE);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day_of_year = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day_of_month = day_of_year - (153 * month + 2) / 5 + 1;
+    let (month, next_year) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    (cycle * 400 + year + next_year, month, day_of_month)
+}
+
+/// How long ago, for a table: `12 s`, `3 m`, `5 h`, `2 d`.
+pub fn show_age(unix_us: u64) -> String {
+    let now = std::time::SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = now.saturating_sub(Duration::from_micros(unix_us)).as_secs();
+    match seconds {
+        0..120 => format!("{seconds} s ago"),
+        120..7200 => format!("{} m ago", seconds / 60),
+        7200..172_800 => format!("{} h ago", seconds / 3600),
+        _ => format!("{} d ago", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_those_of_date() {
+        // as `date -u -d @N` shows them
+        for (unix, text) in [
+            (0, "1970-01-01 00:00:00.000"),
+            (951_782_400, "2000-02-29 00:00:00.000"),
+            (1_709_251_199, "2024-02-29 23:59:59.000"),
+            (4_107_542_400, "2100-03-01 00:00:00.000"),
+        ] {
+            assert_eq!(show_time(unix * 1_000_000), text);
+        }
+        assert_eq!(show_time(1_204), "1970-01-01 00:00:00.001");
+    }
+}

@@ -1,0 +1,240 @@
+//! Every way to fail before the commit: the container runs on where it was, and nothing of it is at the destination.
+
+use crate::bed::{Bed, DST, SRC, Said, bed};
+use crate::container::{Redis, runc_state};
+use crate::godwit::{Background, godwit_with};
+use crate::probe::Probe;
+use crate::state::State;
+use std::time::Duration;
+
+/// A redis under load, and what there was before the attempt to move it.
+struct Attempt<'a> {
+    bed: &'a Bed,
+    redis: Redis,
+    before: State,
+    there: State,
+    probe: Probe<'a>,
+}
+
+/// All that every attempt has in common.
+const MOVE: &[&str] = &["runc:stay", "ssh://dst", "--tcp-established"];
+const ANY_DOWNTIME: &[&str] = &["--max-downtime", "60s"];
+/// Round 0 takes long then: what redis holds does not shrink to nothing, and the rest waits.
+const SLOWLY: &[&str] = &["--max-downtime", "60s", "--compress", "none", "--bandwidth", "2MiB/s"];
+
+impl<'a> Attempt<'a> {
+    fn begin(bed: &'a Bed) -> Self {
+        let redis = Redis::create(bed, "stay", 16);
+        let (before, there) = (State::of(bed, SRC).without("/srv"), State::of(bed, DST));
+        let probe = Probe::start(bed, &redis);
+        Self { bed, redis, before, there, probe }
+    }
+
+    /// Asserts that it runs here as if nothing had been tried.
+    #[track_caller]
+    fn assert_stayed(self, said: &Said, code: i32) {
+        self.assert_runs_here(said, code);
+        self.there.assert_unchanged(self.bed, DST);
+        self.end();
+    }
+
+    #[track_caller]
+    fn assert_runs_here(&self, said: &Said, code: i32) {
+        assert_eq!(said.code, code, "{}{}", said.out, said.err);
+        if said.out.starts_with('{') {
+            let errors = said.lines("exit_error");
+            assert_eq!(errors.len(), 1, "{}", said.out);
+            assert_eq!((&errors[0]["code"], &errors[0]["disposition"]), (&code.into(), &"running_at_source".into()));
+        } else {
+            assert_eq!(said.last_line(), "runc:stay is running on this host", "{}", said.err);
+        }
+        self.redis.assert_untouched(self.bed);
+    }
+
+    /// The client saw nothing but a pause, the source is as it was, and the journal knows.
+    #[track_caller]
+    fn end(self) {
+        std::thread::sleep(Duration::from_millis(300));
+        self.probe.assert_nothing_lost();
+        self.before.assert_unchanged_without(self.bed, SRC, "/srv");
+        let last = self.bed.sh(SRC, "tail -qn 1 /var/lib/godwit/migrations/*/journal");
+        assert!(last.contains(r#""event":"rolled-back""#), "{last}");
+    }
+}
+
+fn migrate(bed: &Bed, environment: &[&str], more: &[&str]) -> Said {
+    godwit_with(bed, SRC, environment, &[&["migrate"], MOVE, more].concat())
+}
+
+fn begin_migrate<'a>(bed: &'a Bed, environment: &[&str], more: &[&str]) -> Background<'a> {
+    Background::migrate(bed, environment, &[MOVE, more].concat())
+}
+
+/// Puts a script in the place of runc at the destination; gives the environment that makes godwit use it there.
+fn runc_there(bed: &Bed, at_restore: &str) -> String {
+    let script = format!("#!/bin/sh\ncase \" $* \" in *\" restore \"*) {at_restore};; esac\nexec runc \"$@\"\n");
+    bed.write(DST, "/root/test-runc", &script);
+    "GODWIT_REMOTE_COMMAND=env GODWIT_RUNC=/root/test-runc godwit receive --stdio".into()
+}
+
+#[test]
+fn a_restore_that_fails() {
+    let Some(bed) = bed() else { return };
+    let attempt = Attempt::begin(&bed);
+    let there = runc_there(&bed, "echo no luck today >&2; exit 1");
+    let said = migrate(&bed, &[&there], ANY_DOWNTIME);
+    assert!(said.err.contains("could not restore `runc:stay`") && said.err.contains("no luck today"), "{}", said.err);
+    attempt.assert_stayed(&said, 1);
+}
+
+#[test]
+fn a_restore_that_fails_when_all_is_restored() {
+    let Some(bed) = bed() else { return };
+    let attempt = Attempt::begin(&bed);
+    let there = runc_there(&bed, "runc \"$@\"; exit 1");
+    let said = migrate(&bed, &[&there], ANY_DOWNTIME);
+    attempt.assert_stayed(&said, 1);
+}
+
+#[test]
+fn images_that_criu_cannot_read() {
+    let Some(bed) = bed() else { return };
+    let attempt = Attempt::begin(&bed);
+    let there = runc_there(&bed, "for f in /var/lib/godwit/migrations/*/images/*/core-1.img; do echo x > $f; done");
+    let said = migrate(&bed, &[&there], ANY_DOWNTIME);
+    assert!(said.err.contains("criu: "), "CRIU's own words are missing: {}", said.err);
+    attempt.assert_stayed(&said, 1);
+}
+
+/// A criu that fails when it serves its `number`th dump: godwit starts it anew for each request.
+fn criu_that_fails(bed: &Bed, number: u32) {
+    let script = format!(
+        "#!/bin/sh\ncase \" $* \" in *swrk*) n=$(cat /run/test.dumps 2> /dev/null || echo 0); n=$((n + 1)); echo $n > /run/test.dumps\n\
+         [ $n -lt {number} ] || exit 1;; esac\nexec criu \"$@\"\n"
+    );
+    bed.write(SRC, "/root/test-criu", &script);
+}
+
+#[test]
+fn dumps_that_fail() {
+    let Some(bed) = bed() else { return };
+    let attempt = Attempt::begin(&bed);
+    // requests before the dumps: find out how many, then fail at the first dump, and at the last one
+    criu_that_fails(&bed, 1000);
+    let counted = migrate(&bed, &["GODWIT_CRIU=/root/test-criu"], &["--max-downtime", "1ms"]);
+    assert_eq!(counted.code, 14, "{}", counted.err);
+    let at_give_up: u32 = bed.sh(SRC, "cat /run/test.dumps").parse().unwrap();
+    for number in [at_give_up, at_give_up + 1] {
+        criu_that_fails(&bed, number);
+        bed.sh(SRC, "rm /run/test.dumps");
+        let said = migrate(&bed, &["GODWIT_CRIU=/root/test-criu"], ANY_DOWNTIME);
+        assert_eq!(bed.sh(SRC, "cat /run/test.dumps"), number.to_string(), "{}", said.err);
+        assert!(said.err.contains("CRIU could not dump `runc:stay`"), "{}", said.err);
+        attempt.assert_runs_here(&said, 1);
+        attempt.there.assert_unchanged(&bed, DST);
+    }
+    attempt.end();
+}
+
+#[test]
+fn ctrl_c_in_pre_copy() {
+    let Some(bed) = bed() else { return };
+    let attempt = Attempt::begin(&bed);
+    let mut running = begin_migrate(&bed, &[], SLOWLY);
+    running.wait_for("bytes of files", |line| line.contains(r#""status""#) && line.contains("pre-copy"));
+    running.signal("INT");
+    let begun = std::time::Instant::now();
+    let said = running.finish();
+    assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?} to stop", begun.elapsed());
+    attempt.assert_stayed(&said, 130);
+}
+
+#[test]
+fn ctrl_c_under_the_freeze() {
+    let Some(bed) = bed() else { return };
+    let attempt = Attempt::begin(&bed);
+    let there = runc_there(&bed, "sleep 4");
+    let mut running = begin_migrate(&bed, &[&there], ANY_DOWNTIME);
+    running.wait_for_phase("restore");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(bed.sh(SRC, "cat /sys/fs/cgroup/stay/cgroup.freeze"), "1", "it is frozen now");
+    running.signal("INT");
+    let begun = std::time::Instant::now();
+    // the container first, the rest can wait
+    while bed.sh(SRC, "cat /sys/fs/cgroup/stay/cgroup.freeze") == "1" {
+        assert!(begun.elapsed() < Duration::from_secs(1), "it is not thawed at once");
+    }
+    let said = running.finish();
+    attempt.assert_stayed(&said, 130);
+}
+
+#[test]
+fn ctrl_c_at_the_destination() {
+    let Some(bed) = bed() else { return };
+    let attempt = Attempt::begin(&bed);
+    let mut running = begin_migrate(&bed, &[], SLOWLY);
+    running.wait_for_phase("pre-copy");
+    std::thread::sleep(Duration::from_millis(500));
+    bed.sh(DST, "pkill -TERM -x godwit");
+    let said = running.finish();
+    attempt.assert_stayed(&said, 1);
+}
+
+#[test]
+fn the_destination_dies_in_pre_copy() {
+    let Some(bed) = bed() else { return };
+    let attempt = Attempt::begin(&bed);
+    let mut running = begin_migrate(&bed, &[], SLOWLY);
+    running.wait_for_phase("pre-copy");
+    std::thread::sleep(Duration::from_millis(500));
+    bed.sh(DST, "pkill -KILL -x godwit");
+    let said = running.finish();
+    assert!(said.out.contains("lost contact with ssh://dst"), "{}", said.out);
+    attempt.assert_runs_here(&said, 1);
+    // nobody is left there to clean up; but nothing runs
+    assert!(runc_state(&bed, DST, "stay").is_none());
+    attempt.end();
+}
+
+#[test]
+fn the_destination_dies_under_the_freeze() {
+    let Some(bed) = bed() else { return };
+    let attempt = Attempt::begin(&bed);
+    let there = runc_there(&bed, "sleep 2");
+    let mut running = begin_migrate(&bed, &[&there], ANY_DOWNTIME);
+    running.wait_for_phase("restore");
+    std::thread::sleep(Duration::from_millis(300));
+    bed.sh(DST, "pkill -KILL -x godwit");
+    let said = running.finish();
+    attempt.assert_runs_here(&said, 1);
+    // its runc goes on without it: what it restores stays held, and cannot be reached
+    std::thread::sleep(Duration::from_secs(4));
+    assert!(bed.holds(DST, "! test -e /sys/fs/cgroup/stay || grep -q 1 /sys/fs/cgroup/stay/cgroup.freeze"), "it runs there, too");
+    attempt.end();
+}
+
+#[test]
+fn a_downtime_that_cannot_be_met() {
+    let Some(bed) = bed() else { return };
+    let attempt = Attempt::begin(&bed);
+    let said = migrate(&bed, &[], &["--max-downtime", "1ms", "--tracker", "checkpoint"]);
+    assert!(said.err.contains("did not converge") && said.err.contains("limit 1.0 ms"), "{}", said.err);
+    attempt.assert_stayed(&said, 14);
+}
+
+#[test]
+fn a_second_migration_of_the_same_container() {
+    let Some(bed) = bed() else { return };
+    let attempt = Attempt::begin(&bed);
+    let mut running = begin_migrate(&bed, &[], SLOWLY);
+    running.wait_for_phase("pre-copy");
+    let second = migrate(&bed, &[], ANY_DOWNTIME);
+    assert_eq!(second.code, 11, "{}", second.err);
+    assert_eq!(second.last_line(), "runc:stay was not touched");
+    assert!(second.err.contains("another migration of `runc:stay` is under way"), "{}", second.err);
+    running.signal("TERM");
+    let said = running.finish();
+    attempt.assert_stayed(&said, 130);
+    // the lock is gone with its holder
+    assert_eq!(migrate(&bed, &[], ANY_DOWNTIME).code, 0);
+}

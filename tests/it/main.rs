@@ -1,0 +1,15 @@
+//! The pure tier: both halves of a migration in one process, between a fake CRIU and a fake engine, over a real wire; and the
+//! binary itself as far as it needs no root.
+//!
+//! - `phases`: what is called in which order, rounds, downtime, equal files and memory at the end.
+//! - `failures`: every step fails once, the link breaks everywhere, Ctrl-C comes at every moment: at most one side ever
+//!   runs, and the journals say which.
+//! - `cli`: flags, errors and exit codes of the binary.
+
+mod cli;
+mod failures;
+mod fake;
+mod link;
+mod phases;
+mod stage;
+mod world;

@@ -1,0 +1,448 @@
+//! One migration between two halves in this process, and what must be true of it however it ends.
+
+use crate::fake::{Criu, ENGINE, FakeEngine, Source};
+use crate::link::{Cut, Link, Marks};
+use crate::world::{Then, Trap, Witness};
+use godwit_checkpoint::{Job, Plan, migrate};
+use godwit_engine::container::{Facts, Tree};
+use godwit_engine::network::NetworkPlan;
+use godwit_migration::journal::{self, Event as Wrote, Journal, JournalState, Line};
+use godwit_migration::lock::lock_container;
+use godwit_migration::observer::Event;
+use godwit_migration::plan::{Carry, Limits, OnTimeout, Strategy, Tracker};
+use godwit_migration::report::Summary;
+use godwit_migration::{Cancel, Disposition, Failure, MigrationId, Observer, Phase, Role};
+use godwit_restore::{Host, Outcome, receive};
+use godwit_transfer::tree::equal_digest;
+use godwit_transfer::{Descriptors, HostFacts, Refusal, TreeKind, Wire};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// How a migration is to go.
+#[derive(Clone, Debug)]
+pub struct Play {
+    pub strategy: Strategy,
+    pub tracker: Option<Tracker>,
+    pub limits: Limits,
+    pub traps: Vec<Trap>,
+    /// Where the link breaks, by what the source sends and by what the destination sends.
+    pub cuts: (Option<Cut>, Option<Cut>),
+    /// Ctrl-C at the beginning of a phase: whose, and which.
+    pub interrupt: Option<(Role, Phase)>,
+    pub source_cancel: Cancel,
+    pub destination_cancel: Cancel,
+    /// A file that lies in the destination's volume already.
+    pub in_the_way: Option<&'static str>,
+    /// Why the destination cannot receive anything.
+    pub unfit: Option<Refusal>,
+    /// Another process holds the container's lock at the destination.
+    pub locked_there: bool,
+    /// A file of so many incompressible bytes more in the volume.
+    pub bulk: usize,
+    /// Bytes a second at most; 0 is no limit.
+    pub bandwidth: u64,
+    /// A message of the source that takes its time on the way.
+    pub late: Option<&'static str>,
+    /// In the midst of the bulk the destination stops reading for a while, and Ctrl-C comes at the source.
+    pub interrupt_when_full: bool,
+}
+
+impl Play {
+    /// Two pre-dump rounds, whatever is measured.
+    pub fn pre_dump() -> Self {
+        Self {
+            strategy: Strategy::PreCopy,
+            tracker: Some(Tracker::PreDump),
+            limits: Limits {
+                max_downtime: Duration::from_nanos(1),
+                max_rounds: 2,
+                on_timeout: OnTimeout::Switchover,
+                ..Limits::default()
+            },
+            traps: vec![],
+            cuts: (None, None),
+            interrupt: None,
+            source_cancel: Cancel::default(),
+            destination_cancel: Cancel::default(),
+            in_the_way: None,
+            unfit: None,
+            locked_there: false,
+            bulk: 0,
+            bandwidth: 0,
+            late: None,
+            interrupt_when_full: false,
+        }
+    }
+
+    /// One checkpoint of the running container, then its difference.
+    pub fn checkpoint() -> Self {
+        Self { tracker: Some(Tracker::Checkpoint), ..Self::pre_dump() }
+    }
+
+    /// Everything under one freeze.
+    pub fn stop_and_copy() -> Self {
+        Self { strategy: Strategy::StopAndCopy, tracker: None, ..Self::pre_dump() }
+    }
+
+    pub fn failing(mut self, call: &'static str, nth: usize) -> Self {
+        self.traps.push(Trap { call, nth, then: Then::Fail });
+        self
+    }
+
+    /// Ctrl-C while a call is under way.
+    pub fn interrupted_in(mut self, role: Role, call: &'static str) -> Self {
+        let cancel = if role == Role::Source { &self.source_cancel } else { &self.destination_cancel };
+        self.traps.push(Trap { call, nth: 1, then: Then::Interrupt(cancel.clone()) });
+        self
+    }
+
+    /// The destination cannot write files any more when the first of them are sent.
+    pub fn losing_the_volume_there(mut self) -> Self {
+        self.traps.push(Trap { call: "source.mapped_files", nth: 1, then: Then::RemoveVolumeThere });
+        self
+    }
+
+    pub fn cut_source(self, cut: Cut) -> Self {
+        Self { cuts: (Some(cut), None), ..self }
+    }
+
+    pub fn cut_destination(self, cut: Cut) -> Self {
+        Self { cuts: (None, Some(cut)), ..self }
+    }
+}
+
+/// How a migration went.
+pub struct Ended {
+    /// Absent when not even the preamble came through.
+    pub source: Option<Result<Summary, Failure>>,
+    pub destination: Option<Result<Outcome, Failure>>,
+    pub witness: Arc<Witness>,
+    /// The journals, where there are any.
+    pub source_journal: Option<(Vec<Line>, JournalState)>,
+    pub destination_journal: Option<(Vec<Line>, JournalState)>,
+    pub told: Vec<(Role, String)>,
+    pub marks: (Vec<u64>, Vec<u64>),
+    pub took: Duration,
+    pub volumes: (PathBuf, PathBuf),
+    pub roots: (PathBuf, PathBuf),
+    _dir: tempfile::TempDir,
+}
+
+/// Keeps what it is told, and presses Ctrl-C.
+struct Notes {
+    told: Arc<Mutex<Vec<(Role, String)>>>,
+    me: Role,
+    interrupt: Option<(Role, Phase)>,
+    cancel: Cancel,
+}
+
+impl Observer for Notes {
+    fn event(&self, event: &Event) {
+        let text = match event {
+            Event::Phase { phase, event, .. } => format!("{phase} {event}"),
+            Event::Round(round) => format!("round {}", round.round),
+            Event::Status { .. } => return,
+            Event::Note { text } => format!("note: {text}"),
+        };
+        self.told.lock().unwrap().push((self.me, text));
+        if let (Event::Phase { phase, event: "begin", .. }, Some((role, at))) = (event, self.interrupt)
+            && role == self.me
+            && *phase == at
+        {
+            self.cancel.raise();
+        }
+    }
+}
+
+/// In memory where that is possible: hundreds of journals are synced here.
+fn stage_dir() -> tempfile::TempDir {
+    let shm = Path::new("/dev/shm");
+    tempfile::tempdir_in(shm).or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+fn host_facts(host: &str) -> HostFacts {
+    HostFacts { host: host.into(), kernel: "6.1".into(), criu: 40200, cpu_flags: vec!["sse2".into()] }
+}
+
+fn container_facts(volume: &Path, there: &Path) -> Facts {
+    Facts {
+        engine: ENGINE,
+        name: "web".into(),
+        pid: 1,
+        memory_bytes: 64 << 10,
+        trees: vec![Tree {
+            kind: TreeKind::Volume,
+            path: there.into(),
+            content: volume.into(),
+            single_file: false,
+            read_only: false,
+        }],
+        network: None,
+        recipe: "{}".into(),
+        warnings: vec![],
+    }
+}
+
+/// Plays one migration to its end.
+pub fn play(play: Play) -> Ended {
+    let dir = stage_dir();
+    let path = |name: &str| dir.path().join(name);
+    let volumes = (path("volume-here"), path("there/volume"));
+    let roots = (path("root-here"), path("root-there"));
+    std::fs::create_dir_all(volumes.0.join("deep/er")).unwrap();
+    std::fs::write(volumes.0.join("deep/er/file"), vec![7; 70_000]).unwrap();
+    std::os::unix::fs::symlink("file", volumes.0.join("deep/er/link")).unwrap();
+    std::fs::write(volumes.0.join("bulk"), noise(play.bulk)).unwrap();
+    if let Some(content) = play.in_the_way {
+        std::fs::create_dir_all(&volumes.1).unwrap();
+        std::fs::write(volumes.1.join("theirs"), content).unwrap();
+    }
+    std::fs::create_dir_all(&roots.1).unwrap();
+    let foreign_lock = play.locked_there.then(|| lock_container(&roots.1, ENGINE, "web").unwrap().unwrap());
+
+    let id = MigrationId::generate().unwrap();
+    let job = Job::new(&roots.0, id.clone());
+    let witness = Arc::new(Witness::new(volumes.clone(), job.dir.join("journal"), play.traps.clone()));
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let notes = |me, cancel: &Cancel| Notes {
+        told: told.clone(),
+        me,
+        interrupt: play.interrupt,
+        cancel: cancel.clone(),
+    };
+    let (source_notes, destination_notes) =
+        (notes(Role::Source, &play.source_cancel), notes(Role::Destination, &play.destination_cancel));
+    let host = Host {
+        root: roots.1.clone(),
+        engines: vec![Box::new(FakeEngine(witness.clone()))],
+        facts: play.unfit.clone().map_or_else(|| Ok(host_facts("there")), Err),
+        peer: "this test".into(),
+    };
+    let (one, two) = Descriptors::pair().unwrap();
+    let marks: (Marks, Marks) = Default::default();
+    let mut source_link = Link::new(one, play.cuts.0, marks.0.clone());
+    source_link.late = play.late;
+    let mut destination_link = Link::new(two, play.cuts.1, marks.1.clone());
+    destination_link.stall = play.interrupt_when_full.then(|| play.source_cancel.clone());
+    let begun = Instant::now();
+    let (source, destination) = std::thread::scope(|scope| {
+        let destination = scope.spawn(|| {
+            let wire = Wire::open(
+                Box::new(destination_link),
+                play.destination_cancel.clone(),
+                Duration::from_secs(5),
+            );
+            wire.ok().map(|wire| receive(wire, &host, &destination_notes))
+        });
+        let wire = Wire::open(Box::new(source_link), play.source_cancel.clone(), Duration::from_secs(5));
+        let source = wire.ok().map(|wire| {
+            let container =
+                Source { witness: witness.clone(), facts: container_facts(&volumes.0, &volumes.1) };
+            let criu = Criu::new(witness.clone());
+            let journal = begin(&job);
+            let plan = plan_of(&play);
+            migrate(
+                Box::new(container),
+                &criu,
+                wire,
+                journal,
+                plan,
+                job.clone(),
+                &source_notes,
+                play.source_cancel.clone(),
+            )
+        });
+        (source, destination.join().unwrap())
+    });
+    let took = begun.elapsed();
+    drop(foreign_lock);
+    let read = |root: &Path| {
+        let path = root.join("migrations").join(id.as_str()).join("journal");
+        path.exists().then(|| journal::read(&path).unwrap())
+    };
+    let taken = |marks: &Marks| marks.lock().unwrap().clone();
+    let told = told.lock().unwrap().clone();
+    Ended {
+        source,
+        destination,
+        source_journal: read(&roots.0),
+        destination_journal: read(&roots.1),
+        told,
+        marks: (taken(&marks.0), taken(&marks.1)),
+        took,
+        witness,
+        volumes,
+        roots,
+        _dir: dir,
+    }
+}
+
+/// Bytes that no compression makes shorter (xorshift64).
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    std::iter::repeat_with(&mut next).flatten().take(length).collect()
+}
+
+fn begin(job: &Job) -> Journal {
+    let mut journal = Journal::create(&job.dir).unwrap();
+    let planned = Wrote::Planned {
+        version: journal::VERSION,
+        migration: job.id.clone(),
+        role: Role::Source,
+        container: format!("{ENGINE}:web"),
+        peer: "test://there".into(),
+        godwit: "test".into(),
+    };
+    journal.append(planned).unwrap();
+    journal
+}
+
+fn plan_of(play: &Play) -> Plan {
+    Plan {
+        container: format!("{ENGINE}:web"),
+        destination: "there".into(),
+        strategy: play.strategy,
+        tracker: play.tracker,
+        limits: play.limits,
+        carry: Carry::default(),
+        network_plan: NetworkPlan::default(),
+        bandwidth: play.bandwidth,
+        compress: None,
+        facts: host_facts("here"),
+    }
+}
+
+impl Ended {
+    /// The source's failure, where there must be one.
+    pub fn failure(&self) -> &Failure {
+        match &self.source {
+            Some(Err(failure)) => failure,
+            other => panic!("no failure at the source: {other:?}"),
+        }
+    }
+
+    pub fn summary(&self) -> &Summary {
+        match &self.source {
+            Some(Ok(summary)) => summary,
+            other => panic!("no success at the source: {other:?}\n{:?}", self.told),
+        }
+    }
+
+    pub fn calls(&self) -> Vec<&'static str> {
+        self.witness.look().calls.clone()
+    }
+
+    /// The phases that a side went through: `begin` and `end` of each.
+    pub fn phases(&self, role: Role) -> Vec<String> {
+        let is_phase = |text: &str| text.ends_with(" begin") || text.ends_with(" end");
+        self.told
+            .iter()
+            .filter(|(who, text)| *who == role && is_phase(text))
+            .map(|(_, text)| text.clone())
+            .collect()
+    }
+
+    /// What must be true however a migration ended.
+    pub fn assert_sound(&self, context: &str) {
+        let world = self.witness.look();
+        let context = format!(
+            "{context}\n  source: {:?}\n  destination: {:?}\n  journals: {:?} / {:?}\n  calls: {:?}",
+            self.source,
+            self.destination,
+            self.source_journal.as_ref().map(|journal| journal.1),
+            self.destination_journal.as_ref().map(|journal| journal.1),
+            world.calls
+        );
+        assert!(world.violations.is_empty(), "{:#?}\n{context}", world.violations);
+        assert!(!(world.source_runs && world.destination_runs), "it runs on both sides\n{context}");
+        assert!(self.took < Duration::from_secs(5), "it took {:?}\n{context}", self.took);
+        let source_state = self.source_journal.as_ref().map(|journal| journal.1);
+        let destination_state = self.destination_journal.as_ref().map(|journal| journal.1);
+        match &self.source {
+            None => assert!(
+                world.source_runs && source_state.is_none(),
+                "touched before anybody answered\n{context}"
+            ),
+            Some(Ok(summary)) => {
+                assert_eq!(summary.disposition, Disposition::RunningAtDestination, "{context}");
+                assert!(world.destination_runs && !world.source_runs, "{context}");
+                assert_eq!(source_state, Some(JournalState::Completed), "{context}");
+                assert_eq!(destination_state, Some(JournalState::Completed), "{context}");
+            }
+            Some(Err(failure)) if failure.disposition == Disposition::InDoubt => {
+                assert_eq!(failure.kind.exit_code(), 20, "{context}");
+                assert!(
+                    !world.source_runs && !world.source_gone,
+                    "in doubt, and not frozen and whole here\n{context}"
+                );
+                assert_eq!(source_state, Some(JournalState::InDoubt), "{context}");
+                let lines = &self.source_journal.as_ref().unwrap().0;
+                let committed = lines.iter().any(|line| line.event == Wrote::Committed);
+                let thaw_failed = failure.hints.iter().any(|hint| hint.contains("thaw its cgroup"));
+                assert!(committed || thaw_failed, "in doubt before the commit\n{context}");
+            }
+            Some(Err(failure)) => {
+                assert_eq!(failure.disposition, Disposition::RunningAtSource, "{context}");
+                assert!(
+                    world.source_runs && !world.destination_runs,
+                    "it does not run at the source\n{context}"
+                );
+                assert!(!world.locked && !world.disconnected, "it runs, but cannot be reached\n{context}");
+                assert_eq!(source_state, Some(JournalState::RolledBack), "{context}");
+            }
+        }
+        let images = |root: &Path| {
+            self.source_journal.iter().flat_map(|(lines, _)| lines.first()).any(|line| {
+            matches!(&line.event, Wrote::Planned { migration, .. } if root.join("migrations").join(migration.as_str()).join("images").exists())
+        })
+        };
+        let doubtful = source_state == Some(JournalState::InDoubt);
+        assert!(doubtful || !images(&self.roots.0), "images are left at the source\n{context}");
+        match destination_state {
+            None | Some(JournalState::RolledBack) => {
+                assert!(
+                    !world.made && world.held.is_none(),
+                    "something is left at the destination\n{context}"
+                );
+                assert!(!images(&self.roots.1), "images are left at the destination\n{context}");
+                self.assert_no_files_there(&context);
+            }
+            Some(JournalState::Completed) => {
+                assert!(!images(&self.roots.1), "images are left there\n{context}")
+            }
+            Some(JournalState::InDoubt) => {
+                assert!(world.held.is_some(), "in doubt without a held tree\n{context}");
+                let outcome = self.destination.as_ref().unwrap().as_ref();
+                assert!(
+                    outcome.is_err_and(|failure| failure.disposition == Disposition::InDoubt),
+                    "{context}"
+                );
+            }
+            Some(state) => panic!("the destination's journal ends in {state:?}\n{context}"),
+        }
+    }
+
+    fn assert_no_files_there(&self, context: &str) {
+        let there = &self.volumes.1;
+        let names: Vec<_> =
+            std::fs::read_dir(there).into_iter().flatten().flatten().map(|e| e.file_name()).collect();
+        assert!(names.is_empty() || names == ["theirs"], "{names:?} are left at the destination\n{context}");
+    }
+
+    /// The container runs at the destination with all it had.
+    pub fn assert_moved(&self) {
+        self.assert_sound("it should have moved");
+        self.summary();
+        let world = self.witness.look();
+        assert_eq!(world.held.as_ref(), Some(&world.memory));
+        let digest = |path: &Path| equal_digest(path).unwrap().to_string();
+        assert_eq!(digest(&self.volumes.0), digest(&self.volumes.1), "the files differ");
+    }
+}

@@ -1,0 +1,118 @@
+//! Two virtual machines and a client, driven by `scripts/testbed`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Where the container comes from.
+pub const SRC: &str = "src";
+/// Where it goes.
+pub const DST: &str = "dst";
+/// How long a command in a machine may take, in seconds.
+const LIMIT: &str = "400";
+
+/// The machines are up as long as this lives.
+pub struct Machines {
+    was_up: bool,
+}
+
+/// Boots the machines; `None` when they cannot be had, after saying why.
+pub fn machines() -> Option<Machines> {
+    match boot() {
+        Ok(machines) => Some(machines),
+        Err(why) => {
+            assert!(std::env::var("GODWIT_REQUIRE").as_deref() != Ok("all"), "the virtual machines are required: {why}");
+            eprintln!("skipped: {why}");
+            None
+        }
+    }
+}
+
+fn testbed(args: &[&str]) -> Command {
+    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/testbed"));
+    command.args(args).env("GODWIT_TESTBED_KIND", "vm").stdin(Stdio::null());
+    if std::env::var_os("GODWIT_TESTBED_NAME").is_none() {
+        command.env("GODWIT_TESTBED_NAME", "vmtests");
+    }
+    command
+}
+
+fn boot() -> Result<Machines, String> {
+    if !nix::unistd::Uid::effective().is_root() {
+        return Err("the virtual machines need root".into());
+    }
+    let was_up = testbed(&["path"]).output().is_ok_and(|output| output.status.success());
+    let machines = Machines { was_up };
+    let up = testbed(&["up"]).output().map_err(|error| format!("scripts/testbed cannot be run: {error}"))?;
+    if !up.status.success() {
+        return Err(format!("scripts/testbed up failed: {}", String::from_utf8_lossy(&up.stderr).trim()));
+    }
+    let binary = std::env::var_os("GODWIT_BIN").map_or_else(|| env!("CARGO_BIN_EXE_godwit").into(), PathBuf::from);
+    let pushed = testbed(&["push", &binary.to_string_lossy(), "/usr/local/bin/godwit"]).output();
+    match pushed {
+        Ok(output) if output.status.success() => {}
+        other => return Err(format!("`{}` could not be put into the machines: {other:?}", binary.display())),
+    }
+    for host in [SRC, DST] {
+        machines.sh(host, "testbed-container remove vmt > /dev/null 2>&1; rm -rf /var/lib/godwit/*; true");
+    }
+    Ok(machines)
+}
+
+/// A command that runs while the test does something else.
+pub struct Running(Child);
+
+impl Running {
+    /// Waits for its end: exit code, output, errors.
+    pub fn finish(self) -> (i32, String, String) {
+        said(self.0.wait_with_output().unwrap())
+    }
+}
+
+fn said(output: std::process::Output) -> (i32, String, String) {
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+impl Machines {
+    fn command(&self, host: &str, script: &str) -> Command {
+        testbed(&["exec", host, "timeout", "--kill-after=10", LIMIT, "sh", "-c", script])
+    }
+
+    /// Runs a shell script in a machine: exit code, output, errors.
+    pub fn run(&self, host: &str, script: &str) -> (i32, String, String) {
+        said(self.command(host, script).output().unwrap())
+    }
+
+    /// Runs a shell script in a machine; its output. It must succeed.
+    #[track_caller]
+    pub fn sh(&self, host: &str, script: &str) -> String {
+        let (code, out, err) = self.run(host, script);
+        assert_eq!(code, 0, "on {host}: {script}\n{out}{err}");
+        out.trim_end().to_owned()
+    }
+
+    /// Starts a shell script in a machine.
+    pub fn start(&self, host: &str, script: &str) -> Running {
+        let mut command = self.command(host, &format!("exec {script}"));
+        Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// Waits until a condition holds in a machine.
+    #[track_caller]
+    pub fn wait_until(&self, host: &str, condition: &str) {
+        let begun = Instant::now();
+        while self.run(host, condition).0 != 0 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "never: {condition}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+impl Drop for Machines {
+    fn drop(&mut self) {
+        if !self.was_up {
+            let _ = testbed(&["down"]).output();
+        }
+    }
+}
