@@ -182,7 +182,12 @@ pub struct MigrateArgs {
     #[arg(long)]
     pub insecure: bool,
     /// What ssh runs at the destination
-    #[arg(long, default_value = "godwit receive --stdio", env = "GODWIT_REMOTE_COMMAND", value_name = "COMMAND")]
+    #[arg(
+        long,
+        default_value = "godwit receive --stdio",
+        env = "GODWIT_REMOTE_COMMAND",
+        value_name = "COMMAND"
+    )]
     pub remote_command: String,
     /// Look whether it can be moved, and stop there
     #[arg(long)]

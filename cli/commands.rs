@@ -19,7 +19,7 @@ use godwit_migration::{Cancel, Failure, FailureKind};
 /// A failure, and the container that it is about.
 #[derive(Debug)]
 pub struct Trouble {
-    pub failure: Failure,
+    pub failure: Box<Failure>,
     /// The container and the other host, as the user wrote them.
     pub about: Option<(String, Option<String>)>,
 }
@@ -27,7 +27,7 @@ pub struct Trouble {
 impl Trouble {
     /// Says which container the failure is about, and which other host.
     pub fn about(failure: Failure, container: &str, other: Option<&str>) -> Self {
-        Self { failure, about: Some((container.to_owned(), other.map(str::to_owned))) }
+        Self { failure: Box::new(failure), about: Some((container.to_owned(), other.map(str::to_owned))) }
     }
 
     /// Where the container is, in one sentence.
@@ -38,7 +38,9 @@ impl Trouble {
             Disposition::Untouched => format!("{container} was not touched"),
             Disposition::RunningAtSource => format!("{container} is running on this host"),
             Disposition::RunningAtDestination => format!("{container} is running on {other}"),
-            Disposition::InDoubt => format!("{container} is frozen on this host and may be running on {other}"),
+            Disposition::InDoubt => {
+                format!("{container} is frozen on this host and may be running on {other}")
+            }
             Disposition::NoContainer => return None,
         })
     }
@@ -46,7 +48,7 @@ impl Trouble {
 
 impl From<Failure> for Trouble {
     fn from(failure: Failure) -> Self {
-        Self { failure, about: None }
+        Self { failure: Box::new(failure), about: None }
     }
 }
 
@@ -84,8 +86,9 @@ fn probe(args: &Args, command: &crate::probe::ProbeArgs) -> Result<u8, Trouble> 
 /// Finds the container and opens it; touches nothing.
 fn open(text: &str, request: &OpenRequest) -> Result<(ContainerName, Box<dyn SourceContainer>), Trouble> {
     let (engine, name) = find(text)?;
-    let container =
-        engine.open(&name.name, request).map_err(|error| Trouble::about(describe(text, &error), text, None))?;
+    let container = engine
+        .open(&name.name, request)
+        .map_err(|error| Trouble::about(describe(text, &error), text, None))?;
     Ok((name, container))
 }
 
@@ -102,12 +105,12 @@ fn describe(text: &str, error: &EngineError) -> Failure {
         }
         EngineError::Ambiguous { candidates, .. } => Failure::new(FailureKind::Usage, error.to_string())
             .hint(format!("write {}", candidates.join(" or "))),
-        EngineError::NotRunning { .. } => {
-            Failure::new(FailureKind::NotFound, error.to_string()).hint("only a running container can be moved")
-        }
+        EngineError::NotRunning { .. } => Failure::new(FailureKind::NotFound, error.to_string())
+            .hint("only a running container can be moved"),
         EngineError::Blocked { blockers, .. } => {
             // established connections only need a flag; anything else is the container's own
-            let flag = blockers.iter().all(|b| b.hint.as_deref().is_some_and(|hint| hint.contains("add `--")));
+            let flag =
+                blockers.iter().all(|b| b.hint.as_deref().is_some_and(|hint| hint.contains("add `--")));
             let kind = if flag { FailureKind::Usage } else { FailureKind::Missing };
             let mut failure = Failure::new(kind, error.to_string());
             for blocker in blockers {
@@ -117,7 +120,9 @@ fn describe(text: &str, error: &EngineError) -> Failure {
             failure.hints.dedup();
             failure
         }
-        error => Failure::new(FailureKind::Missing, format!("`{text}` could not be looked at")).because_of(error),
+        error => {
+            Failure::new(FailureKind::Missing, format!("`{text}` could not be looked at")).because_of(error)
+        }
     }
 }
 

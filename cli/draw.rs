@@ -117,7 +117,8 @@ impl Draw {
 
 fn rounds_table(summary: &Summary) -> String {
     let header =
-        ["ROUND", "MEMORY", "FILES", "ON WIRE", "TIME", "STOOD STILL", "DIRTY RATE", "EXPECTED DOWNTIME"].map(String::from);
+        ["ROUND", "MEMORY", "FILES", "ON WIRE", "TIME", "STOOD STILL", "DIRTY RATE", "EXPECTED DOWNTIME"]
+            .map(String::from);
     let mut rows = vec![header.to_vec()];
     let dash = || "–".to_owned();
     for round in &summary.rounds {
@@ -177,7 +178,11 @@ mod tests {
 
     #[test]
     fn columns_line_up_whatever_the_letters() {
-        let rows = vec![vec!["A".into(), "B".into()], vec!["– ä".into(), "1".into()], vec!["xx".into(), "22".into()]];
+        let rows = vec![
+            vec!["A".into(), "B".into()],
+            vec!["– ä".into(), "1".into()],
+            vec!["xx".into(), "22".into()],
+        ];
         assert_eq!(table(&rows), "A    B\n– ä  1\nxx   22\n");
     }
 }

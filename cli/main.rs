@@ -48,9 +48,10 @@ fn start_logging(global: &args::Global) {
         _ => "trace",
     };
     let filter = EnvFilter::try_from_env("GODWIT_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let file = global.log_file.as_ref().and_then(|path| {
-        std::fs::OpenOptions::new().create(true).append(true).open(path).ok()
-    });
+    let file = global
+        .log_file
+        .as_ref()
+        .and_then(|path| std::fs::OpenOptions::new().create(true).append(true).open(path).ok());
     let writer = match file {
         Some(file) => BoxMakeWriter::new(file),
         None => BoxMakeWriter::new(std::io::stderr),

@@ -62,7 +62,11 @@ impl Observer for Show<'_> {
             Event::Phase { phase, duration_us: Some(took), .. }
                 if matches!(phase, Phase::Negotiate | Phase::Prepare) =>
             {
-                self.line(&format!("{:<14} {}", phase.to_string(), show_duration(Duration::from_micros(*took))));
+                self.line(&format!(
+                    "{:<14} {}",
+                    phase.to_string(),
+                    show_duration(Duration::from_micros(*took))
+                ));
             }
             Event::Phase { .. } => {}
             Event::Status { what, bytes_done, bytes_total, bandwidth_bytes_per_s, .. } => {

@@ -127,7 +127,8 @@ impl Copying {
     fn open(tree: &Tree, into: &Path) -> Result<Self, ArchiveError> {
         make_private(into)?;
         let failed = |source| ArchiveError::Tree { path: tree.content.clone(), source };
-        let source = TreeSource::new(&tree.content, TreeIndex::default(), Options::default()).map_err(failed)?;
+        let source =
+            TreeSource::new(&tree.content, TreeIndex::default(), Options::default()).map_err(failed)?;
         let copy = match tree.path.file_name() {
             Some(name) if tree.single_file => TreeDestination::open_file(&into.join(name)),
             _ => TreeDestination::open(into),
@@ -182,7 +183,12 @@ pub fn write(
                 written.stopped = begun.so_far();
                 put_back.err().into_iter().collect()
             } else {
-                let mut leftovers = container.disconnect().err().map(|error| error.to_string()).into_iter().collect::<Vec<_>>();
+                let mut leftovers = container
+                    .disconnect()
+                    .err()
+                    .map(|error| error.to_string())
+                    .into_iter()
+                    .collect::<Vec<_>>();
                 leftovers.extend(container.discard());
                 leftovers
             };
@@ -282,7 +288,8 @@ fn write_manifest(
         facts: host,
     };
     let path = dir.join(MANIFEST);
-    let text = serde_json::to_vec_pretty(&manifest).map_err(|error| io_error("write", &path)(error.into()))?;
+    let text =
+        serde_json::to_vec_pretty(&manifest).map_err(|error| io_error("write", &path)(error.into()))?;
     let mut options = std::fs::OpenOptions::new();
     let file = options.write(true).create_new(true).mode(0o600).open(&path);
     file.and_then(|mut file| {
@@ -298,8 +305,10 @@ fn sync_parent(path: &Path) -> io::Result<()> {
 }
 
 fn let_go(container: &mut dyn SourceContainer) -> Result<(), String> {
-    let results = [container.reconnect(), container.unlock_network(), container.thaw(), container.leave_as_found()];
-    let errors: Vec<String> = results.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect();
+    let results =
+        [container.reconnect(), container.unlock_network(), container.thaw(), container.leave_as_found()];
+    let errors: Vec<String> =
+        results.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect();
     if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
 }
 
@@ -337,7 +346,8 @@ pub struct Archived {
 pub fn open(dir: &Path) -> Result<Archived, ArchiveError> {
     let path = dir.join(MANIFEST);
     let not_one = |reason: String| ArchiveError::NotOne { path: dir.to_owned(), reason };
-    let text = std::fs::read(&path).map_err(|error| not_one(format!("`{MANIFEST}` cannot be read: {error}")))?;
+    let text =
+        std::fs::read(&path).map_err(|error| not_one(format!("`{MANIFEST}` cannot be read: {error}")))?;
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| not_one(error.to_string()))?;
     if manifest.godwit_checkpoint != VERSION {
         return Err(not_one(format!("format {} is not known to this godwit", manifest.godwit_checkpoint)));
@@ -349,7 +359,13 @@ pub fn open(dir: &Path) -> Result<Archived, ArchiveError> {
         if tree.single_file {
             content.extend(tree.path.file_name());
         }
-        Tree { kind: tree.kind, path: tree.path, content, single_file: tree.single_file, read_only: tree.read_only }
+        Tree {
+            kind: tree.kind,
+            path: tree.path,
+            content,
+            single_file: tree.single_file,
+            read_only: tree.read_only,
+        }
     };
     let facts = Facts {
         engine,
@@ -451,8 +467,8 @@ impl Dumper for ArchivedImages {
             }
             Ok(bytes)
         };
-        let memory_bytes =
-            link().map_err(|source| CriuError::Io { what: format!("link `{}`", self.images.display()), source })?;
+        let memory_bytes = link()
+            .map_err(|source| CriuError::Io { what: format!("link `{}`", self.images.display()), source })?;
         Ok(Dumped { frozen: Duration::ZERO, memory_bytes })
     }
 

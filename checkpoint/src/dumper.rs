@@ -33,7 +33,8 @@ impl Dumper for CriuBinary {
     }
 
     fn pre_dump(&self, options: DumpOptions) -> Result<Dumped, CriuError> {
-        godwit_criu::dump::pre_dump(self, options, &mut |_| NotifyAnswer::Continue).map(|report| summary(&report))
+        godwit_criu::dump::pre_dump(self, options, &mut |_| NotifyAnswer::Continue)
+            .map(|report| summary(&report))
     }
 }
 

@@ -129,7 +129,8 @@ impl Files {
             }
             let mut meter =
                 Meter::new(observer, phase, tree.offer.path.display().to_string(), tree.offer.bytes);
-            let (read, sent) = send_round(&mut tree.source, tree.offer.id, &tree.root, also, wire, &mut meter)?;
+            let (read, sent) =
+                send_round(&mut tree.source, tree.offer.id, &tree.root, also, wire, &mut meter)?;
             sum = (sum.0 + read, sum.1 + sent);
         }
         Ok(sum)

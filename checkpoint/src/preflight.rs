@@ -48,18 +48,26 @@ pub fn usable_criu() -> Result<CriuBinary, Failure> {
             .hint("install criu, or name it with the environment variable `GODWIT_CRIU`")
     })?;
     if criu.linkage() == Linkage::Static {
-        return Err(Failure::new(FailureKind::Missing, format!("`{}` is linked statically", criu.path().display()))
-            .because("godwit works with a dynamically linked criu, as distributions ship it")
-            .hint("install your distribution's criu"));
+        return Err(Failure::new(
+            FailureKind::Missing,
+            format!("`{}` is linked statically", criu.path().display()),
+        )
+        .because("godwit works with a dynamically linked criu, as distributions ship it")
+        .hint("install your distribution's criu"));
     }
     criu.check().map_err(|error| unusable(&criu, &error))?;
     if let Ok(version) = criu.version()
         && version < ASKS_LESS
         && !every_socket_tells_passcred()
     {
-        return Err(Failure::new(FailureKind::Missing, format!("criu {version} does not work on this kernel"))
-            .because("it reads the option SO_PASSCRED of every socket, which this kernel has for unix sockets only")
-            .hint(NEWER));
+        return Err(Failure::new(
+            FailureKind::Missing,
+            format!("criu {version} does not work on this kernel"),
+        )
+        .because(
+            "it reads the option SO_PASSCRED of every socket, which this kernel has for unix sockets only",
+        )
+        .hint(NEWER));
     }
     Ok(criu)
 }

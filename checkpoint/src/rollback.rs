@@ -50,6 +50,11 @@ impl Source<'_> {
                 if let Err(error) = self.journal.append(journal::Event::RolledBack) {
                     failure = failure.because(error);
                 }
+                if !self.container.is_alive() {
+                    return failure
+                        .because("it has ended here by itself meanwhile")
+                        .at(Disposition::NoContainer);
+                }
                 failure.at(Disposition::RunningAtSource)
             }
             Err(why) => {
@@ -95,11 +100,16 @@ impl Source<'_> {
         loop {
             match self.wire.hear() {
                 Ok(Incoming::Message(Message::Undone { leftovers })) => {
-                    return leftovers.into_iter().map(|left| format!("left over on {host}: {left}")).collect();
+                    return leftovers
+                        .into_iter()
+                        .map(|left| format!("left over on {host}: {left}"))
+                        .collect();
                 }
                 // what was under way when we gave up
                 Ok(_) => {}
-                Err(WireError::Peer(_) | WireError::Closed { .. } | WireError::Broken { .. }) => return vec![],
+                Err(WireError::Peer(_) | WireError::Closed { .. } | WireError::Broken { .. }) => {
+                    return vec![];
+                }
                 Err(error) => return vec![format!("{host} did not say that it has undone: {error}")],
             }
         }
@@ -149,9 +159,10 @@ impl Source<'_> {
             }
             SourceError::Criu(error) => {
                 let hint = error.explanation().and_then(|explanation| explanation.hint.clone());
-                let last = error.explanation().map(|explanation| explanation.last_lines.clone()).unwrap_or_default();
-                let mut failure =
-                    Failure::new(FailureKind::Failed, format!("CRIU could not dump `{name}`")).because_of(&error);
+                let last =
+                    error.explanation().map(|explanation| explanation.last_lines.clone()).unwrap_or_default();
+                let mut failure = Failure::new(FailureKind::Failed, format!("CRIU could not dump `{name}`"))
+                    .because_of(&error);
                 failure.causes.extend(last.into_iter().map(|line| format!("criu: {line}")));
                 failure.hints.extend(hint);
                 failure
@@ -160,7 +171,8 @@ impl Source<'_> {
                 Failure::new(FailureKind::Failed, format!("`{name}` could not be moved")).because_of(&error)
             }
             SourceError::Files(error) => {
-                Failure::new(FailureKind::Failed, format!("the files of `{name}` could not be sent")).because_of(&error)
+                Failure::new(FailureKind::Failed, format!("the files of `{name}` could not be sent"))
+                    .because_of(&error)
             }
             SourceError::Journal(error) => {
                 Failure::new(FailureKind::Failed, "the journal cannot be written").because_of(&error)

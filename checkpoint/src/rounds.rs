@@ -11,7 +11,7 @@ use godwit_migration::quantity::show_duration;
 use godwit_migration::report::RoundReport;
 use godwit_migration::{Failure, FailureKind};
 use godwit_transfer::Message;
-use godwit_transfer::tree::{Options, TreeSource};
+use godwit_transfer::tree::{Options, TreeIndex, TreeSource};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -94,7 +94,10 @@ impl Source<'_> {
         let limit = show_duration(self.plan.limits.max_downtime);
         SourceError::Failure(Box::new(
             Failure::new(FailureKind::NotConverged, format!("`{}` did not converge: {why}", self.name))
-                .because(format!("the expected downtime is up to {} (limit {limit})", show_duration(expected)))
+                .because(format!(
+                    "the expected downtime is up to {} (limit {limit})",
+                    show_duration(expected)
+                ))
                 .hint("raise `--max-downtime`, or add `--on-timeout switchover` to go all the same"),
         ))
     }
@@ -168,7 +171,11 @@ impl Source<'_> {
     }
 
     /// Sends what changed in the container's files.
-    pub(crate) fn send_files(&mut self, writable_only: bool, phase: Phase) -> Result<(u64, u64), SourceError> {
+    pub(crate) fn send_files(
+        &mut self,
+        writable_only: bool,
+        phase: Phase,
+    ) -> Result<(u64, u64), SourceError> {
         let also = self.container.mapped_files()?;
         Ok(self.files.round(writable_only, &also, &mut self.wire, self.observer, phase, &self.cancel)?)
     }
@@ -178,16 +185,15 @@ impl Source<'_> {
         Ok(self.container.complete_images(&images.dir)?)
     }
 
-    /// Sends an image directory: all of it, or the difference to what the destination holds under its name.
+    /// Sends an image directory.
     pub(crate) fn send_images(&mut self, images: &Images, phase: Phase) -> Result<u64, SourceError> {
         let unreadable =
             |source| crate::files::FilesError::Tree { path: images.dir.display().to_string(), source };
         let mut source =
-            TreeSource::new(&images.dir, self.tracker.base(), Options::default()).map_err(unreadable)?;
+            TreeSource::new(&images.dir, TreeIndex::default(), Options::default()).map_err(unreadable)?;
         let mut meter = Meter::new(self.observer, phase, "memory", images.dumped.memory_bytes);
         let (_, sent) =
             send_round(&mut source, images.tree, &images.dir, &HashSet::new(), &mut self.wire, &mut meter)?;
-        self.tracker.sent(source.index().clone());
         Ok(sent)
     }
 

@@ -18,9 +18,7 @@ use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, O
 use godwit_transfer::stale::StaleCopies;
 use godwit_transfer::tree::{TreeIndex, equal_digest};
 use godwit_transfer::wire::unexpected;
-use godwit_transfer::{
-    HostFacts, Incoming, Message, Offer, TreeBase, TreeId, TreeOffer, Wire, WireError,
-};
+use godwit_transfer::{HostFacts, Incoming, Message, Offer, TreeBase, TreeId, TreeOffer, Wire, WireError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -281,7 +279,8 @@ impl<'a> Source<'a> {
         if bases.len() != self.offered.len() {
             return Err(WireError::Malformed("an accept for another offer".into()).into());
         }
-        let contents: Vec<PathBuf> = self.container.facts().trees.iter().map(|tree| tree.content.clone()).collect();
+        let contents: Vec<PathBuf> =
+            self.container.facts().trees.iter().map(|tree| tree.content.clone()).collect();
         for ((tree, content), base) in self.offered.clone().into_iter().zip(contents).zip(bases) {
             self.take_base(tree, &content, base)?;
         }
@@ -351,9 +350,14 @@ impl<'a> Source<'a> {
     fn foreign(&self, tree: &TreeOffer) -> SourceError {
         let path = tree.path.display();
         SourceError::Failure(Box::new(
-            Failure::new(FailureKind::Refused, format!("{} cannot receive `{}`", self.plan.destination, self.name))
-                .because(format!("`{path}` exists there with other content"))
-                .hint(format!("move `{path}` out of the way there, or add `--no-copy {path}` if what lies there is right")),
+            Failure::new(
+                FailureKind::Refused,
+                format!("{} cannot receive `{}`", self.plan.destination, self.name),
+            )
+            .because(format!("`{path}` exists there with other content"))
+            .hint(format!(
+                "move `{path}` out of the way there, or add `--no-copy {path}` if what lies there is right"
+            )),
         ))
     }
 
@@ -403,7 +407,10 @@ impl<'a> Source<'a> {
             (dump.join(), files)
         });
         let images = images.map_err(|_| {
-            SourceError::Failure(Box::new(Failure::new(FailureKind::Failed, "the thread of the final dump died")))
+            SourceError::Failure(Box::new(Failure::new(
+                FailureKind::Failed,
+                "the thread of the final dump died",
+            )))
         })??;
         let (file_bytes, _) = files?;
         self.container.verify_frozen()?;
@@ -462,7 +469,10 @@ impl<'a> Source<'a> {
         })?;
         let downtime = self.stopwatch.take().map(Stopwatch::running).unwrap_or_default();
         self.pid_there = pid;
-        self.journal.append(journal::Event::Running { pid })?;
+        // it runs there, whether this host can write it down or not
+        if let Err(error) = self.journal.append(journal::Event::Running { pid }) {
+            tracing::warn!(%error, "the journal does not tell that the container runs at the destination");
+        }
         Ok(downtime)
     }
 

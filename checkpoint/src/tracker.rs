@@ -2,10 +2,10 @@
 
 use crate::dumper::{Dumped, Dumper};
 use godwit_criu::CriuError;
+use godwit_criu::images::difference;
 use godwit_engine::{EngineError, SourceContainer};
 use godwit_migration::plan::{Strategy, Tracker};
 use godwit_transfer::TreeId;
-use godwit_transfer::tree::TreeIndex;
 use std::path::{Path, PathBuf};
 
 /// Why memory could not be read.
@@ -19,12 +19,12 @@ pub enum TrackerError {
     Engine(#[from] EngineError),
 }
 
-/// An image directory, complete, and how the destination can make use of what it has.
+/// An image directory to be sent.
 #[derive(Clone, Debug)]
 pub struct Images {
     /// Where it is.
     pub dir: PathBuf,
-    /// Its name on the wire. The same name again means: the difference to what the destination holds under it.
+    /// Its name on the wire.
     pub tree: TreeId,
     /// What CRIU counted.
     pub dumped: Dumped,
@@ -42,22 +42,22 @@ pub trait MemoryTracker: Send {
     ///
     /// # Errors
     /// When it could not be written. The container runs.
-    fn round(&mut self, container: &mut dyn SourceContainer, criu: &dyn Dumper) -> Result<Images, TrackerError>;
+    fn round(
+        &mut self,
+        container: &mut dyn SourceContainer,
+        criu: &dyn Dumper,
+    ) -> Result<Images, TrackerError>;
 
     /// Prepares the dump under the freeze; what it returns runs beside the files' last round.
     fn last(&mut self, container: &dyn SourceContainer) -> LastDump;
-
-    /// Remembers what the destination holds after an image directory was sent.
-    fn sent(&mut self, index: TreeIndex);
-
-    /// What the destination holds of the image directory that is to be sent next.
-    fn base(&self) -> TreeIndex;
 }
 
 /// The dump under the freeze, ready to run.
 pub struct LastDump {
     options: godwit_criu::DumpOptions,
     tree: TreeId,
+    /// Complete images that the destination has: only what differs from them is to be sent.
+    earlier: Option<PathBuf>,
 }
 
 impl LastDump {
@@ -68,7 +68,10 @@ impl LastDump {
     pub fn run(self, criu: &dyn Dumper) -> Result<Images, CriuError> {
         let dir = self.options.images_dir.clone();
         let dumped = criu.dump(self.options)?;
-        Ok(Images { dir, tree: self.tree, dumped })
+        let Some(earlier) = self.earlier else { return Ok(Images { dir, tree: self.tree, dumped }) };
+        let changed = dir.with_extension("changed");
+        difference(&earlier, &dir, &changed)?;
+        Ok(Images { dir: changed, tree: self.tree, dumped })
     }
 }
 
@@ -78,20 +81,12 @@ pub fn tracker_for(strategy: Strategy, tracker: Option<Tracker>, job: &Path) -> 
         (Strategy::PreCopy, Some(Tracker::PreDump)) => {
             Box::new(PreDump { images: job.join("images"), work: job.join("work"), rounds: 0 })
         }
-        (Strategy::PreCopy, Some(Tracker::Checkpoint)) => Box::new(Checkpoint {
-            images: job.join("images"),
-            work: job.join("work"),
-            rounds: 0,
-            useful: 1,
-            held: TreeIndex::default(),
-        }),
-        (Strategy::StopAndCopy, _) | (Strategy::PreCopy, None) => Box::new(Checkpoint {
-            images: job.join("images"),
-            work: job.join("work"),
-            rounds: 0,
-            useful: 0,
-            held: TreeIndex::default(),
-        }),
+        (Strategy::PreCopy, Some(Tracker::Checkpoint)) => {
+            Box::new(Checkpoint { images: job.join("images"), work: job.join("work"), rounds: 0, useful: 1 })
+        }
+        (Strategy::StopAndCopy, _) | (Strategy::PreCopy, None) => {
+            Box::new(Checkpoint { images: job.join("images"), work: job.join("work"), rounds: 0, useful: 0 })
+        }
     }
 }
 
@@ -122,33 +117,33 @@ impl MemoryTracker for PreDump {
         true
     }
 
-    fn round(&mut self, container: &mut dyn SourceContainer, criu: &dyn Dumper) -> Result<Images, TrackerError> {
+    fn round(
+        &mut self,
+        container: &mut dyn SourceContainer,
+        criu: &dyn Dumper,
+    ) -> Result<Images, TrackerError> {
         let options = self.options(container);
-        let images =
-            Images { dir: options.images_dir.clone(), tree: TreeId::images(self.rounds), dumped: criu.pre_dump(options)? };
+        let images = Images {
+            dir: options.images_dir.clone(),
+            tree: TreeId::images(self.rounds),
+            dumped: criu.pre_dump(options)?,
+        };
         self.rounds += 1;
         Ok(images)
     }
 
     fn last(&mut self, container: &dyn SourceContainer) -> LastDump {
-        LastDump { options: self.options(container), tree: TreeId::images(self.rounds) }
-    }
-
-    fn sent(&mut self, _: TreeIndex) {}
-
-    fn base(&self) -> TreeIndex {
-        TreeIndex::default()
+        LastDump { options: self.options(container), tree: TreeId::images(self.rounds), earlier: None }
     }
 }
 
-/// Full checkpoints: one of the running container, and the final one, of which only the rsync difference to the first
-/// is sent. With no round at all this is stop-and-copy.
+/// Full checkpoints: one of the running container, and the final one, of which only the pages that differ from the first
+/// are sent. With no round at all this is stop-and-copy.
 struct Checkpoint {
     images: PathBuf,
     work: PathBuf,
     rounds: u16,
     useful: u32,
-    held: TreeIndex,
 }
 
 impl Checkpoint {
@@ -169,7 +164,11 @@ impl MemoryTracker for Checkpoint {
 
     /// A full dump cannot be made of a running tree: it stands still for as long as that takes, under the same lock and
     /// freeze as at the end, since CRIU reads its sockets, too.
-    fn round(&mut self, container: &mut dyn SourceContainer, criu: &dyn Dumper) -> Result<Images, TrackerError> {
+    fn round(
+        &mut self,
+        container: &mut dyn SourceContainer,
+        criu: &dyn Dumper,
+    ) -> Result<Images, TrackerError> {
         let begun = std::time::Instant::now();
         container.lock_network()?;
         let dumped = container.freeze().map_err(TrackerError::from).and_then(|()| {
@@ -184,19 +183,13 @@ impl MemoryTracker for Checkpoint {
         unlocked?;
         let (dir, mut dumped) = dumped?;
         dumped.frozen = begun.elapsed();
+        let tree = TreeId::images(self.rounds);
         self.rounds += 1;
-        Ok(Images { dir, tree: TreeId::images(0), dumped })
+        Ok(Images { dir, tree, dumped })
     }
 
     fn last(&mut self, container: &dyn SourceContainer) -> LastDump {
-        LastDump { options: self.options(container), tree: TreeId::images(0) }
-    }
-
-    fn sent(&mut self, index: TreeIndex) {
-        self.held = index;
-    }
-
-    fn base(&self) -> TreeIndex {
-        self.held.clone()
+        let earlier = self.rounds.checked_sub(1).map(|before| self.images.join(before.to_string()));
+        LastDump { options: self.options(container), tree: TreeId::images(self.rounds), earlier }
     }
 }

@@ -57,6 +57,7 @@ fn with_problems<'a>(mut failure: Failure, rows: impl Iterator<Item = &'a Row>) 
     for row in rows {
         if let Some(problem) = &row.problem {
             failure = failure.because(format!("{}: {problem}", row.name));
+            failure.causes.extend(row.cause.clone());
             failure.hints.extend(row.hint.clone().filter(|hint| !hint.is_empty()));
         }
     }
@@ -192,6 +193,7 @@ mod tests {
             name: name.into(),
             value: value.into(),
             problem: None,
+            cause: None,
             hint: None,
         };
         HostReport {

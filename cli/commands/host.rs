@@ -24,6 +24,8 @@ pub struct Row {
     pub value: String,
     /// Why no migration can work with it.
     pub problem: Option<String>,
+    /// More about that, too long for a table.
+    pub cause: Option<String>,
     /// What to do about that.
     pub hint: Option<String>,
 }
@@ -87,7 +89,7 @@ impl HostReport {
 
 /// Found, and nothing wrong with it.
 fn row(name: &str, value: impl Into<String>) -> Row {
-    Row { name: name.into(), value: value.into(), problem: None, hint: None }
+    Row { name: name.into(), value: value.into(), problem: None, cause: None, hint: None }
 }
 
 impl Row {
@@ -98,7 +100,9 @@ impl Row {
     }
 
     fn wrong_as(self, failure: &Failure) -> Self {
-        self.wrong(failure.to_string(), failure.hints.first().cloned().unwrap_or_default())
+        let hint = failure.hints.first().cloned().unwrap_or_default();
+        let cause = (!failure.causes.is_empty()).then(|| failure.causes.join(": "));
+        Self { cause, ..self.wrong(failure.message.clone(), hint) }
     }
 }
 
@@ -182,7 +186,10 @@ fn nf_tables() -> Row {
 
 fn tool(name: &str, args: &[&str], why: &str, hint: &str) -> Row {
     match first_line(name, args) {
-        Some(line) => row(name, line.rsplit(", ").next().unwrap_or_default().trim()),
+        Some(line) => {
+            let version = line.split(", ").find(|part| part.contains('-') || part.contains('.'));
+            row(name, version.unwrap_or(&line).trim())
+        }
         None => row(name, "not there").wrong(format!("`{name}` cannot be run: {why}"), hint),
     }
 }

@@ -64,8 +64,7 @@ pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Troubl
     let (job, journal) = begin(args, command, &name).map_err(about)?;
     if command.dry_run {
         let dir = job.dir.clone();
-        let answer =
-            godwit_checkpoint::rehearse(container, &criu, wire, journal, plan, job, &show, cancel);
+        let answer = godwit_checkpoint::rehearse(container, &criu, wire, journal, plan, job, &show, cancel);
         // a question leaves no trace; if it does, `godwit status` shows it and nothing is worse for it
         let _ = std::fs::remove_dir_all(dir);
         show.done();
@@ -73,8 +72,7 @@ pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Troubl
         draw.talk(&format!("{} would take {name}; nothing was done", command.destination));
         return Ok(0);
     }
-    let summary =
-        godwit_checkpoint::migrate(container, &criu, wire, journal, plan, job, &show, cancel);
+    let summary = godwit_checkpoint::migrate(container, &criu, wire, journal, plan, job, &show, cancel);
     show.done();
     let summary = summary.map_err(about)?;
     draw.summary(&summary);
@@ -82,9 +80,8 @@ pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Troubl
 }
 
 fn destination(command: &MigrateArgs) -> Result<Address, Failure> {
-    let address: Address = command.destination.parse().map_err(|error| {
-        Failure::new(FailureKind::Usage, format!("{error}"))
-    })?;
+    let address: Address =
+        command.destination.parse().map_err(|error| Failure::new(FailureKind::Usage, format!("{error}")))?;
     if address.is_exposed() && !command.insecure {
         return Err(Failure::new(
             FailureKind::Usage,

@@ -47,14 +47,16 @@ fn quiet(failure: Failure) -> Failure {
 
 fn transport(command: &ReceiveArgs, draw: &Draw) -> Result<(Box<dyn Transport>, String), Failure> {
     if command.stdio {
-        let transport = Descriptors::stdio()
-            .map_err(|error| Failure::new(FailureKind::Usage, "standard input or output is closed").because_of(&error))?;
+        let transport = Descriptors::stdio().map_err(|error| {
+            Failure::new(FailureKind::Usage, "standard input or output is closed").because_of(&error)
+        })?;
         let peer = std::env::var("SSH_CONNECTION").ok();
         let peer = peer.and_then(|text| text.split(' ').next().map(|host| format!("ssh from {host}")));
         return Ok((Box::new(transport), peer.unwrap_or_else(|| "standard input".into())));
     }
     let text = command.listen.as_deref().unwrap_or_default();
-    let address: Address = text.parse().map_err(|error| Failure::new(FailureKind::Usage, format!("{error}")))?;
+    let address: Address =
+        text.parse().map_err(|error| Failure::new(FailureKind::Usage, format!("{error}")))?;
     if address.is_exposed() && !command.insecure {
         return Err(Failure::new(
             FailureKind::Usage,
@@ -94,7 +96,9 @@ fn tell(draw: &Draw, outcome: &Outcome) {
                 "message_type": "received", "disposition": "running_at_source", "container": container, "reason": reason }),
             Outcome::Refused { reasons } => serde_json::json!({
                 "message_type": "received", "disposition": "untouched", "reasons": reasons }),
-            Outcome::Examined => serde_json::json!({ "message_type": "received", "disposition": "untouched" }),
+            Outcome::Examined => {
+                serde_json::json!({ "message_type": "received", "disposition": "untouched" })
+            }
         };
         draw.json_line(&line);
         return;

@@ -23,8 +23,10 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
     let name = command.checkpoint.display().to_string();
     check_privilege()?;
     let criu = usable_criu()?;
-    let archived = archive::open(&command.checkpoint)
-        .map_err(|error| Failure::new(FailureKind::NotFound, format!("{error}")).hint("name the directory that `godwit checkpoint --to` wrote"))?;
+    let archived = archive::open(&command.checkpoint).map_err(|error| {
+        Failure::new(FailureKind::NotFound, format!("{error}"))
+            .hint("name the directory that `godwit checkpoint --to` wrote")
+    })?;
     let cannot = |error: &(dyn std::error::Error + 'static)| {
         Failure::new(FailureKind::Missing, "this host could not be looked at").because_of(error)
     };

@@ -31,9 +31,14 @@ impl Arrival {
         }
         let wanted: Vec<&str> = match &shipment.network_plan {
             NetworkPlan::Bridge(name) => vec![name],
-            NetworkPlan::Same => state.links.iter().filter_map(|link| link.peer.as_ref()?.bridge.as_deref()).collect(),
+            NetworkPlan::Same => {
+                state.links.iter().filter_map(|link| link.peer.as_ref()?.bridge.as_deref()).collect()
+            }
             NetworkPlan::Hook(path) if !path.exists() => {
-                reasons.push(Refusal::new(format!("the network hook `{}` does not exist there", path.display())));
+                reasons.push(Refusal::new(format!(
+                    "the network hook `{}` does not exist there",
+                    path.display()
+                )));
                 vec![]
             }
             _ => vec![],
@@ -50,7 +55,11 @@ impl Arrival {
     }
 
     /// Makes the container's network, complete but unreachable and locked.
-    pub(crate) fn make_network(&mut self, shipment: &Shipment, namespace: Option<&str>) -> Result<(), EngineError> {
+    pub(crate) fn make_network(
+        &mut self,
+        shipment: &Shipment,
+        namespace: Option<&str>,
+    ) -> Result<(), EngineError> {
         let (Some(state), Some(name)) = (&shipment.network, namespace) else { return Ok(()) };
         let network = state.rebuild(name, &shipment.network_plan)?;
         let lock = NetworkLock::of(network.namespace());
@@ -93,7 +102,9 @@ impl Arrival {
                 match link.map(|link| inject(&link.name, &frames)) {
                     Some(Err(error)) => tracing::warn!(%error, "kept frames could not be replayed"),
                     Some(Ok(_)) => {}
-                    None => tracing::warn!(interface = %kept.interface, "kept frames of an interface that is not here"),
+                    None => {
+                        tracing::warn!(interface = %kept.interface, "kept frames of an interface that is not here")
+                    }
                 }
             }
         }

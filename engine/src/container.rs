@@ -126,6 +126,11 @@ pub trait SourceContainer: Send {
     /// When the kernel says no.
     fn reconnect(&mut self) -> Result<(), EngineError>;
 
+    /// Whether its first process lives: it may have ended by itself while godwit looked elsewhere.
+    fn is_alive(&self) -> bool {
+        true
+    }
+
     /// Lets go of what was made for the freeze only; the container stays and runs. After [`SourceContainer::thaw`].
     /// Idempotent.
     ///

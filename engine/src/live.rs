@@ -88,12 +88,7 @@ pub(crate) struct LiveContainer {
 }
 
 impl LiveContainer {
-    pub(crate) fn new(
-        facts: Facts,
-        carry: Carry,
-        kin: Box<dyn Kin>,
-        network: Option<SourceNetwork>,
-    ) -> Self {
+    pub(crate) fn new(facts: Facts, carry: Carry, kin: Box<dyn Kin>, network: Option<SourceNetwork>) -> Self {
         Self { facts, carry, kin, network, freezer: None, frozen: BTreeSet::new() }
     }
 
@@ -171,14 +166,18 @@ impl SourceContainer for LiveContainer {
     }
 
     fn verify_frozen(&self) -> Result<(), EngineError> {
-        let freezer = self.freezer.as_ref().ok_or_else(|| EngineError::NotFrozen("it was never frozen".into()))?;
+        let freezer =
+            self.freezer.as_ref().ok_or_else(|| EngineError::NotFrozen("it was never frozen".into()))?;
         if freezer.state()? != FreezeState::Frozen {
             return Err(EngineError::NotFrozen("its cgroup is not frozen any more".into()));
         }
         let now = freezer.pids()?;
         if now != self.frozen {
             let lost: Vec<_> = self.frozen.difference(&now).collect();
-            return Err(EngineError::NotFrozen(format!("its tasks changed (lost {lost:?}, now {})", now.len())));
+            return Err(EngineError::NotFrozen(format!(
+                "its tasks changed (lost {lost:?}, now {})",
+                now.len()
+            )));
         }
         Ok(())
     }
@@ -211,6 +210,11 @@ impl SourceContainer for LiveContainer {
             network.attachment.up(state, &network.namespace)?;
         }
         Ok(())
+    }
+
+    fn is_alive(&self) -> bool {
+        let stat = procfs::process::Process::new(self.facts.pid).and_then(|process| process.stat());
+        stat.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'))
     }
 
     fn leave_as_found(&mut self) -> Result<(), EngineError> {

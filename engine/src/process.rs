@@ -10,11 +10,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// File systems whose mounts CRIU cannot make again, unless the runtime brings them from outside.
-const NOT_RESTORABLE: &[&str] =
-    &["fuse", "fuseblk", "autofs", "nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "virtiofs", "zfs", "btrfs", "xfs", "ext4"];
+const NOT_RESTORABLE: &[&str] = &[
+    "fuse", "fuseblk", "autofs", "nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "virtiofs", "zfs", "btrfs",
+    "xfs", "ext4",
+];
 
 fn unreadable(pid: i32) -> impl FnOnce(procfs::ProcError) -> EngineError {
-    move |error| EngineError::Unreadable { path: PathBuf::from(format!("/proc/{pid}")), reason: error.to_string() }
+    move |error| EngineError::Unreadable {
+        path: PathBuf::from(format!("/proc/{pid}")),
+        reason: error.to_string(),
+    }
 }
 
 /// Resident memory of the tasks in bytes: what they have for themselves, and shared memory once.
@@ -99,7 +104,8 @@ fn is_terminal(path: &Path) -> bool {
         || path == Path::new("/dev/tty")
         || path == Path::new("/dev/console")
         || path.to_str().is_some_and(|path| {
-            path.strip_prefix("/dev/tty").is_some_and(|rest| rest.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()))
+            path.strip_prefix("/dev/tty")
+                .is_some_and(|rest| rest.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric()))
         })
 }
 
@@ -124,14 +130,22 @@ pub fn mount_blockers(pid: i32, external: &[PathBuf]) -> Result<Vec<Refusal>, En
         }
         // a second mount of something that is mounted anyway is made from the first
         let twin = |other: &&procfs::process::MountInfo| {
-            other.majmin == mount.majmin && external.iter().any(|path| *path == other.mount_point)
+            other.majmin == mount.majmin && external.contains(&other.mount_point)
         };
-        if kind != "fuse" && mounts.iter().any(|other| twin(&other) || (other.mount_point == Path::new("/") && other.majmin == mount.majmin)) {
+        if kind != "fuse"
+            && mounts.iter().any(|other| {
+                twin(&other) || (other.mount_point == Path::new("/") && other.majmin == mount.majmin)
+            })
+        {
             continue;
         }
         blockers.push(
-            Refusal::new(format!("CRIU cannot move the mount of type `{}` at `{}`", mount.fs_type, at.display()))
-                .hint("unmount it inside of the container, or make it a bind mount of the bundle"),
+            Refusal::new(format!(
+                "CRIU cannot move the mount of type `{}` at `{}`",
+                mount.fs_type,
+                at.display()
+            ))
+            .hint("unmount it inside of the container, or make it a bind mount of the bundle"),
         );
     }
     Ok(blockers)
@@ -157,7 +171,8 @@ pub fn established_connections(pids: &BTreeSet<i32>) -> Result<Vec<String>, Engi
         }
     }
     let established = |entry: &procfs::net::TcpNetEntry| {
-        !matches!(entry.state, TcpState::Listen | TcpState::TimeWait | TcpState::Close) && inodes.contains(&entry.inode)
+        !matches!(entry.state, TcpState::Listen | TcpState::TimeWait | TcpState::Close)
+            && inodes.contains(&entry.inode)
     };
     Ok(tables
         .unwrap_or_default()
@@ -223,7 +238,10 @@ mod tests {
         assert!(connections.iter().any(|text| text.contains(&port)), "{connections:?}");
         let blocker = connection_blocker(&connections, &Carry::default()).unwrap();
         assert!(blocker.hint.unwrap().contains("--tcp-established"));
-        assert!(connection_blocker(&connections, &Carry { tcp_established: true, ..Default::default() }).is_none());
+        assert!(
+            connection_blocker(&connections, &Carry { tcp_established: true, ..Default::default() })
+                .is_none()
+        );
     }
 
     #[test]

@@ -35,7 +35,10 @@ pub fn by_kind(kind: &str) -> Option<Box<dyn Engine>> {
 ///
 /// # Errors
 /// [`EngineError::NotFound`] when no engine knows it, [`EngineError::Ambiguous`] when several do.
-pub fn resolve(text: &str, engines: Vec<Box<dyn Engine>>) -> Result<(Box<dyn Engine>, ContainerName), EngineError> {
+pub fn resolve(
+    text: &str,
+    engines: Vec<Box<dyn Engine>>,
+) -> Result<(Box<dyn Engine>, ContainerName), EngineError> {
     if let Some((kind, name)) = text.split_once(':') {
         let engine = engines.into_iter().find(|engine| engine.kind() == kind);
         let engine = engine.ok_or_else(|| EngineError::NotFound(text.to_owned()))?;

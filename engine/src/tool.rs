@@ -24,7 +24,10 @@ pub(crate) fn run<S: AsRef<OsStr>>(
     let verb = args.first().map(|arg| arg.as_ref().to_string_lossy().into_owned()).unwrap_or_default();
     let name = format!("{} {verb}", program.display());
     let failed = |what: String| EngineError::Tool { program: name.clone(), what };
-    let (mut out, mut err) = (anonymous_file().map_err(|e| failed(e.to_string()))?, anonymous_file().map_err(|e| failed(e.to_string()))?);
+    let (mut out, mut err) = (
+        anonymous_file().map_err(|e| failed(e.to_string()))?,
+        anonymous_file().map_err(|e| failed(e.to_string()))?,
+    );
     let share = |file: &File| file.try_clone().map(Stdio::from).map_err(|error| failed(error.to_string()));
     let mut child = Command::new(program)
         .args(args)

@@ -155,7 +155,10 @@ mod tests {
                 "rounds run out, the user wants to go all the same",
                 Measured { rounds: 8, ..measured() },
                 Limits { on_timeout: OnTimeout::Switchover, ..limits },
-                Verdict::Switchover { expected: ms(500), over_limit: Some("8 pre-copy rounds were made".into()) },
+                Verdict::Switchover {
+                    expected: ms(500),
+                    over_limit: Some("8 pre-copy rounds were made".into()),
+                },
             ),
             (
                 "time runs out",
@@ -167,7 +170,10 @@ mod tests {
                 "the tracker has said all it can",
                 Measured { useful_rounds: 1, ..measured() },
                 limits,
-                Verdict::GiveUp { expected: ms(500), why: "another round of this tracker would not help".into() },
+                Verdict::GiveUp {
+                    expected: ms(500),
+                    why: "another round of this tracker would not help".into(),
+                },
             ),
             (
                 "no more can remain than there is",

@@ -168,7 +168,8 @@ mod tests {
 
     #[test]
     fn keys_carry_their_unit() {
-        let json = serde_json::to_value(Downtime { dump: Duration::from_millis(41), ..Default::default() }).unwrap();
+        let json =
+            serde_json::to_value(Downtime { dump: Duration::from_millis(41), ..Default::default() }).unwrap();
         assert_eq!(json["dump_us"], 41_000);
     }
 }

@@ -250,8 +250,7 @@ impl Journal {
         let path = dir.join("journal");
         let fail = |source| JournalError::Io { path: path.clone(), source };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fail)?;
-        let file =
-            OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path).map_err(fail)?;
+        let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path).map_err(fail)?;
         // a file that is not in its directory after a power cut is no journal
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(fail)?;
         Ok(Self { file, path, state: JournalState::Empty, seq: 0, length: 0 })
@@ -271,7 +270,8 @@ impl Journal {
         let fail = |source| JournalError::Io { path: self.path.clone(), source };
         let mut text = serde_json::to_vec(&line).map_err(|error| fail(io::Error::other(error)))?;
         text.push(b'\n');
-        let written = self.file.write_all(&text).and_then(|()| if sync { self.file.sync_data() } else { Ok(()) });
+        let written =
+            self.file.write_all(&text).and_then(|()| if sync { self.file.sync_data() } else { Ok(()) });
         if let Err(error) = written {
             // what was not written must not stand in front of the failure that is written next
             let _ = self.file.set_len(self.length);
@@ -302,8 +302,7 @@ pub fn read(path: &Path) -> Result<(Vec<Line>, JournalState), JournalError> {
         let number = lines.len() as u64 + 1;
         let damaged = |reason: String| JournalError::Damaged { path: path.to_owned(), line: number, reason };
         let mut text = Vec::new();
-        let read =
-            io::Read::take(&mut reader, MAX_LINE).read_until(b'\n', &mut text).map_err(fail)?;
+        let read = io::Read::take(&mut reader, MAX_LINE).read_until(b'\n', &mut text).map_err(fail)?;
         if read as u64 == MAX_LINE {
             return Err(damaged("too long".into()));
         }
@@ -396,10 +395,8 @@ mod tests {
         for event in source_path() {
             state = state.apply(&event).unwrap();
             let failed = state.apply(&Event::Failed { reason: "x".into() });
-            let committed = matches!(
-                state,
-                JournalState::Committed | JournalState::Running | JournalState::Completed
-            );
+            let committed =
+                matches!(state, JournalState::Committed | JournalState::Running | JournalState::Completed);
             assert_eq!(failed.is_err(), committed, "{state:?}");
         }
     }

@@ -21,7 +21,7 @@ pub enum Strategy {
 pub enum Tracker {
     /// CRIU pre-dump rounds; needs the kernel's soft-dirty bit.
     PreDump,
-    /// One full checkpoint of the running container first; at the freeze the rsync difference to the final dump.
+    /// One full checkpoint of the running container first; at the freeze what differs in the final dump, by address.
     Checkpoint,
 }
 
@@ -91,13 +91,18 @@ pub struct Carry {
 ///
 /// # Errors
 /// The sentence to refuse with, when the one asked for cannot work here.
-pub fn choose_tracker(choice: TrackerChoice, soft_dirty: Result<(), String>) -> Result<(Tracker, String), String> {
+pub fn choose_tracker(
+    choice: TrackerChoice,
+    soft_dirty: Result<(), String>,
+) -> Result<(Tracker, String), String> {
     match (choice, soft_dirty) {
         (TrackerChoice::Only(Tracker::PreDump), Err(why)) => {
             Err(format!("tracker `pre-dump` cannot work on this host: {why}"))
         }
         (TrackerChoice::Only(tracker), _) => Ok((tracker, "asked for".into())),
-        (TrackerChoice::Auto, Ok(())) => Ok((Tracker::PreDump, "the kernel has soft-dirty page tracking".into())),
+        (TrackerChoice::Auto, Ok(())) => {
+            Ok((Tracker::PreDump, "the kernel has soft-dirty page tracking".into()))
+        }
         (TrackerChoice::Auto, Err(why)) => Ok((Tracker::Checkpoint, why)),
     }
 }
@@ -134,7 +139,10 @@ mod tests {
     fn the_tracker_follows_the_kernel_and_says_why() {
         let no = || Err("no soft-dirty".to_owned());
         assert_eq!(choose_tracker(TrackerChoice::Auto, Ok(())).map(|c| c.0), Ok(Tracker::PreDump));
-        assert_eq!(choose_tracker(TrackerChoice::Auto, no()), Ok((Tracker::Checkpoint, "no soft-dirty".into())));
+        assert_eq!(
+            choose_tracker(TrackerChoice::Auto, no()),
+            Ok((Tracker::Checkpoint, "no soft-dirty".into()))
+        );
         assert!(choose_tracker(TrackerChoice::Only(Tracker::PreDump), no()).is_err());
         assert_eq!(
             choose_tracker(TrackerChoice::Only(Tracker::Checkpoint), Ok(())).map(|c| c.0),

@@ -137,7 +137,9 @@ mod tests {
         assert_eq!(duration("300ms"), Ok(Duration::from_millis(300)));
         assert_eq!(duration("1.5 s"), Ok(Duration::from_millis(1500)));
         assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
-        for bad in ["", "300", "ms", "-1s", "1.2.3s", "5 parsecs", "1e99s", "99999999999999999999999h", "NaNs"] {
+        for bad in
+            ["", "300", "ms", "-1s", "1.2.3s", "5 parsecs", "1e99s", "99999999999999999999999h", "NaNs"]
+        {
             assert!(duration(bad).is_err(), "{bad}");
         }
         assert_eq!(

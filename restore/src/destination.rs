@@ -137,8 +137,7 @@ struct Destination<'a> {
 /// # Errors
 /// The failure says what happened and where the container is.
 pub fn receive(wire: Wire, host: &Host, observer: &dyn Observer) -> Result<Outcome, Failure> {
-    let mut destination =
-        Destination { host, wire, observer, job: None, images: PathBuf::new(), pid: 0 };
+    let mut destination = Destination { host, wire, observer, job: None, images: PathBuf::new(), pid: 0 };
     match destination.run() {
         Ok(()) => Ok(destination.complete()),
         Err(error) => destination.undo(error),
@@ -216,12 +215,16 @@ impl Destination<'_> {
         let process_start = asked.elapsed();
         if let Err(error) = usable {
             return Err(vec![
-                Refusal::new(format!("the container runtime `{}` cannot be used there: {error}", offer.engine))
-                    .hint(format!("install {} there", offer.engine)),
+                Refusal::new(format!(
+                    "the container runtime `{}` cannot be used there: {error}",
+                    offer.engine
+                ))
+                .hint(format!("install {} there", offer.engine)),
             ]);
         }
         let network = offer.network.as_deref().map(serde_json::from_str::<NetworkState>).transpose();
-        let network = network.map_err(|error| vec![Refusal::new(format!("its network cannot be understood: {error}"))])?;
+        let network = network
+            .map_err(|error| vec![Refusal::new(format!("its network cannot be understood: {error}"))])?;
         let network_plan: NetworkPlan =
             offer.network_plan.parse().map_err(|error| vec![Refusal::new(format!("{error}"))])?;
         let shipment = Shipment {
@@ -355,7 +358,9 @@ impl Destination<'_> {
                     }
                     job.trees.apply(tree, op)?;
                 }
-                Incoming::Message(Message::RoundEnd { round: ended }) if ended == round => return Ok(image_round),
+                Incoming::Message(Message::RoundEnd { round: ended }) if ended == round => {
+                    return Ok(image_round);
+                }
                 other => return Err(unexpected(&other, "tree operations").into()),
             }
         }
@@ -382,7 +387,8 @@ impl Destination<'_> {
         let work = job.dir.join("work");
         make_private(&work)?;
         job.journal.append(journal::Event::Restoring)?;
-        let container = job.container.as_mut().ok_or_else(|| WireError::Malformed("restore before prepare".into()))?;
+        let container =
+            job.container.as_mut().ok_or_else(|| WireError::Malformed("restore before prepare".into()))?;
         let given = container.restore(&RestoreRequest { images, work })?;
         self.wire.check_cancel()?;
         let job = self.job()?;
@@ -406,7 +412,8 @@ impl Destination<'_> {
         let pid = self.pid;
         let job = self.job()?;
         job.journal.append(journal::Event::Going)?;
-        let container = job.container.as_mut().ok_or_else(|| WireError::Malformed("go before prepare".into()))?;
+        let container =
+            job.container.as_mut().ok_or_else(|| WireError::Malformed("go before prepare".into()))?;
         container.go(&frames)?;
         // the source counts its downtime until it hears this: the journal can wait
         let said = self.wire.say(&Message::Running { pid });
@@ -450,14 +457,20 @@ impl Destination<'_> {
         let Some(mut job) = self.job.take() else { return self.not_begun(error) };
         let state = job.journal.state();
         if matches!(state, JournalState::Committed | JournalState::Running) {
-            let failure = in_doubt(&job, &error, "the source gave its word, but the container could not be let run here");
+            let failure = in_doubt(
+                &job,
+                &error,
+                "the source gave its word, but the container could not be let run here",
+            );
             let _ = job.journal.append(journal::Event::InDoubt { reason });
             let _ = self.wire.say(&Message::Failed { failure: failure.clone() });
             return Err(failure);
         }
         let link_lost = matches!(
             error,
-            DestinationError::Wire(WireError::Closed { .. } | WireError::Broken { .. } | WireError::Silent(_))
+            DestinationError::Wire(
+                WireError::Closed { .. } | WireError::Broken { .. } | WireError::Silent(_)
+            )
         );
         if state == JournalState::Restored && link_lost {
             let failure = in_doubt(&job, &error, "the link was lost while the container is held frozen here");
@@ -489,10 +502,10 @@ impl Destination<'_> {
     /// Answers the source's `Cancel`; after a failure of our own it is still to come.
     fn say_undone(&mut self, wait_for_cancel: bool, leftovers: &[String]) {
         self.wire.set_patience(Duration::from_secs(10));
-        while wait_for_cancel {
+        let mut cancelled = !wait_for_cancel;
+        while !cancelled {
             match self.wire.hear() {
-                Ok(Incoming::Message(Message::Cancel { .. })) => break,
-                Ok(_) => {}
+                Ok(incoming) => cancelled = matches!(incoming, Incoming::Message(Message::Cancel { .. })),
                 Err(_) => return,
             }
         }
@@ -502,18 +515,15 @@ impl Destination<'_> {
     /// It ended before anything was made.
     fn not_begun(&mut self, error: DestinationError) -> Result<Outcome, Failure> {
         match error {
-            DestinationError::Refused(reasons) => {
-                // the source says good-bye; a connection that is closed before that would look like an accident to it
-                self.say_undone(true, &[]);
-                Ok(Outcome::Refused { reasons })
-            }
+            DestinationError::Refused(reasons) => Ok(Outcome::Refused { reasons }),
             DestinationError::Cancelled(reason) => {
                 self.say_undone(false, &[]);
                 Ok(Outcome::Undone { container: String::new(), reason })
             }
             DestinationError::Wire(WireError::Closed { .. }) => Ok(Outcome::Examined),
             error => {
-                let failure = Failure::new(FailureKind::Failed, "the offer could not be accepted").because_of(&error);
+                let failure =
+                    Failure::new(FailureKind::Failed, "the offer could not be accepted").because_of(&error);
                 let _ = self.wire.say(&Message::Failed { failure: failure.clone() });
                 self.say_undone(true, &[]);
                 Err(failure)
@@ -523,19 +533,21 @@ impl Destination<'_> {
 
     /// The failure for an error of this side; none when the source wanted to stop.
     fn describe(&self, job: &Job, error: &DestinationError) -> Option<Failure> {
-        let failure = |message: String| Failure::new(FailureKind::Failed, message).at(Disposition::RunningAtSource);
+        let failure =
+            |message: String| Failure::new(FailureKind::Failed, message).at(Disposition::RunningAtSource);
         let name = &job.name;
         Some(match error {
             DestinationError::Cancelled(_) | DestinationError::OnlyAsked => return None,
-            DestinationError::Wire(WireError::Interrupted) => Failure::new(
-                FailureKind::Interrupted,
-                format!("receiving `{name}` was interrupted"),
-            )
-            .at(Disposition::RunningAtSource),
+            DestinationError::Wire(WireError::Interrupted) => {
+                Failure::new(FailureKind::Interrupted, format!("receiving `{name}` was interrupted"))
+                    .at(Disposition::RunningAtSource)
+            }
             DestinationError::Wire(WireError::Peer(reason)) => {
                 failure(format!("the source gave up: {}", reason.message))
             }
-            DestinationError::Wire(error) => failure(format!("lost contact with the source of `{name}`")).because_of(error),
+            DestinationError::Wire(error) => {
+                failure(format!("lost contact with the source of `{name}`")).because_of(error)
+            }
             error if job.journal.state() == JournalState::Restoring => {
                 failure(format!("could not restore `{name}`")).because_of(error)
             }

@@ -12,15 +12,16 @@ pub struct IncomingImages {
 }
 
 impl IncomingImages {
-    /// Below the job's directory. Pre-dump rounds refer to each other and are flattened; a checkpoint stands alone.
+    /// Below the job's directory. With a tracker the images of later rounds refer to earlier ones, and are put together at
+    /// the end; without one there is a single dump that stands alone.
     ///
     /// # Errors
     /// When the page store cannot be made.
     pub fn new(job: &Path, tracker: Option<Tracker>) -> Result<Self, ImageError> {
         let dir = job.join("images");
         let store = match tracker {
-            Some(Tracker::PreDump) => Some(PageStore::create(dir.join("store"))?),
-            _ => None,
+            Some(_) => Some(PageStore::create(dir.join("store"))?),
+            None => None,
         };
         Ok(Self { dir, store })
     }

@@ -41,8 +41,12 @@ pub fn examine(offer: &Offer, here: &HostFacts, root: &Path) -> Vec<Refusal> {
 fn criu_reason(theirs: u32, ours: u32) -> Option<Refusal> {
     // the last two digits are fixes, which change no format
     (ours / 100 < theirs / 100).then(|| {
-        Refusal::new(format!("criu {} is older than the source's {}", show_version(ours), show_version(theirs)))
-            .hint("install the same criu on both hosts")
+        Refusal::new(format!(
+            "criu {} is older than the source's {}",
+            show_version(ours),
+            show_version(theirs)
+        ))
+        .hint("install the same criu on both hosts")
     })
 }
 
@@ -66,7 +70,12 @@ fn path_reason(path: &Path) -> Option<Refusal> {
     let strange = !path.is_absolute()
         || path == Path::new("/")
         || path.components().any(|part| !matches!(part, Component::Normal(_) | Component::RootDir));
-    strange.then(|| Refusal::new(format!("`{}` is no place for a tree: it must be absolute, without `..`", path.display())))
+    strange.then(|| {
+        Refusal::new(format!(
+            "`{}` is no place for a tree: it must be absolute, without `..`",
+            path.display()
+        ))
+    })
 }
 
 /// Bytes that may be written at a path that may not exist yet, and the file system's number.
@@ -169,7 +178,11 @@ mod tests {
             room_reasons(trees, memory, Path::new("/b/root"), free, Some(available)).len()
         };
         assert_eq!(reasons(&[tree("/a/x", 600), tree("/b/y", 600)], 1000, 4000), 0);
-        assert_eq!(reasons(&[tree("/a/x", 600), tree("/a/y", 600)], 1000, 4000), 1, "both on one file system");
+        assert_eq!(
+            reasons(&[tree("/a/x", 600), tree("/a/y", 600)], 1000, 4000),
+            1,
+            "both on one file system"
+        );
         assert_eq!(reasons(&[], 2600, 4000), 1, "images need twice the memory on disk");
         assert_eq!(reasons(&[], 1000, 900), 1, "memory");
         assert_eq!(reasons(&[tree("/a/x", 2000)], 9000, 900), 3);

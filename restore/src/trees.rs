@@ -99,7 +99,11 @@ impl Trees {
         let path = offer.path.clone();
         let made = path.ancestors().filter(|ancestor| !ancestor.exists()).last().map(Path::to_owned);
         let dir = if offer.single_file { path.parent().unwrap_or(&path) } else { &path };
-        std::fs::create_dir_all(dir).map_err(|source| TreesError::Io { act: "make", path: path.clone(), source })?;
+        std::fs::create_dir_all(dir).map_err(|source| TreesError::Io {
+            act: "make",
+            path: path.clone(),
+            source,
+        })?;
         let writer =
             if offer.single_file { TreeDestination::open_file(&path) } else { TreeDestination::open(&path) };
         let writer = writer.map_err(|source| TreesError::Tree { path: path.clone(), source })?;
@@ -115,8 +119,8 @@ impl Trees {
     pub fn open_private(&mut self, id: TreeId, path: &Path) -> Result<(), TreesError> {
         let io_error = |source| TreesError::Io { act: "make", path: path.to_owned(), source };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error)?;
-        let writer =
-            TreeDestination::open(path).map_err(|source| TreesError::Tree { path: path.to_owned(), source })?;
+        let writer = TreeDestination::open(path)
+            .map_err(|source| TreesError::Tree { path: path.to_owned(), source })?;
         self.incoming.insert(id, Incoming { path: path.to_owned(), writer, made: None, was_empty: false });
         Ok(())
     }

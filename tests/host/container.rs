@@ -88,7 +88,8 @@ pub fn add_bind(config: &mut Value, source: &str, destination: &str, mode: &str)
 /// Runs a bundle on the source.
 #[track_caller]
 pub fn run_bundle(bed: &Bed, name: &str) {
-    let run = format!("runc --log /srv/{name}.log run -d --bundle /srv/{name} {name} < /dev/null > /dev/null 2>&1");
+    let run =
+        format!("runc --log /srv/{name}.log run -d --bundle /srv/{name} {name} < /dev/null > /dev/null 2>&1");
     let said = bed.try_sh(SRC, &run);
     assert_eq!(said.code, 0, "{}", bed.sh(SRC, &format!("cat /srv/{name}.log")));
 }

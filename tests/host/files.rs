@@ -17,7 +17,8 @@ const COPYING_RUNC: &str = "#!/bin/sh\nrunc \"$@\" || exit\ncase \" $* \" in *\"
 fn differences(bed: &Bed, ours: &str, theirs: &str) -> String {
     // a socket file means nothing without its listener: it does not travel; in the container's /tmp CRIU makes and removes
     // a directory when it restores
-    let judge = "rsync -aHAX --checksum --dry-run --delete --itemize-changes --exclude='*.sock' --exclude=/tmp";
+    let judge =
+        "rsync -aHAX --checksum --dry-run --delete --itemize-changes --exclude='*.sock' --exclude=/tmp";
     let found = bed.sh(SRC, &format!("{judge} {ours}/ dst:{theirs}/"));
     // rsync sees whole seconds only where a side lacks the fraction: every name, kind, owner and time once more
     let list = |host: &str, root: &str| {
@@ -26,7 +27,11 @@ fn differences(bed: &Bed, ours: &str, theirs: &str) -> String {
             &format!("cd {root} && find . ! -name '*.sock' ! -path ./tmp -printf '%p %y %U:%G %m %T@ %l %n\\n' | LC_ALL=C sort | base64 -w0"),
         )
     };
-    let times = if list(SRC, ours) == list(DST, theirs) { "" } else { "\nnames, kinds, owners, modes, times or link counts differ" };
+    let times = if list(SRC, ours) == list(DST, theirs) {
+        ""
+    } else {
+        "\nnames, kinds, owners, modes, times or link counts differ"
+    };
     format!("{found}{times}").trim().to_owned()
 }
 

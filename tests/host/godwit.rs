@@ -95,8 +95,12 @@ impl<'a> Background<'a> {
                         return;
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => panic!("{what} did not come in time:\n{}", self.seen.join("\n")),
-                Err(RecvTimeoutError::Disconnected) => panic!("it ended before {what}:\n{}", self.seen.join("\n")),
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("{what} did not come in time:\n{}", self.seen.join("\n"))
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("it ended before {what}:\n{}", self.seen.join("\n"))
+                }
             }
         }
     }

@@ -15,7 +15,11 @@ fn assert_sound(bed: &Bed, summary: &Value, from: &str, to: &str) {
     assert_eq!(summary["leftovers"], serde_json::json!([]), "{summary}");
     let parts = ["freeze_us", "dump_us", "transfer_us", "verify_us", "restore_us", "resume_us"];
     let parts: Vec<u64> = parts.iter().map(|part| summary["downtime"][part].as_u64().unwrap()).collect();
-    assert_eq!(summary["downtime"].as_object().unwrap().len(), parts.len(), "a part that is not summed: {summary}");
+    assert_eq!(
+        summary["downtime"].as_object().unwrap().len(),
+        parts.len(),
+        "a part that is not summed: {summary}"
+    );
     let total = summary["downtime_us"].as_u64().unwrap();
     assert_eq!(parts.iter().sum::<u64>(), total, "{summary}");
     assert!(total > 1000, "{summary}");
@@ -27,22 +31,43 @@ fn assert_sound(bed: &Bed, summary: &Value, from: &str, to: &str) {
     for (host, role) in [(from, "source"), (to, "destination")] {
         let text = bed.sh(host, &format!("cat {journal}"));
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!((&lines[0]["event"], &lines[0]["role"]), (&"planned".into(), &role.into()), "{host}: {text}");
+        assert_eq!(
+            (&lines[0]["event"], &lines[0]["role"]),
+            (&"planned".into(), &role.into()),
+            "{host}: {text}"
+        );
         let last = lines.last().unwrap();
-        assert_eq!((&last["event"], &last["leftovers"]), (&"completed".into(), &serde_json::json!([])), "{host}: {text}");
+        assert_eq!(
+            (&last["event"], &last["leftovers"]),
+            (&"completed".into(), &serde_json::json!([])),
+            "{host}: {text}"
+        );
     }
 }
 
 #[test]
 fn redis_under_load_goes_there_and_back() {
     let Some(bed) = bed() else { return };
-    let (src_before, dst_before) = (State::of(&bed, SRC).without("/srv"), State::of(&bed, DST).without("/srv"));
+    let (src_before, dst_before) =
+        (State::of(&bed, SRC).without("/srv"), State::of(&bed, DST).without("/srv"));
     let redis = Redis::create(&bed, "load", 64);
     let name = redis.reference();
     let probe = Probe::start(&bed, &redis);
     for (from, to, before) in [(SRC, DST, &src_before), (DST, SRC, &dst_before)] {
-        let said =
-            godwit_with(&bed, from, &[], &["--json", "migrate", &name, &format!("ssh://{to}"), "--tcp-established", "--max-downtime", "30s"]);
+        let said = godwit_with(
+            &bed,
+            from,
+            &[],
+            &[
+                "--json",
+                "migrate",
+                &name,
+                &format!("ssh://{to}"),
+                "--tcp-established",
+                "--max-downtime",
+                "30s",
+            ],
+        );
         let summary = said.summary();
         assert_sound(&bed, &summary, from, to);
         assert_eq!(summary["strategy"], "pre-copy");
@@ -94,7 +119,10 @@ fn tcp_wants_a_word_and_unix_does_not() {
     let listen = ["godwit", "--json", "receive", "--insecure", "--listen", "tcp://10.77.0.2:7700"];
     let receiver = Background::start(&bed, DST, &listen);
     await_listener(&bed, DST, "ss -Hltn sport = :7700 | grep -q .");
-    let said = godwit(&bed, &["--json", "migrate", "runc:ways", "tcp://10.77.0.2:7700", "--insecure", "--max-downtime", "30s"]);
+    let said = godwit(
+        &bed,
+        &["--json", "migrate", "runc:ways", "tcp://10.77.0.2:7700", "--insecure", "--max-downtime", "30s"],
+    );
     assert_sound(&bed, &said.summary(), SRC, DST);
     let received = receiver.finish();
     assert_eq!(received.code, 0, "{}{}", received.out, received.err);
@@ -102,13 +130,23 @@ fn tcp_wants_a_word_and_unix_does_not() {
     assert_runs_only_on(&bed, DST, "ways");
 
     // two unix sockets, and socat as the way between them
-    let receiver = Background::start(&bed, SRC, &["godwit", "receive", "--listen", "unix:///run/test.godwit"]);
+    let receiver =
+        Background::start(&bed, SRC, &["godwit", "receive", "--listen", "unix:///run/test.godwit"]);
     await_listener(&bed, SRC, "test -S /run/test.godwit");
-    let _far = Background::start(&bed, SRC, &["socat", "TCP-LISTEN:7800,reuseaddr", "UNIX-CONNECT:/run/test.godwit"]);
+    let _far = Background::start(
+        &bed,
+        SRC,
+        &["socat", "TCP-LISTEN:7800,reuseaddr", "UNIX-CONNECT:/run/test.godwit"],
+    );
     await_listener(&bed, SRC, "ss -Hltn sport = :7800 | grep -q .");
     let _near = Background::start(&bed, DST, &["socat", "UNIX-LISTEN:/run/test.relay", "TCP:10.77.0.1:7800"]);
     await_listener(&bed, DST, "test -S /run/test.relay");
-    let said = godwit_with(&bed, DST, &[], &["--json", "migrate", "runc:ways", "unix:///run/test.relay", "--max-downtime", "30s"]);
+    let said = godwit_with(
+        &bed,
+        DST,
+        &[],
+        &["--json", "migrate", "runc:ways", "unix:///run/test.relay", "--max-downtime", "30s"],
+    );
     assert_sound(&bed, &said.summary(), DST, SRC);
     let received = receiver.finish();
     assert_eq!(received.code, 0, "{}{}", received.out, received.err);
@@ -150,18 +188,33 @@ print(Popen(["python3", "/srv/tree.py"], stdin=DEVNULL, stdout=DEVNULL, stderr=D
 #[test]
 fn a_bare_process_tree_keeps_its_numbers_and_goes_on_counting() {
     let Some(bed) = bed() else { return };
-    let (src_before, dst_before) = (State::of(&bed, SRC).without("/srv"), State::of(&bed, DST).without("/srv"));
+    let (src_before, dst_before) =
+        (State::of(&bed, SRC).without("/srv"), State::of(&bed, DST).without("/srv"));
     bed.write(SRC, "/srv/tree.py", TREE);
     // numbers that nobody has at the destination
     bed.sh(SRC, "mkdir /srv/bare; echo 50000 > /proc/sys/kernel/ns_last_pid");
     let pid = bed.sh(SRC, &format!("python3 -c '{START}' | tee /run/test.tree.pid"));
     bed.sh(SRC, "while ! test -s /srv/bare/counter; do sleep 0.02; done");
-    let tasks = |host: &str| bed.sh(host, &format!("for p in {pid} $(pgrep -P {pid}); do ls /proc/$p/task; done | sort"));
+    let tasks = |host: &str| {
+        bed.sh(host, &format!("for p in {pid} $(pgrep -P {pid}); do ls /proc/$p/task; done | sort"))
+    };
     let count = |host: &str| bed.sh(host, "cat /srv/bare/counter").trim().parse::<u64>().unwrap();
     let before = tasks(SRC);
     assert_eq!(before.lines().count(), 4, "two children and a thread: {before}");
 
-    let said = godwit(&bed, &["--json", "migrate", &format!("pid:{pid}"), "ssh://dst", "--volume", "/srv/bare", "--max-downtime", "30s"]);
+    let said = godwit(
+        &bed,
+        &[
+            "--json",
+            "migrate",
+            &format!("pid:{pid}"),
+            "ssh://dst",
+            "--volume",
+            "/srv/bare",
+            "--max-downtime",
+            "30s",
+        ],
+    );
     let summary = said.summary();
     assert_sound(&bed, &summary, SRC, DST);
     assert_eq!(summary["pid"].to_string(), pid);
@@ -175,7 +228,12 @@ fn a_bare_process_tree_keeps_its_numbers_and_goes_on_counting() {
     assert_eq!(count(SRC), last_here, "it counts on at the source, too");
     src_before.assert_unchanged_without(&bed, SRC, "/srv");
 
-    let back = godwit_with(&bed, DST, &[], &["--json", "migrate", &pid, "ssh://src", "--volume", "/srv/bare", "--max-downtime", "30s"]);
+    let back = godwit_with(
+        &bed,
+        DST,
+        &[],
+        &["--json", "migrate", &pid, "ssh://src", "--volume", "/srv/bare", "--max-downtime", "30s"],
+    );
     assert_sound(&bed, &back.summary(), DST, SRC);
     assert_eq!(tasks(SRC), before);
     dst_before.assert_unchanged_without(&bed, DST, "/srv");
@@ -188,11 +246,17 @@ fn containers_without_a_link_or_without_a_network_namespace() {
     let before = State::of(&bed, SRC).without("/srv");
     make_bundle(&bed, "nolink", IDLE, |_| {});
     make_bundle(&bed, "hostnet", IDLE, |config| {
-        config["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "network");
+        config["linux"]["namespaces"]
+            .as_array_mut()
+            .unwrap()
+            .retain(|namespace| namespace["type"] != "network");
     });
     for name in ["nolink", "hostnet"] {
         run_bundle(&bed, name);
-        let said = godwit(&bed, &["--json", "migrate", &format!("runc:{name}"), "ssh://dst", "--max-downtime", "30s"]);
+        let said = godwit(
+            &bed,
+            &["--json", "migrate", &format!("runc:{name}"), "ssh://dst", "--max-downtime", "30s"],
+        );
         assert_sound(&bed, &said.summary(), SRC, DST);
         assert_runs_only_on(&bed, DST, name);
         assert_eq!(bed.sh(DST, &format!("runc exec {name} sh -c 'echo alive'")), "alive");
@@ -206,7 +270,11 @@ fn read_only_data_goes_before_the_freeze_and_never_again() {
     bed.sh(SRC, "mkdir /srv/rodata && head -c 20M /dev/urandom > /srv/rodata/blob");
     make_bundle(&bed, "ro", IDLE, |config| add_bind(config, "/srv/rodata", "/ro", "ro"));
     run_bundle(&bed, "ro");
-    let summary = godwit(&bed, &["--json", "migrate", "runc:ro", "ssh://dst", "--compress", "none", "--max-downtime", "30s"]).summary();
+    let summary = godwit(
+        &bed,
+        &["--json", "migrate", "runc:ro", "ssh://dst", "--compress", "none", "--max-downtime", "30s"],
+    )
+    .summary();
     assert_sound(&bed, &summary, SRC, DST);
     let rounds = summary["rounds"].as_array().unwrap();
     let sum = |key: &str, last: bool| -> u64 {
@@ -225,7 +293,8 @@ fn a_single_file_moves_without_its_neighbours() {
     bed.sh(DST, "mkdir /srv/conf; echo other > /srv/conf/resident");
     make_bundle(&bed, "single", IDLE, |config| add_bind(config, "/srv/conf/app", "/etc/app", "rw"));
     run_bundle(&bed, "single");
-    let summary = godwit(&bed, &["--json", "migrate", "runc:single", "ssh://dst", "--max-downtime", "30s"]).summary();
+    let summary =
+        godwit(&bed, &["--json", "migrate", "runc:single", "ssh://dst", "--max-downtime", "30s"]).summary();
     assert_sound(&bed, &summary, SRC, DST);
     assert_eq!(bed.sh(DST, "runc exec single cat /etc/app"), "yes");
     assert_eq!(bed.sh(DST, "ls /srv/conf; cat /srv/conf/*"), "app\nresident\nyes\nother");

@@ -18,7 +18,8 @@ impl<'a> Probe<'a> {
     pub fn start(bed: &'a Bed, redis: &Redis) -> Self {
         let address = format!("redis://{}:6379", redis.ip);
         bed.sh(CLIENT, &format!("rm -f {READY}"));
-        let words = ["godwit", "--json", "--quiet", "probe", &address, "--rate", "2000/s", "--ready-file", READY];
+        let words =
+            ["godwit", "--json", "--quiet", "probe", &address, "--rate", "2000/s", "--ready-file", READY];
         let running = Background::start(bed, CLIENT, &words);
         let begun = Instant::now();
         while !bed.holds(CLIENT, &format!("test -e {READY}")) {
@@ -40,7 +41,11 @@ impl<'a> Probe<'a> {
         let writes = &report["writes"];
         assert!(writes["acknowledged"].as_u64().unwrap() > 200, "{report}");
         assert_eq!((&writes["lost"], &writes["unverified"]), (&0.into(), &0.into()), "{report}");
-        assert_eq!((&report["reconnects"], &report["connections_lost"], &report["errors"]), (&0.into(), &0.into(), &0.into()), "{report}");
+        assert_eq!(
+            (&report["reconnects"], &report["connections_lost"], &report["errors"]),
+            (&0.into(), &0.into(), &0.into()),
+            "{report}"
+        );
         assert_eq!(said.code, 0, "{report}");
         report.clone()
     }

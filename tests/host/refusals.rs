@@ -34,9 +34,16 @@ impl<'a> Hosts<'a> {
             assert!(said.err.contains(word), "`{word}` is not said:\n{}", said.err);
         }
         // where no container is meant, and in clap's own errors, there is no last line about one
-        let about_none = code == 10 || ["is ambiguous", "For more information, try"].iter().any(|text| said.err.contains(text));
+        let about_none = code == 10
+            || ["is ambiguous", "For more information, try"].iter().any(|text| said.err.contains(text));
         if !about_none {
-            assert!(["was not touched", "is running on this host"].iter().any(|end| said.last_line() == format!("{name} {end}")), "{}", said.err);
+            assert!(
+                ["was not touched", "is running on this host"]
+                    .iter()
+                    .any(|end| said.last_line() == format!("{name} {end}")),
+                "{}",
+                said.err
+            );
         }
         self.src.assert_unchanged(self.bed, SRC);
         self.dst.assert_unchanged(self.bed, DST);
@@ -59,11 +66,18 @@ fn names_and_numbers_that_mean_nothing() {
     run_bundle(&bed, "stopped");
     bed.sh(SRC, "while [ \"$(runc state stopped | grep -c stopped..)\" = 0 ]; do sleep 0.05; done");
     let hosts = Hosts::now(&bed);
-    for name in ["runc:nobody", "nobody", "pid:999999", "pid:0", "pid:x", "lxc:web", "runc:", "runc:../etc", "--", ""] {
+    for name in
+        ["runc:nobody", "nobody", "pid:999999", "pid:0", "pid:x", "lxc:web", "runc:", "runc:../etc", "--", ""]
+    {
         let code = if name == "--" { 2 } else { 10 };
         hosts.refuse(&[], &[name, "ssh://dst"], code, &[name]);
     }
-    hosts.refuse(&[], &["runc:stopped", "ssh://dst"], 10, &["stopped", "only a running container can be moved"]);
+    hosts.refuse(
+        &[],
+        &["runc:stopped", "ssh://dst"],
+        10,
+        &["stopped", "only a running container can be moved"],
+    );
     let (runc, pid) = (format!("`runc:{sshd}`"), format!("`pid:{sshd}`"));
     hosts.refuse(&[], &[&sshd, "ssh://dst"], 2, &["ambiguous", &runc, &pid]);
     let name = format!("runc:{sshd}");
@@ -111,24 +125,43 @@ fn a_criu_that_cannot_do_it() {
     make_bundle(&bed, "idle", IDLE, |_| {});
     run_bundle(&bed, "idle");
     bed.write(SRC, "/root/old-criu", "#!/bin/sh\ncase $1 in check) echo 'Error (criu/x.c:1): kernel too new' >&2; exit 1;; esac\nexec criu \"$@\"\n");
-    bed.write(DST, "/root/older-criu", "#!/bin/sh\ncase $1 in --version) echo Version: 3.17;; *) exec criu \"$@\";; esac\n");
+    bed.write(
+        SRC,
+        "/root/new-criu",
+        "#!/bin/sh\ncase $1 in --version) echo Version: 9.1;; *) exec criu \"$@\";; esac\n",
+    );
     let hosts = Hosts::now(&bed);
     let idle = &["runc:idle", "ssh://dst"];
-    hosts.refuse(&["GODWIT_CRIU=/nonexistent/criu"], idle, 13, &["criu is not on this host", "/nonexistent/criu"]);
+    hosts.refuse(
+        &["GODWIT_CRIU=/nonexistent/criu"],
+        idle,
+        13,
+        &["criu is not on this host", "/nonexistent/criu"],
+    );
     hosts.refuse(&["GODWIT_CRIU=/usr/bin/busybox"], idle, 13, &["linked statically", "/usr/bin/busybox"]);
     hosts.refuse(&["GODWIT_CRIU=/bin/false"], idle, 13, &["does not work on this kernel"]);
-    hosts.refuse(&["GODWIT_CRIU=/root/old-criu"], idle, 13, &["does not work on this kernel", "kernel too new", "newer criu"]);
+    hosts.refuse(
+        &["GODWIT_CRIU=/root/old-criu"],
+        idle,
+        13,
+        &["does not work on this kernel", "kernel too new", "newer criu"],
+    );
     // the hosts' own criu 4.1: its check is content, but it cannot dump an internet socket on kernels from 6.16 on
     if bed.holds(SRC, "test $(uname -r | awk -F. '{ print $1 * 1000 + $2 }') -ge 6016") {
-        hosts.refuse(&["GODWIT_CRIU=/usr/sbin/criu"], idle, 13, &["criu 4.1.1 does not work on this kernel", "SO_PASSCRED"]);
+        hosts.refuse(
+            &["GODWIT_CRIU=/usr/sbin/criu"],
+            idle,
+            13,
+            &["criu 4.1.1 does not work on this kernel", "SO_PASSCRED"],
+        );
     }
     for (there, words) in [
         ("env GODWIT_CRIU=/nonexistent/criu godwit", "criu is not on this host"),
         ("env GODWIT_CRIU=/bin/false godwit", "does not work on this kernel"),
-        ("env GODWIT_CRIU=/root/older-criu godwit", "criu 3.17.0 is older than the source's"),
     ] {
         hosts.refuse(&[&remote(there)], idle, 12, &["cannot receive `runc:idle`", words]);
     }
+    hosts.refuse(&["GODWIT_CRIU=/root/new-criu"], idle, 12, &["is older than the source's 9.1.0"]);
 }
 
 #[test]
@@ -138,15 +171,43 @@ fn a_destination_that_is_not_one() {
     run_bundle(&bed, "idle");
     let hosts = Hosts::now(&bed);
     hosts.refuse(&[], &["runc:idle", "ssh://dst:9"], 12, &["ssh://dst:9", "cannot be reached", "refused"]);
-    hosts.refuse(&[], &["runc:idle", "ssh://nowhere.invalid"], 12, &["ssh://nowhere.invalid cannot be reached"]);
-    hosts.refuse(&[], &["runc:idle", "tcp://10.77.0.2:9", "--insecure"], 12, &["cannot be reached", "refused"]);
+    hosts.refuse(
+        &[],
+        &["runc:idle", "ssh://nowhere.invalid"],
+        12,
+        &["ssh://nowhere.invalid cannot be reached"],
+    );
+    hosts.refuse(
+        &[],
+        &["runc:idle", "tcp://10.77.0.2:9", "--insecure"],
+        12,
+        &["cannot be reached", "refused"],
+    );
     hosts.refuse(&[], &["runc:idle", "unix:///run/nobody.sock"], 12, &["cannot be reached"]);
-    hosts.refuse(&["GODWIT_REMOTE_COMMAND=no-such-program"], &["runc:idle", "ssh://dst"], 12, &["cannot be reached", "127"]);
-    hosts.refuse(&["GODWIT_REMOTE_COMMAND=echo Welcome to dst, whoever you are"], &["runc:idle", "ssh://dst"], 12, &["not godwit"]);
-    hosts.refuse(&["GODWIT_REMOTE_COMMAND=true"], &["runc:idle", "ssh://dst"], 12, &["closed the connection"]);
+    hosts.refuse(
+        &["GODWIT_REMOTE_COMMAND=no-such-program"],
+        &["runc:idle", "ssh://dst"],
+        12,
+        &["cannot be reached", "127"],
+    );
+    hosts.refuse(
+        &["GODWIT_REMOTE_COMMAND=echo Welcome to dst, whoever you are"],
+        &["runc:idle", "ssh://dst"],
+        12,
+        &["not godwit"],
+    );
+    hosts.refuse(
+        &["GODWIT_REMOTE_COMMAND=true"],
+        &["runc:idle", "ssh://dst"],
+        12,
+        &["closed the connection"],
+    );
     // a godwit of another age, from the third place
     for (hello, words) in [
-        ("b'godwit\\r\\n' + bytes([9, 0, 9, 0]) + bytes(4)", "speaks versions 9 to 9 of the wire, this godwit 1 to 1"),
+        (
+            "b'godwit\\r\\n' + bytes([9, 0, 9, 0]) + bytes(4)",
+            "speaks versions 9 to 9 of the wire, this godwit 1 to 1",
+        ),
         ("b'HTTP/1.1 400 Bad Request\\r\\n\\r\\n'", "not godwit"),
     ] {
         let script = format!(
@@ -171,9 +232,19 @@ fn a_destination_without_room_or_runtime() {
     );
     let full = &["runc:full", "ssh://dst"];
     let hosts = Hosts::now(&bed);
-    hosts.refuse(&[&remote("env GODWIT_RUNC=/nonexistent/runc godwit")], full, 12, &["runtime `runc` cannot be used there", "install runc"]);
+    hosts.refuse(
+        &[&remote("env GODWIT_RUNC=/nonexistent/runc godwit")],
+        full,
+        12,
+        &["runtime `runc` cannot be used there", "install runc"],
+    );
     // its own locks and journals would be the only trace
-    let said = hosts.refuse(&[&remote("godwit --root /tmp/small")], full, 12, &["are needed on the file system of `/tmp/small`", "8.0 MiB are free"]);
+    let said = hosts.refuse(
+        &[&remote("godwit --root /tmp/small")],
+        full,
+        12,
+        &["are needed on the file system of `/tmp/small`", "8.0 MiB are free"],
+    );
     assert!(said.err.contains("make room"), "{}", said.err);
     for (file, words) in [("meminfo", "8.8 MiB are available"), ("cpuinfo", "the processor lacks ")] {
         bed.sh(DST, &format!("mount --bind /tmp/{file} /proc/{file}"));
@@ -197,7 +268,10 @@ fn a_name_that_is_taken() {
         &[],
         &["runc:twin", "ssh://dst"],
         12,
-        &["the name `twin` is taken: runc has a running container there", "a network namespace `twin` exists there"],
+        &[
+            "the name `twin` is taken: runc has a running container there",
+            "a network namespace `twin` exists there",
+        ],
     );
     assert!(said.err.contains("hint: "), "{}", said.err);
     redis.assert_untouched(&bed);
@@ -212,7 +286,12 @@ fn a_volume_whose_place_is_taken() {
     make_bundle(&bed, "vol", IDLE, |config| add_bind(config, "/srv/v", "/data", "rw"));
     run_bundle(&bed, "vol");
     let hosts = Hosts::now(&bed);
-    hosts.refuse(&[], &["runc:vol", "ssh://dst"], 12, &["`/srv/v` exists there with other content", "--no-copy /srv/v"]);
+    hosts.refuse(
+        &[],
+        &["runc:vol", "ssh://dst"],
+        12,
+        &["`/srv/v` exists there with other content", "--no-copy /srv/v"],
+    );
     assert_eq!(bed.sh(DST, "cat /srv/v/*"), "theirs");
     // the same content is no obstacle
     bed.sh(SRC, "rsync -aHAX --delete /srv/v/ dst:/srv/v/");
@@ -229,7 +308,10 @@ fn containers_that_criu_cannot_dump() {
     bed.write(SRC, "/srv/console.py", CONSOLE);
     let mut console = Background::start(&bed, SRC, &["python3", "/srv/console.py", "/run/test.console"]);
     console.wait_for("the console", |line| line == "listens");
-    bed.sh(SRC, "runc run -d --console-socket /run/test.console --bundle /srv/tty tty < /dev/null > /dev/null 2>&1");
+    bed.sh(
+        SRC,
+        "runc run -d --console-socket /run/test.console --bundle /srv/tty tty < /dev/null > /dev/null 2>&1",
+    );
 
     make_bundle(&bed, "log", IDLE, |_| {});
     bed.sh(SRC, "runc run -d --bundle /srv/log log < /dev/null > /srv/log.out 2>&1");
@@ -246,7 +328,11 @@ fn containers_that_criu_cannot_dump() {
     let mut client = Background::start(
         &bed,
         CLIENT,
-        &["python3", "-c", "import socket, time; c = socket.create_connection(('10.77.0.100', 6379)); print('connected', flush=True); time.sleep(99)"],
+        &[
+            "python3",
+            "-c",
+            "import socket, time; c = socket.create_connection(('10.77.0.100', 6379)); print('connected', flush=True); time.sleep(99)",
+        ],
     );
     client.wait_for("a connection", |line| line == "connected");
 
@@ -254,7 +340,12 @@ fn containers_that_criu_cannot_dump() {
     hosts.refuse(&[], &["runc:tty", "ssh://dst"], 13, &["terminal", "without"]);
     hosts.refuse(&[], &["runc:log", "ssh://dst"], 13, &["/srv/log.out", "a file of the host"]);
     hosts.refuse(&[], &["runc:fuse", "ssh://dst"], 13, &["mount of type `fuse", "`/mnt`"]);
-    hosts.refuse(&[], &["runc:tcp", "ssh://dst"], 2, &["established TCP connection", "10.77.0.100:6379", "--tcp-established"]);
+    hosts.refuse(
+        &[],
+        &["runc:tcp", "ssh://dst"],
+        2,
+        &["established TCP connection", "10.77.0.100:6379", "--tcp-established"],
+    );
     redis.assert_untouched(&bed);
 }
 

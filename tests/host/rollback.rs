@@ -44,7 +44,10 @@ impl<'a> Attempt<'a> {
         if said.out.starts_with('{') {
             let errors = said.lines("exit_error");
             assert_eq!(errors.len(), 1, "{}", said.out);
-            assert_eq!((&errors[0]["code"], &errors[0]["disposition"]), (&code.into(), &"running_at_source".into()));
+            assert_eq!(
+                (&errors[0]["code"], &errors[0]["disposition"]),
+                (&code.into(), &"running_at_source".into())
+            );
         } else {
             assert_eq!(said.last_line(), "runc:stay is running on this host", "{}", said.err);
         }
@@ -72,7 +75,8 @@ fn begin_migrate<'a>(bed: &'a Bed, environment: &[&str], more: &[&str]) -> Backg
 
 /// Puts a script in the place of runc at the destination; gives the environment that makes godwit use it there.
 fn runc_there(bed: &Bed, at_restore: &str) -> String {
-    let script = format!("#!/bin/sh\ncase \" $* \" in *\" restore \"*) {at_restore};; esac\nexec runc \"$@\"\n");
+    let script =
+        format!("#!/bin/sh\ncase \" $* \" in *\" restore \"*) {at_restore};; esac\nexec runc \"$@\"\n");
     bed.write(DST, "/root/test-runc", &script);
     "GODWIT_REMOTE_COMMAND=env GODWIT_RUNC=/root/test-runc godwit receive --stdio".into()
 }
@@ -83,7 +87,11 @@ fn a_restore_that_fails() {
     let attempt = Attempt::begin(&bed);
     let there = runc_there(&bed, "echo no luck today >&2; exit 1");
     let said = migrate(&bed, &[&there], ANY_DOWNTIME);
-    assert!(said.err.contains("could not restore `runc:stay`") && said.err.contains("no luck today"), "{}", said.err);
+    assert!(
+        said.err.contains("could not restore `runc:stay`") && said.err.contains("no luck today"),
+        "{}",
+        said.err
+    );
     attempt.assert_stayed(&said, 1);
 }
 
@@ -100,7 +108,8 @@ fn a_restore_that_fails_when_all_is_restored() {
 fn images_that_criu_cannot_read() {
     let Some(bed) = bed() else { return };
     let attempt = Attempt::begin(&bed);
-    let there = runc_there(&bed, "for f in /var/lib/godwit/migrations/*/images/*/core-1.img; do echo x > $f; done");
+    let there =
+        runc_there(&bed, "for f in /var/lib/godwit/migrations/*/images/*/core-1.img; do echo x > $f; done");
     let said = migrate(&bed, &[&there], ANY_DOWNTIME);
     assert!(said.err.contains("criu: "), "CRIU's own words are missing: {}", said.err);
     attempt.assert_stayed(&said, 1);
@@ -209,7 +218,10 @@ fn the_destination_dies_under_the_freeze() {
     attempt.assert_runs_here(&said, 1);
     // its runc goes on without it: what it restores stays held, and cannot be reached
     std::thread::sleep(Duration::from_secs(4));
-    assert!(bed.holds(DST, "! test -e /sys/fs/cgroup/stay || grep -q 1 /sys/fs/cgroup/stay/cgroup.freeze"), "it runs there, too");
+    assert!(
+        bed.holds(DST, "! test -e /sys/fs/cgroup/stay || grep -q 1 /sys/fs/cgroup/stay/cgroup.freeze"),
+        "it runs there, too"
+    );
     attempt.end();
 }
 

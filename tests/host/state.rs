@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 /// How long things may take to go that end by themselves.
 const SETTLE: Duration = Duration::from_secs(6);
 
+/// Lines of a difference that are told.
+const SHOWN: usize = 20;
+
 /// Processes with their numbers, mounts, cgroups, links, routes, rules and files of a host, one line each.
 #[derive(Clone, PartialEq, Eq)]
 pub struct State(BTreeSet<String>);
@@ -44,7 +47,10 @@ impl State {
     /// What came and went since.
     fn difference(&self, now: &Self) -> String {
         let lines = |sign: &str, one: &Self, other: &Self| {
-            one.0.difference(&other.0).map(|line| format!("{sign} {line}\n")).collect::<String>()
+            let lines: Vec<&String> = one.0.difference(&other.0).collect();
+            let shown: String = lines.iter().take(SHOWN).map(|line| format!("{sign} {line}\n")).collect();
+            let more = lines.len().saturating_sub(SHOWN);
+            if more > 0 { format!("{shown}{sign} … {more} more\n") } else { shown }
         };
         lines("-", self, now) + &lines("+", now, self)
     }

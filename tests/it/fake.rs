@@ -88,12 +88,8 @@ impl Criu {
             .must(call == "criu.pre_dump" || frozen, "a full dump of a container that runs or is not locked");
         let before = options.parent_dir.as_ref().and(last.as_ref());
         write_images(&options.images_dir, before, &world.memory);
-        if options.parent_dir.is_some() {
-            std::os::unix::fs::symlink(
-                options.parent_dir.as_ref().unwrap(),
-                options.images_dir.join("parent"),
-            )
-            .unwrap();
+        if let Some(parent) = &options.parent_dir {
+            std::os::unix::fs::symlink(parent, options.images_dir.join("parent")).unwrap();
         }
         *last = Some(world.memory.clone());
         let memory_bytes = world.memory.len() as u64 * PAGE_SIZE;

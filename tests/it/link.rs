@@ -27,15 +27,13 @@ pub struct Link {
     sent: u64,
     marks: Marks,
     received: u64,
-    /// A message that is sent a little later than it could be.
-    pub late: Option<&'static str>,
-    /// When the first MiB has come this side stops reading, until the other has noticed and this Ctrl-C was seen.
+    /// When the first bulk has come this side stops reading, until the other has noticed and this Ctrl-C was seen.
     pub stall: Option<Cancel>,
 }
 
 impl Link {
     pub fn new(inner: Descriptors, cut: Option<Cut>, marks: Marks) -> Self {
-        Self { inner: Some(inner), cut, sent: 0, marks, received: 0, late: None, stall: None }
+        Self { inner: Some(inner), cut, sent: 0, marks, received: 0, stall: None }
     }
 }
 
@@ -47,7 +45,7 @@ fn says(bytes: &[u8], message: &str) -> bool {
 
 impl Transport for Link {
     fn receive(&mut self, buffer: &mut [u8], limit: Duration) -> io::Result<usize> {
-        if self.received > 1 << 20
+        if self.received > 100_000
             && let Some(cancel) = self.stall.take()
         {
             std::thread::sleep(Duration::from_millis(50));
@@ -60,9 +58,6 @@ impl Transport for Link {
     }
 
     fn send(&mut self, bytes: &[u8], limit: Duration) -> io::Result<usize> {
-        if self.late.is_some_and(|message| says(bytes, message)) {
-            std::thread::sleep(Duration::from_millis(50));
-        }
         let room = match self.cut {
             Some(Cut::AfterBytes(limit)) => limit.saturating_sub(self.sent).min(bytes.len() as u64) as usize,
             Some(Cut::Before(message)) if says(bytes, message) => 0,

@@ -42,8 +42,6 @@ pub struct Play {
     pub bulk: usize,
     /// Bytes a second at most; 0 is no limit.
     pub bandwidth: u64,
-    /// A message of the source that takes its time on the way.
-    pub late: Option<&'static str>,
     /// In the midst of the bulk the destination stops reading for a while, and Ctrl-C comes at the source.
     pub interrupt_when_full: bool,
 }
@@ -70,7 +68,6 @@ impl Play {
             locked_there: false,
             bulk: 0,
             bandwidth: 0,
-            late: None,
             interrupt_when_full: false,
         }
     }
@@ -221,8 +218,7 @@ pub fn play(play: Play) -> Ended {
     };
     let (one, two) = Descriptors::pair().unwrap();
     let marks: (Marks, Marks) = Default::default();
-    let mut source_link = Link::new(one, play.cuts.0, marks.0.clone());
-    source_link.late = play.late;
+    let source_link = Link::new(one, play.cuts.0, marks.0.clone());
     let mut destination_link = Link::new(two, play.cuts.1, marks.1.clone());
     destination_link.stall = play.interrupt_when_full.then(|| play.source_cancel.clone());
     let begun = Instant::now();

@@ -21,7 +21,10 @@ pub fn machines() -> Option<Machines> {
     match boot() {
         Ok(machines) => Some(machines),
         Err(why) => {
-            assert!(std::env::var("GODWIT_REQUIRE").as_deref() != Ok("all"), "the virtual machines are required: {why}");
+            assert!(
+                std::env::var("GODWIT_REQUIRE").as_deref() != Ok("all"),
+                "the virtual machines are required: {why}"
+            );
             eprintln!("skipped: {why}");
             None
         }
@@ -47,7 +50,8 @@ fn boot() -> Result<Machines, String> {
     if !up.status.success() {
         return Err(format!("scripts/testbed up failed: {}", String::from_utf8_lossy(&up.stderr).trim()));
     }
-    let binary = std::env::var_os("GODWIT_BIN").map_or_else(|| env!("CARGO_BIN_EXE_godwit").into(), PathBuf::from);
+    let binary =
+        std::env::var_os("GODWIT_BIN").map_or_else(|| env!("CARGO_BIN_EXE_godwit").into(), PathBuf::from);
     let pushed = testbed(&["push", &binary.to_string_lossy(), "/usr/local/bin/godwit"]).output();
     match pushed {
         Ok(output) if output.status.success() => {}

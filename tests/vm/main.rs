@@ -60,7 +60,13 @@ fn redis_moves_there_and_back_in_pre_dump_rounds() {
     assert_eq!((&report["writes"]["lost"], &report["reconnects"]), (&0.into(), &0.into()), "{report}");
 
     // nothing is left at the source, and the destination's copy is whole
-    assert_eq!(machines.sh(SRC, "runc list -q; ls /run/netns; ls /var/lib/godwit/migrations/*/images 2> /dev/null; true"), "");
+    assert_eq!(
+        machines.sh(
+            SRC,
+            "runc list -q; ls /run/netns; ls /var/lib/godwit/migrations/*/images 2> /dev/null; true"
+        ),
+        ""
+    );
     assert_eq!(machines.sh(DST, "cat /sys/fs/cgroup/vmt/pids.max"), limit);
 
     // back, idle: every byte is the same, and no wish for a tracker is needed

@@ -58,7 +58,10 @@ impl FromStr for Address {
                 };
                 let (host, port) = host_and_port(place).ok_or_else(|| invalid("the port is not a number"))?;
                 // a leading dash would reach ssh as an option
-                if host.is_empty() || host.starts_with('-') || user.is_some_and(|user| user.is_empty() || user.starts_with('-')) {
+                if host.is_empty()
+                    || host.starts_with('-')
+                    || user.is_some_and(|user| user.is_empty() || user.starts_with('-'))
+                {
                     return Err(invalid("the host or the user is missing or begins with a dash"));
                 }
                 Ok(Address::Ssh { user: user.map(str::to_owned), host, port })
@@ -115,9 +118,13 @@ mod tests {
 
     #[test]
     fn addresses_read_and_write_the_same() {
-        for text in
-            ["ssh://rack2", "ssh://root@rack2:2222", "tcp://rack2:7700", "tcp://[::1]:7700", "unix:///run/godwit.sock"]
-        {
+        for text in [
+            "ssh://rack2",
+            "ssh://root@rack2:2222",
+            "tcp://rack2:7700",
+            "tcp://[::1]:7700",
+            "unix:///run/godwit.sock",
+        ] {
             assert_eq!(text.parse::<Address>().map(|address| address.to_string()), Ok(text.to_owned()));
         }
     }
@@ -125,8 +132,19 @@ mod tests {
     #[test]
     fn what_is_not_an_address_is_refused() {
         for text in [
-            "", "rack2", "ssh://", "ssh://-oProxyCommand=x", "ssh://-l@host", "ssh://host:port", "tcp://host", "tcp://:1",
-            "tcp://host:99999", "unix://relative", "http://host", "tls://host:1", "tcp://[::1:7700",
+            "",
+            "rack2",
+            "ssh://",
+            "ssh://-oProxyCommand=x",
+            "ssh://-l@host",
+            "ssh://host:port",
+            "tcp://host",
+            "tcp://:1",
+            "tcp://host:99999",
+            "unix://relative",
+            "http://host",
+            "tls://host:1",
+            "tcp://[::1:7700",
         ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }

@@ -43,7 +43,13 @@ impl StaleCopies {
     fn record_of(path: &Path, container: &str) -> io::Result<Record> {
         let meta = std::fs::symlink_metadata(path)?;
         let path = path.to_string_lossy().into_owned();
-        Ok(Record { version: VERSION, path, container: container.to_owned(), dev: meta.dev(), ino: meta.ino() })
+        Ok(Record {
+            version: VERSION,
+            path,
+            container: container.to_owned(),
+            dev: meta.dev(),
+            ino: meta.ino(),
+        })
     }
 
     /// Notes that what lies at `path` is a copy that `container` left.
@@ -59,7 +65,8 @@ impl StaleCopies {
 
     /// Whether what lies at `path` is a copy that `container` left.
     pub fn is_left_by(&self, path: &Path, container: &str) -> bool {
-        let known = std::fs::read(self.file(path)).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok());
+        let known =
+            std::fs::read(self.file(path)).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok());
         known.is_some() && known == Self::record_of(path, container).ok()
     }
 

@@ -163,9 +163,13 @@ fn tcp(host: &str, port: u16) -> io::Result<Descriptors> {
     Err(last)
 }
 
+/// How long a peer may leave bytes unacknowledged, in milliseconds: a host that is gone says nothing.
+const UNACKNOWLEDGED_LIMIT: u32 = 15_000;
+
 /// No Nagle: the small messages of the switchover must not wait for an acknowledgement.
 fn tune(stream: TcpStream) -> io::Result<Descriptors> {
     stream.set_nodelay(true)?;
+    nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::TcpUserTimeout, &UNACKNOWLEDGED_LIMIT)?;
     nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::KeepAlive, &true)?;
     Descriptors::socket(stream.into())
 }
@@ -186,7 +190,8 @@ fn ssh(user: Option<&str>, host: &str, port: Option<u16>, remote_command: &str) 
     command.stdin(Stdio::from(OwnedFd::from(theirs.try_clone()?))).stdout(Stdio::from(OwnedFd::from(theirs)));
     // its own process group: Ctrl-C is godwit's to handle, the link must outlive it for the rollback
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    let child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("cannot run ssh: {error}")))?;
+    let child =
+        command.spawn().map_err(|error| io::Error::new(error.kind(), format!("cannot run ssh: {error}")))?;
     let mut transport = Descriptors::socket(ours.into())?;
     transport.child = Some(child);
     Ok(transport)

@@ -69,7 +69,9 @@ pub enum WireError {
     #[error("whoever answers there is not godwit (it began with {0:02x?})")]
     NotGodwit(Vec<u8>),
     /// No common version.
-    #[error("the other side speaks versions {theirs_oldest} to {theirs_newest} of the wire, this godwit {OLDEST} to {NEWEST}")]
+    #[error(
+        "the other side speaks versions {theirs_oldest} to {theirs_newest} of the wire, this godwit {OLDEST} to {NEWEST}"
+    )]
     Version {
         /// Its oldest.
         theirs_oldest: u16,
@@ -159,7 +161,11 @@ impl Wire {
     ///
     /// # Errors
     /// When nobody answers, whoever answers is not godwit, or no version is common.
-    pub fn open(transport: Box<dyn Transport>, cancel: Cancel, patience: Duration) -> Result<Self, WireError> {
+    pub fn open(
+        transport: Box<dyn Transport>,
+        cancel: Cancel,
+        patience: Duration,
+    ) -> Result<Self, WireError> {
         let mut wire = Self {
             transport,
             cancel,
@@ -569,8 +575,10 @@ mod tests {
     fn messages_and_bulk_arrive_in_order() {
         let (mut one, mut two) = pair();
         let frame = |byte, length| serde_bytes::ByteBuf::from(vec![byte; length]);
-        let frames =
-            vec![HeldFrames { interface: "eth0".into(), frames: vec![frame(1, 1500), frame(0, 0), frame(2, 60)] }];
+        let frames = vec![HeldFrames {
+            interface: "eth0".into(),
+            frames: vec![frame(1, 1500), frame(0, 0), frame(2, 60)],
+        }];
         one.send_frames(&frames).unwrap();
         one.say(&Message::Cancel { reason: "x".repeat(100_000) }).unwrap();
         assert!(matches!(two.hear().unwrap(), Incoming::Frames(got) if got == frames));
@@ -646,7 +654,11 @@ mod tests {
             ("not zstd", [header(2, 1, 4, 4), vec![1, 2, 3, 4]].concat()),
             ("not json", [header(1, 0, 4, 4), b"{{{{".to_vec()].concat()),
         ] {
-            assert!(matches!(fed_with(&bytes), Err(WireError::Malformed(_))), "{name}: {:?}", fed_with(&bytes));
+            assert!(
+                matches!(fed_with(&bytes), Err(WireError::Malformed(_))),
+                "{name}: {:?}",
+                fed_with(&bytes)
+            );
         }
     }
 

@@ -248,7 +248,7 @@ fn copy_through_memory(from: &File, source: u64, to: &File, sink: u64, length: u
 }
 
 /// Links the regular files of `from` that were not made anew into `to`, or copies them.
-fn link_others(from: &Path, to: &Path, made: &[String]) -> Result<(), ImageError> {
+pub(super) fn link_others(from: &Path, to: &Path, made: &[String]) -> Result<(), ImageError> {
     for entry in std::fs::read_dir(from).map_err(ImageError::io("list", from))? {
         let entry = entry.map_err(ImageError::io("list", from))?;
         let (name, path) = (entry.file_name(), entry.path());

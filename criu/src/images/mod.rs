@@ -3,6 +3,7 @@
 //! A file is `u32 magic1, u32 magic2, { u32 size, protobuf } ...`, little-endian (CRIU's image.c and magic.h). Only the
 //! fields that are needed are read; all bytes may come from the other host, so nothing in them is trusted.
 
+pub mod difference;
 mod extents;
 pub mod file;
 pub mod flatten;
@@ -14,6 +15,7 @@ pub mod pstree;
 pub mod stats;
 mod wire;
 
+pub use difference::{DifferenceReport, difference};
 pub use file::{ImageError, PARENT_LINK, parent_of};
 pub use flatten::{FlattenReport, chain_of, flatten};
 pub use inventory::Inventory;

@@ -42,7 +42,8 @@ pub(super) fn open(name: &str, request: &OpenRequest) -> Result<Box<dyn SourceCo
     }
     if process.stat().is_ok_and(|stat| stat.session != pid) && !request.carry.shell_job {
         blockers.push(
-            Refusal::new("it is not the leader of its session").hint("start it with `setsid`, or add `--shell-job`"),
+            Refusal::new("it is not the leader of its session")
+                .hint("start it with `setsid`, or add `--shell-job`"),
         );
     }
     let connections = process::established_connections(&pids)?;
@@ -50,11 +51,16 @@ pub(super) fn open(name: &str, request: &OpenRequest) -> Result<Box<dyn SourceCo
     let namespace = Namespace::of_pid(pid)?;
     let mut network = None;
     if !namespace.is_own()? {
-        match NetworkState::capture(&namespace).and_then(|state| state.check(&request.network_plan).map(|()| state)) {
+        match NetworkState::capture(&namespace)
+            .and_then(|state| state.check(&request.network_plan).map(|()| state))
+        {
             Ok(state) => network = Some(state),
             Err(error) => blockers.push(Refusal::new(error.to_string())),
         }
-    } else if connections.iter().any(|connection| !connection.contains("127.0.0.1") && !connection.contains("[::1]")) {
+    } else if connections
+        .iter()
+        .any(|connection| !connection.contains("127.0.0.1") && !connection.contains("[::1]"))
+    {
         blockers.push(
             Refusal::new("it has established TCP connections in the host's own network namespace, whose addresses stay here")
                 .hint("start it in a network namespace of its own"),
@@ -70,7 +76,10 @@ pub(super) fn open(name: &str, request: &OpenRequest) -> Result<Box<dyn SourceCo
                 single_file: meta.is_file(),
                 read_only: false,
             }),
-            _ => blockers.push(Refusal::new(format!("the volume `{}` is neither a directory nor a file", volume.display()))),
+            _ => blockers.push(Refusal::new(format!(
+                "the volume `{}` is neither a directory nor a file",
+                volume.display()
+            ))),
         }
     }
     if !blockers.is_empty() {
@@ -89,8 +98,10 @@ pub(super) fn open(name: &str, request: &OpenRequest) -> Result<Box<dyn SourceCo
         namespace: network.as_ref().map(|_| format!("godwit-{pid}")),
         network_key,
     };
-    let recipe = serde_json::to_string(&recipe)
-        .map_err(|error| EngineError::Unreadable { path: format!("/proc/{pid}").into(), reason: error.to_string() })?;
+    let recipe = serde_json::to_string(&recipe).map_err(|error| EngineError::Unreadable {
+        path: format!("/proc/{pid}").into(),
+        reason: error.to_string(),
+    })?;
     let facts = Facts {
         engine: KIND,
         name: name.to_owned(),

@@ -12,7 +12,8 @@ use super::{FreezerError, Result};
 /// Every cgroup, of whatever hierarchy is mounted here, whose own name is `name`.
 pub fn cgroups_named(name: &str) -> BTreeSet<PathBuf> {
     let mounts = Process::myself().and_then(|process| process.mountinfo());
-    let hierarchies = mounts.into_iter().flatten().filter(|mount| matches!(mount.fs_type.as_str(), "cgroup" | "cgroup2"));
+    let hierarchies =
+        mounts.into_iter().flatten().filter(|mount| matches!(mount.fs_type.as_str(), "cgroup" | "cgroup2"));
     let mut todo: Vec<PathBuf> = hierarchies.map(|mount| mount.mount_point).collect();
     let mut found = BTreeSet::new();
     while let Some(dir) = todo.pop() {

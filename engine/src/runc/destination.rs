@@ -35,7 +35,9 @@ struct RuncArrival {
 fn parse(shipment: &Shipment) -> Result<Recipe, Refusal> {
     let recipe: Recipe = serde_json::from_str(&shipment.recipe)
         .map_err(|error| Refusal::new(format!("the container's recipe cannot be understood: {error}")))?;
-    if !recipe.bundle.is_absolute() || recipe.bundle.components().any(|c| c == std::path::Component::ParentDir) {
+    if !recipe.bundle.is_absolute()
+        || recipe.bundle.components().any(|c| c == std::path::Component::ParentDir)
+    {
         return Err(Refusal::new(format!("the bundle path `{}` is not absolute", recipe.bundle.display())));
     }
     Ok(recipe)
@@ -67,8 +69,11 @@ pub(super) fn examine(runc: &Runc, shipment: &Shipment) -> Vec<Refusal> {
         reasons.push(Refusal::new(format!("`{}` is not a name for a container", shipment.name)));
     } else if let Ok(state) = runc.state(&shipment.name) {
         reasons.push(
-            Refusal::new(format!("the name `{}` is taken: runc has a {} container there", shipment.name, state.status))
-                .hint(format!("remove it there: `runc delete {}`", shipment.name)),
+            Refusal::new(format!(
+                "the name `{}` is taken: runc has a {} container there",
+                shipment.name, state.status
+            ))
+            .hint(format!("remove it there: `runc delete {}`", shipment.name)),
         );
     }
     reasons.extend(Arrival::examine(shipment, recipe.namespace.as_deref()));
@@ -84,7 +89,10 @@ pub(super) fn examine(runc: &Runc, shipment: &Shipment) -> Vec<Refusal> {
     reasons
 }
 
-pub(super) fn prepare(runc: &Runc, shipment: &Shipment) -> Result<Box<dyn DestinationContainer>, EngineError> {
+pub(super) fn prepare(
+    runc: &Runc,
+    shipment: &Shipment,
+) -> Result<Box<dyn DestinationContainer>, EngineError> {
     let recipe = parse(shipment)
         .map_err(|refusal| EngineError::Unreadable { path: "recipe".into(), reason: refusal.reason })?;
     let mut arrival = RuncArrival {
@@ -131,7 +139,10 @@ impl RuncArrival {
     fn write_criu_config(&self) -> Result<PathBuf, EngineError> {
         let hook = self.shipment.job.join(crate::hold::HOOK_NAME);
         let path = self.shipment.job.join("criu.conf");
-        write_private(&path, format!("action-script {}\nmanage-cgroups ignore\n", hook.display()).as_bytes())?;
+        write_private(
+            &path,
+            format!("action-script {}\nmanage-cgroups ignore\n", hook.display()).as_bytes(),
+        )?;
         Ok(path)
     }
 
@@ -163,7 +174,9 @@ impl RuncArrival {
         tool::run(&self.runc.program, &args, &[("CRIU_CONFIG_FILE", &config)], RESTORE)
             .map_err(|error| explain(error, &request.work))?;
         let text = std::fs::read_to_string(&pid_file).map_err(EngineError::io("read", &pid_file))?;
-        text.trim().parse().map_err(|_| EngineError::Unreadable { path: pid_file, reason: format!("`{text}`") })
+        text.trim()
+            .parse()
+            .map_err(|_| EngineError::Unreadable { path: pid_file, reason: format!("`{text}`") })
     }
 }
 
@@ -179,7 +192,8 @@ fn explain(error: EngineError, work: &Path) -> EngineError {
 fn write_private(path: &Path, bytes: &[u8]) -> Result<(), EngineError> {
     let mut options = std::fs::OpenOptions::new();
     let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
-    file.and_then(|mut file| std::io::Write::write_all(&mut file, bytes)).map_err(EngineError::io("write", path))
+    file.and_then(|mut file| std::io::Write::write_all(&mut file, bytes))
+        .map_err(EngineError::io("write", path))
 }
 
 impl DestinationContainer for RuncArrival {
@@ -215,7 +229,10 @@ impl DestinationContainer for RuncArrival {
                     self.arrival.held(freezer);
                 }
                 keep("held tasks", self.arrival.kill_held());
-                keep("container", self.runc.run(&["delete", "--force", &self.shipment.name], QUESTION).map(drop));
+                keep(
+                    "container",
+                    self.runc.run(&["delete", "--force", &self.shipment.name], QUESTION).map(drop),
+                );
             }
             // runc forgets the cgroups of a restore that failed
             let made = cgroups_named(&cgroup_name(&self.shipment, &self.recipe));
@@ -239,4 +256,3 @@ impl DestinationContainer for RuncArrival {
         leftovers
     }
 }
-

@@ -21,15 +21,20 @@ pub(super) fn bind_mounts(config: &Value, bundle: &Path) -> Vec<BindMount> {
     mounts
         .iter()
         .filter_map(|mount| {
-            let options: Vec<&str> =
-                mount["options"].as_array().map(|all| all.iter().filter_map(Value::as_str).collect()).unwrap_or_default();
+            let options: Vec<&str> = mount["options"]
+                .as_array()
+                .map(|all| all.iter().filter_map(Value::as_str).collect())
+                .unwrap_or_default();
             let binds = mount["type"] == "bind" || options.contains(&"bind") || options.contains(&"rbind");
             let (source, destination) = (text(&mount["source"])?, text(&mount["destination"])?);
             binds.then(|| BindMount {
                 source: bundle.join(source),
                 destination: destination.into(),
                 // the later option wins, as for mount(8)
-                read_only: options.iter().rfind(|option| matches!(**option, "ro" | "rro" | "rw")).is_some_and(|o| *o != "rw"),
+                read_only: options
+                    .iter()
+                    .rfind(|option| matches!(**option, "ro" | "rro" | "rw"))
+                    .is_some_and(|o| *o != "rw"),
             })
         })
         .collect()
@@ -39,7 +44,11 @@ pub(super) fn bind_mounts(config: &Value, bundle: &Path) -> Vec<BindMount> {
 pub(super) fn cgroup_mounts(config: &Value) -> Vec<PathBuf> {
     let mounts = config["mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
     let cgroup = |mount: &&Value| mount["type"] == "cgroup" || mount["type"] == "cgroup2";
-    mounts.iter().filter(cgroup).filter_map(|mount| mount["destination"].as_str().map(PathBuf::from)).collect()
+    mounts
+        .iter()
+        .filter(cgroup)
+        .filter_map(|mount| mount["destination"].as_str().map(PathBuf::from))
+        .collect()
 }
 
 /// Where the runtime puts the container's cgroup, if the bundle says so.
@@ -80,9 +89,14 @@ pub(super) fn network_namespace_path(config: &Value) -> Option<PathBuf> {
 
 /// Points the container's network namespace to a path, where godwit has made it.
 pub(super) fn set_network_namespace_path(config: &mut Value, path: &Path) {
-    let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() else { return };
+    // by pointer: indexing what is no object would panic, and this is the peer's text
+    let Some(namespaces) = config.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut) else {
+        return;
+    };
     for namespace in namespaces.iter_mut().filter(|namespace| namespace["type"] == "network") {
-        namespace["path"] = json!(path);
+        if let Some(entry) = namespace.as_object_mut() {
+            entry.insert("path".into(), json!(path));
+        }
     }
 }
 
@@ -108,9 +122,14 @@ mod tests {
     #[test]
     fn bind_mounts_are_found_by_type_or_option() {
         let mounts = bind_mounts(&config(), Path::new("/srv/b"));
-        let shown: Vec<_> =
-            mounts.iter().map(|m| (m.source.to_str().unwrap(), m.destination.to_str().unwrap(), m.read_only)).collect();
-        assert_eq!(shown, [("/srv/data", "/data", false), ("/srv/b/conf/x", "/etc/x", true), ("/srv/odd", "/odd", false)]);
+        let shown: Vec<_> = mounts
+            .iter()
+            .map(|m| (m.source.to_str().unwrap(), m.destination.to_str().unwrap(), m.read_only))
+            .collect();
+        assert_eq!(
+            shown,
+            [("/srv/data", "/data", false), ("/srv/b/conf/x", "/etc/x", true), ("/srv/odd", "/odd", false)]
+        );
     }
 
     #[test]
@@ -124,7 +143,12 @@ mod tests {
 
     #[test]
     fn nonsense_is_no_reason_to_panic() {
-        for config in [json!(null), json!([]), json!({"mounts": 7, "linux": "x"}), json!({"mounts": [1, {}, {"type": "bind"}]})] {
+        for config in [
+            json!(null),
+            json!([]),
+            json!({"mounts": 7, "linux": "x"}),
+            json!({"mounts": [1, {}, {"type": "bind"}]}),
+        ] {
             assert!(bind_mounts(&config, Path::new("/")).is_empty());
             assert!(masked_paths(&config).is_empty() && !root_is_read_only(&config));
             set_network_namespace_path(&mut config.clone(), Path::new("/x"));

@@ -23,7 +23,11 @@ struct RuncKin {
     descriptors: Vec<String>,
 }
 
-pub(super) fn open(runc: &Runc, name: &str, request: &OpenRequest) -> Result<Box<dyn SourceContainer>, EngineError> {
+pub(super) fn open(
+    runc: &Runc,
+    name: &str,
+    request: &OpenRequest,
+) -> Result<Box<dyn SourceContainer>, EngineError> {
     let state = runc.state(name)?;
     if state.status != "running" {
         return Err(EngineError::NotRunning { name: format!("{KIND}:{name}"), status: state.status });
@@ -38,7 +42,8 @@ pub(super) fn open(runc: &Runc, name: &str, request: &OpenRequest) -> Result<Box
     let mut blockers = process::descriptor_blockers(&pids, &request.carry)?;
     if oci::has_terminal(&config) && blockers.is_empty() {
         blockers.push(
-            Refusal::new("it has a terminal (`process.terminal` in config.json)").hint("start it without one"),
+            Refusal::new("it has a terminal (`process.terminal` in config.json)")
+                .hint("start it without one"),
         );
     }
     let external_paths: Vec<PathBuf> =
@@ -49,7 +54,9 @@ pub(super) fn open(runc: &Runc, name: &str, request: &OpenRequest) -> Result<Box
 
     let namespace = Namespace::of_pid(pid)?;
     let network = if oci::has_namespace(&config, "network") && !namespace.is_own()? {
-        match NetworkState::capture(&namespace).and_then(|state| state.check(&request.network_plan).map(|()| state)) {
+        match NetworkState::capture(&namespace)
+            .and_then(|state| state.check(&request.network_plan).map(|()| state))
+        {
             Ok(state) => Some(state),
             Err(error) => {
                 blockers.push(Refusal::new(error.to_string()));
@@ -71,7 +78,9 @@ pub(super) fn open(runc: &Runc, name: &str, request: &OpenRequest) -> Result<Box
 
     let namespace_path = oci::network_namespace_path(&config);
     let namespace_name = network.as_ref().map(|_| match &namespace_path {
-        Some(path) => path.file_name().map_or_else(|| name.to_owned(), |file| file.to_string_lossy().into_owned()),
+        Some(path) => {
+            path.file_name().map_or_else(|| name.to_owned(), |file| file.to_string_lossy().into_owned())
+        }
         None => format!("godwit-{name}"),
     });
     // the name under /run/netns is what has to go at the end; without one there is only the process's
@@ -87,7 +96,9 @@ pub(super) fn open(runc: &Runc, name: &str, request: &OpenRequest) -> Result<Box
         descriptors: (0..3).map(|number| descriptor(pid, number)).collect(),
     };
     if kin.descriptors.iter().any(|text| text.starts_with("pipe:")) {
-        warnings.push("its standard streams are pipes to this host: at the destination they lead to /dev/null".into());
+        warnings.push(
+            "its standard streams are pipes to this host: at the destination they lead to /dev/null".into(),
+        );
     }
     let recipe = Recipe { bundle: state.bundle.clone(), config, namespace: namespace_name };
     let facts = Facts {
@@ -133,7 +144,13 @@ fn trees(
         }
         match std::fs::metadata(&path).map(|meta| meta.file_type()) {
             Ok(file_type) if file_type.is_dir() || file_type.is_file() => {
-                trees.push(Tree { kind, content: path.clone(), path, single_file: file_type.is_file(), read_only });
+                trees.push(Tree {
+                    kind,
+                    content: path.clone(),
+                    path,
+                    single_file: file_type.is_file(),
+                    read_only,
+                });
             }
             Ok(file_type) if file_type.is_socket() => warnings.push(format!(
                 "`{}` is a socket of this host: the destination must have one, too",
@@ -160,13 +177,11 @@ fn external(
     binds: &[oci::BindMount],
     own_network: bool,
 ) -> Result<Vec<String>, EngineError> {
-    let mut external: Vec<String> = binds
-        .iter()
-        .map(|bind| format!("mnt[{0}]:{0}", bind.destination.display()))
-        .collect();
-    let mounts = Process::new(pid)
-        .and_then(|process| process.mountinfo())
-        .map_err(|error| EngineError::Unreadable { path: format!("/proc/{pid}/mountinfo").into(), reason: error.to_string() })?;
+    let mut external: Vec<String> =
+        binds.iter().map(|bind| format!("mnt[{0}]:{0}", bind.destination.display())).collect();
+    let mounts = Process::new(pid).and_then(|process| process.mountinfo()).map_err(|error| {
+        EngineError::Unreadable { path: format!("/proc/{pid}/mountinfo").into(), reason: error.to_string() }
+    })?;
     for path in oci::masked_paths(config) {
         // a masked file has /dev/null over it, a masked directory a tmpfs of its own, which CRIU makes again
         let masked = mounts.iter().any(|mount| mount.mount_point == path && mount.root == "/null");
@@ -175,7 +190,8 @@ fn external(
         }
     }
     for below in oci::cgroup_mounts(config) {
-        let v1 = mounts.iter().filter(|mount| mount.fs_type == "cgroup" && mount.mount_point.starts_with(&below));
+        let v1 =
+            mounts.iter().filter(|mount| mount.fs_type == "cgroup" && mount.mount_point.starts_with(&below));
         external.extend(v1.map(|mount| format!("mnt[{0}]:{0}", mount.mount_point.display())));
     }
     if own_network {

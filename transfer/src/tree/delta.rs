@@ -183,7 +183,11 @@ mod tests {
         for len in [WORTH_SHARING, WORTH_SHARING + 1, (1 << 20) + 4095, 3 << 20] {
             let bytes = noise(len, 4);
             let options = SignatureOptions { block_size: BLOCK as u32, crypto_hash_size: HASH as u32 };
-            assert_eq!(signature(&bytes), Signature::calculate(&bytes, options).into_serialized()[12..], "{len}");
+            assert_eq!(
+                signature(&bytes),
+                Signature::calculate(&bytes, options).into_serialized()[12..],
+                "{len}"
+            );
             assert_eq!(digest(&bytes), *blake3::hash(&bytes).as_bytes(), "{len}");
         }
     }

@@ -72,7 +72,10 @@ impl TreeDestination {
         if let Some(only) = self.tree.only()
             && let Some(path) = op.paths().into_iter().flatten().find(|path| *path != only)
         {
-            return Err(TreeError::Refused { path: path.clone(), why: "the tree is one file, and not this one" });
+            return Err(TreeError::Refused {
+                path: path.clone(),
+                why: "the tree is one file, and not this one",
+            });
         }
         self.carry_out(op)?;
         self.broken = false;

@@ -164,7 +164,10 @@ impl TreeOp {
             | TreeOp::Meta { path, .. } => [Some(path), None],
             TreeOp::Rename { from, to } => [Some(from), Some(to)],
             TreeOp::HardLink { path, to } => [Some(path), Some(to)],
-            TreeOp::Segment { .. } | TreeOp::Hole { .. } | TreeOp::FileEnd { .. } | TreeOp::RoundEnd { .. } => [None, None],
+            TreeOp::Segment { .. }
+            | TreeOp::Hole { .. }
+            | TreeOp::FileEnd { .. }
+            | TreeOp::RoundEnd { .. } => [None, None],
         }
     }
 
