@@ -1,4 +1,5 @@
 //! A tree that is one file: nothing beside it is read, sent or touched.
+#![allow(clippy::unwrap_used)]
 
 use godwit_transfer::tree::{Options, TreeDestination, TreeIndex, TreeOp, TreeSource, equal_digest};
 use std::collections::HashSet;
@@ -50,8 +51,7 @@ fn only_the_file_travels() {
 fn nothing_beside_it_can_be_written() {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     fs::write(dir.path().join("victim"), "precious").unwrap();
-    let mut source_dir = tempfile::tempdir_in("/var/tmp").unwrap();
-    source_dir.disable_cleanup(false);
+    let source_dir = tempfile::tempdir_in("/var/tmp").unwrap();
     fs::write(source_dir.path().join("victim"), "overwritten").unwrap();
     let mut source = TreeSource::new(source_dir.path(), TreeIndex::default(), Options::default()).unwrap();
     let mut ops: Vec<TreeOp> = Vec::new();
