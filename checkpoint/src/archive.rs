@@ -53,6 +53,18 @@ struct ManifestTree {
     read_only: bool,
 }
 
+/// What checkpoint is wanted.
+pub struct Order<'a> {
+    /// The new directory.
+    pub to: &'a Path,
+    /// The container goes on afterwards.
+    pub leave_running: bool,
+    /// What CRIU carries.
+    pub carry: Carry,
+    /// What this host is like.
+    pub facts: godwit_transfer::HostFacts,
+}
+
 /// What writing a checkpoint came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Written {
@@ -155,24 +167,21 @@ impl Copying {
 ///
 /// # Errors
 /// When it could not be written: then the container runs, and nothing of the checkpoint is left.
-#[allow(clippy::too_many_arguments)]
 pub fn write(
     mut container: Box<dyn SourceContainer>,
     criu: &dyn Dumper,
-    facts: godwit_transfer::HostFacts,
-    carry: Carry,
-    to: &Path,
-    leave_running: bool,
+    order: &Order<'_>,
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<(Written, Vec<String>), Failure> {
+    let Order { to, leave_running, .. } = *order;
     let name = format!("{}:{}", container.facts().engine, container.facts().name);
     let partial = to.with_file_name(format!(
         ".{}.partial",
         to.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
     ));
     let begun = Stillness::default();
-    match write_partial(&mut *container, criu, facts, carry, &partial, observer, cancel, &begun) {
+    match write_partial(&mut *container, criu, order, &partial, observer, cancel, &begun) {
         Ok(mut written) => {
             if let Err(error) = std::fs::rename(&partial, to).and_then(|()| sync_parent(to)) {
                 let failure = Failure::new(FailureKind::Failed, format!("cannot write `{}`", to.display()));
@@ -222,12 +231,10 @@ impl Stillness {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 fn write_partial(
     container: &mut dyn SourceContainer,
     criu: &dyn Dumper,
-    facts: godwit_transfer::HostFacts,
-    carry: Carry,
+    order: &Order<'_>,
     partial: &Path,
     observer: &dyn Observer,
     cancel: &Cancel,
@@ -260,16 +267,11 @@ fn write_partial(
     let dumped = criu.dump(options)?;
     container.verify_frozen()?;
     container.complete_images(&images)?;
-    write_manifest(container.facts(), facts, carry, partial)?;
+    write_manifest(container.facts(), order, partial)?;
     Ok(Written { stopped: stillness.so_far(), memory_bytes: dumped.memory_bytes, file_bytes })
 }
 
-fn write_manifest(
-    facts: &Facts,
-    host: godwit_transfer::HostFacts,
-    carry: Carry,
-    dir: &Path,
-) -> Result<(), ArchiveError> {
+fn write_manifest(facts: &Facts, order: &Order<'_>, dir: &Path) -> Result<(), ArchiveError> {
     let tree = |tree: &Tree| ManifestTree {
         kind: tree.kind,
         path: tree.path.clone(),
@@ -283,9 +285,9 @@ fn write_manifest(
         recipe: facts.recipe.clone(),
         network: facts.network.clone(),
         memory_bytes: facts.memory_bytes,
-        carry,
+        carry: order.carry,
         trees: facts.trees.iter().map(tree).collect(),
-        facts: host,
+        facts: order.facts.clone(),
     };
     let path = dir.join(MANIFEST);
     let text =

@@ -12,4 +12,4 @@ pub mod source;
 pub mod tracker;
 
 pub use dumper::{Dumped, Dumper};
-pub use source::{Job, Plan, migrate, rehearse};
+pub use source::{Job, Order, Parties, Plan, migrate, rehearse};

@@ -71,6 +71,30 @@ impl Job {
     }
 }
 
+/// Who takes part on this side.
+pub struct Parties<'a> {
+    /// The container, opened and looked at.
+    pub container: Box<dyn SourceContainer>,
+    /// Who dumps it.
+    pub criu: &'a dyn Dumper,
+    /// The way to the destination.
+    pub wire: Wire,
+    /// Who is told what happens.
+    pub observer: &'a dyn Observer,
+    /// The wish to stop.
+    pub cancel: Cancel,
+}
+
+/// What is to be done, and where it is written down.
+pub struct Order {
+    /// What was asked for.
+    pub plan: Plan,
+    /// Where this migration keeps its files.
+    pub job: Job,
+    /// Its journal, with the first line written.
+    pub journal: Journal,
+}
+
 /// Anything that ends a migration early.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SourceError {
@@ -143,18 +167,8 @@ pub(crate) struct Source<'a> {
 ///
 /// # Errors
 /// The failure says what happened and where the container is.
-#[allow(clippy::too_many_arguments)]
-pub fn migrate(
-    container: Box<dyn SourceContainer>,
-    criu: &dyn Dumper,
-    wire: Wire,
-    journal: Journal,
-    plan: Plan,
-    job: Job,
-    observer: &dyn Observer,
-    cancel: Cancel,
-) -> Result<Summary, Failure> {
-    let mut source = Source::new(container, criu, wire, journal, plan, job, observer, cancel);
+pub fn migrate(parties: Parties<'_>, order: Order) -> Result<Summary, Failure> {
+    let mut source = Source::new(parties, order);
     match source.run() {
         Ok(downtime) => Ok(source.complete(downtime)),
         Err(error) => Err(source.undo(error)),
@@ -165,18 +179,8 @@ pub fn migrate(
 ///
 /// # Errors
 /// The reasons of whoever said no. Nothing was touched on either side.
-#[allow(clippy::too_many_arguments)]
-pub fn rehearse(
-    container: Box<dyn SourceContainer>,
-    criu: &dyn Dumper,
-    wire: Wire,
-    journal: Journal,
-    plan: Plan,
-    job: Job,
-    observer: &dyn Observer,
-    cancel: Cancel,
-) -> Result<(), Failure> {
-    let mut source = Source::new(container, criu, wire, journal, plan, job, observer, cancel);
+pub fn rehearse(parties: Parties<'_>, order: Order) -> Result<(), Failure> {
+    let mut source = Source::new(parties, order);
     let asked = source.phase(Phase::Negotiate, Source::negotiate);
     let over = SourceError::Failure(Box::new(Failure::new(FailureKind::Failed, "it was only asked")));
     let willing = asked.is_ok();
@@ -185,17 +189,9 @@ pub fn rehearse(
 }
 
 impl<'a> Source<'a> {
-    #[allow(clippy::too_many_arguments)]
-    pub(crate) fn new(
-        container: Box<dyn SourceContainer>,
-        criu: &'a dyn Dumper,
-        wire: Wire,
-        journal: Journal,
-        plan: Plan,
-        job: Job,
-        observer: &'a dyn Observer,
-        cancel: Cancel,
-    ) -> Self {
+    pub(crate) fn new(parties: Parties<'a>, order: Order) -> Self {
+        let Parties { container, criu, wire, observer, cancel } = parties;
+        let Order { plan, job, journal } = order;
         let facts = container.facts();
         Self {
             name: format!("{}:{}", facts.engine, facts.name),

@@ -47,17 +47,9 @@ pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Tro
         return Err(about(Failure::new(FailureKind::Locked, message).hint("`godwit status` shows it")));
     };
     let cancel = cancel_on_signal();
-    let (written, leftovers) = archive::write(
-        container,
-        &criu,
-        facts,
-        request.carry,
-        &command.to,
-        command.leave_running,
-        &show,
-        &cancel,
-    )
-    .map_err(about)?;
+    let order =
+        archive::Order { to: &command.to, leave_running: command.leave_running, carry: request.carry, facts };
+    let (written, leftovers) = archive::write(container, &criu, &order, &show, &cancel).map_err(about)?;
     show.done();
     let now = if command.leave_running { "is running on this host" } else { "is not running any more" };
     if draw.is_json() {

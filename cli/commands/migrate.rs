@@ -5,7 +5,7 @@ use crate::args::{Args, MigrateArgs};
 use crate::draw::Draw;
 use crate::progress::Show;
 use godwit_checkpoint::preflight::{check_privilege, usable_criu};
-use godwit_checkpoint::{Job, Plan};
+use godwit_checkpoint::{Job, Order, Parties, Plan};
 use godwit_criu::CriuBinary;
 use godwit_engine::{ContainerName, OpenRequest};
 use godwit_migration::journal::{Event, Journal, VERSION};
@@ -62,9 +62,11 @@ pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Troubl
     let cancel = cancel_on_signal();
     let wire = call(&address, command, cancel.clone()).map_err(about)?;
     let (job, journal) = begin(args, command, &name).map_err(about)?;
+    let dir = job.dir.clone();
+    let parties = Parties { container, criu: &criu, wire, observer: &show, cancel };
+    let order = Order { plan, job, journal };
     if command.dry_run {
-        let dir = job.dir.clone();
-        let answer = godwit_checkpoint::rehearse(container, &criu, wire, journal, plan, job, &show, cancel);
+        let answer = godwit_checkpoint::rehearse(parties, order);
         // a question leaves no trace; if it does, `godwit status` shows it and nothing is worse for it
         let _ = std::fs::remove_dir_all(dir);
         show.done();
@@ -72,7 +74,7 @@ pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Troubl
         draw.talk(&format!("{} would take {name}; nothing was done", command.destination));
         return Ok(0);
     }
-    let summary = godwit_checkpoint::migrate(container, &criu, wire, journal, plan, job, &show, cancel);
+    let summary = godwit_checkpoint::migrate(parties, order);
     show.done();
     let summary = summary.map_err(about)?;
     draw.summary(&summary);

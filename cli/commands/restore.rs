@@ -5,7 +5,7 @@ use crate::args::{Args, RestoreArgs};
 use crate::draw::Draw;
 use crate::progress::Show;
 use godwit_checkpoint::preflight::{check_privilege, usable_criu};
-use godwit_checkpoint::{Job, Plan, archive};
+use godwit_checkpoint::{Job, Order, Parties, Plan, archive};
 use godwit_migration::journal::{Event, Journal, VERSION};
 use godwit_migration::plan::{Limits, Strategy};
 use godwit_migration::quantity::show_duration;
@@ -95,7 +95,8 @@ fn serve(
     };
     journal.append(planned).map_err(|error| broken(&error))?;
     let dumper = archived.dumper();
-    godwit_checkpoint::migrate(Box::new(archived), &dumper, wire, journal, plan, job, show, cancel)
+    let parties = Parties { container: Box::new(archived), criu: &dumper, wire, observer: show, cancel };
+    godwit_checkpoint::migrate(parties, Order { plan, job, journal })
 }
 
 /// A checkpoint does not run anywhere, whatever the other half thinks.

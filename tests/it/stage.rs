@@ -3,7 +3,7 @@
 use crate::fake::{Criu, ENGINE, FakeEngine, Source};
 use crate::link::{Cut, Link, Marks};
 use crate::world::{Then, Trap, Witness};
-use godwit_checkpoint::{Job, Plan, migrate};
+use godwit_checkpoint::{Job, Order, Parties, Plan, migrate};
 use godwit_engine::container::{Facts, Tree};
 use godwit_engine::network::NetworkPlan;
 use godwit_migration::journal::{self, Event as Wrote, Journal, JournalState, Line};
@@ -238,16 +238,14 @@ pub fn play(play: Play) -> Ended {
             let criu = Criu::new(witness.clone());
             let journal = begin(&job);
             let plan = plan_of(&play);
-            migrate(
-                Box::new(container),
-                &criu,
+            let parties = Parties {
+                container: Box::new(container),
+                criu: &criu,
                 wire,
-                journal,
-                plan,
-                job.clone(),
-                &source_notes,
-                play.source_cancel.clone(),
-            )
+                observer: &source_notes,
+                cancel: play.source_cancel.clone(),
+            };
+            migrate(parties, Order { plan, job: job.clone(), journal })
         });
         (source, destination.join().unwrap())
     });
