@@ -486,9 +486,8 @@ impl<'a> Source<'a> {
             let noted = copies.note(&tree.path, &self.name);
             keep("record of a left copy", noted.err().map(|error| error.to_string()));
         }
-        // the destination has all it needs; that it hears no farewell harms nobody
-        let _ = self.wire.say(&Message::Done);
         keep("images", crate::rollback::remove_images(&self.job).err().map(|error| error.to_string()));
+        leftovers.extend(self.farewell());
         let completed = journal::Event::Completed {
             downtime_us: Some(micros(downtime.total())),
             leftovers: leftovers.clone(),
@@ -514,6 +513,26 @@ impl<'a> Source<'a> {
             rounds: self.rounds,
             wire_bytes: self.wire.bytes_sent(),
             leftovers,
+        }
+    }
+
+    /// Lets the destination finish: only then the container may be moved on. Gives what it could not clean up. That nothing
+    /// is heard harms nobody: the container runs there.
+    fn farewell(&mut self) -> Vec<String> {
+        let said = self.wire.say(&Message::Done);
+        let settled = said.and_then(|()| {
+            self.wire.expect("settled", |message| match message {
+                Message::Settled { leftovers } => Ok(leftovers),
+                other => Err(other),
+            })
+        });
+        let host = &self.plan.destination;
+        match settled {
+            Ok(leftovers) => leftovers.into_iter().map(|left| format!("on {host}: {left}")).collect(),
+            Err(error) => {
+                tracing::warn!(%error, %host, "the destination did not say that all is settled");
+                vec![]
+            }
         }
     }
 

@@ -185,9 +185,19 @@ impl Event {
             .unwrap_or_default()
     }
 
-    /// Events that must be on disk before anything else happens.
+    /// Events that must be on disk before anything else happens. The others only tell how far it had come: a crash of
+    /// godwit leaves them in the file all the same, and after a loss of power nothing that they speak of is left. Most of
+    /// those fall into the downtime, which must not wait for a disk more often than it has to.
     fn must_reach_the_disk(&self) -> bool {
-        !matches!(self, Event::Round { .. } | Event::Frozen | Event::Accepted)
+        !matches!(
+            self,
+            Event::Round { .. }
+                | Event::Accepted
+                | Event::Frozen
+                | Event::Dumped
+                | Event::Ready
+                | Event::Restoring
+        )
     }
 }
 

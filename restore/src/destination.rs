@@ -428,6 +428,11 @@ impl Destination<'_> {
     fn complete(mut self) -> Outcome {
         let mut leftovers = Vec::new();
         let pid = self.pid;
+        let Some(mut job) = self.job.take() else {
+            return Outcome::Examined;
+        };
+        // neighbours first: they may have missed the announcement at go
+        leftovers.extend(job.container.as_mut().map(|container| container.settle()).unwrap_or_default());
         self.wire.set_patience(FAREWELL);
         if let Err(error) = self.wire.expect("the farewell", |message| match message {
             Message::Done => Ok(()),
@@ -435,10 +440,7 @@ impl Destination<'_> {
         }) {
             tracing::warn!(%error, "the source said no farewell");
         }
-        let Some(mut job) = self.job.take() else {
-            return Outcome::Examined;
-        };
-        leftovers.extend(job.container.as_mut().map(|container| container.settle()).unwrap_or_default());
+        leftovers.extend(job.trees.sync());
         let copies = StaleCopies::below(&self.host.root);
         for tree in &job.offer.trees {
             if let Err(error) = copies.forget(&tree.path) {
@@ -448,7 +450,11 @@ impl Destination<'_> {
         leftovers.extend(remove_images(&job.dir).err().map(|error| format!("images: {error}")));
         let completed = journal::Event::Completed { downtime_us: None, leftovers: leftovers.clone() };
         leftovers.extend(job.journal.append(completed).err().map(|error| format!("journal: {error}")));
-        Outcome::Running { migration: job.offer.migration, container: job.name, pid, leftovers }
+        let (migration, container) = (job.offer.migration.clone(), job.name.clone());
+        // its lock goes with it: whoever hears the next word may move the container on
+        drop(job);
+        let _ = self.wire.say(&Message::Settled { leftovers: leftovers.clone() });
+        Outcome::Running { migration, container, pid, leftovers }
     }
 
     /// Removes what was made here, unless the container may already be this side's to run.

@@ -139,6 +139,15 @@ impl Trees {
         tree.writer.apply(op).map_err(|source| TreesError::Tree { path: tree.path.clone(), source })
     }
 
+    /// Waits until the container's files are on disk. What the container had synced at the source must outlast a loss of
+    /// power here, too. Returns what could not be written.
+    pub fn sync(&self) -> Vec<String> {
+        let files = self.incoming.iter().filter(|(id, _)| id.image_round().is_none());
+        files
+            .filter_map(|(_, tree)| Some(format!("`{}`: {}", tree.path.display(), tree.writer.sync().err()?)))
+            .collect()
+    }
+
     /// Removes what this migration made. A stale copy that was being brought up to date stays, as a stale copy of
     /// unknown state: its index is always read anew. Returns what could not be removed.
     pub fn undo(&mut self) -> Vec<String> {

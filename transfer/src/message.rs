@@ -18,6 +18,7 @@
 //! Go                                    →     after Committed is on the source's disk
 //!                                       ←  Running
 //! Done                                  →
+//!                                       ←  Settled
 //! ```
 //!
 //! Until `Go` the source may say `Cancel` at any time; the destination undoes everything and answers `Undone`. Either side
@@ -226,6 +227,11 @@ pub enum Message {
     },
     /// Source: my copy is gone, this is the end.
     Done,
+    /// Destination: all is on disk and in order, the next migration may come.
+    Settled {
+        /// What could not be cleaned up there.
+        leftovers: Vec<String>,
+    },
     /// Source: undo everything.
     Cancel {
         /// Why.
@@ -262,6 +268,7 @@ impl Message {
             Message::Go => "go",
             Message::Running { .. } => "running",
             Message::Done => "done",
+            Message::Settled { .. } => "settled",
             Message::Cancel { .. } => "cancel",
             Message::Undone { .. } => "undone",
             Message::Failed { .. } => "failed",
