@@ -66,7 +66,7 @@ pub enum WireError {
     #[error("the other side was silent for {} s", .0.as_secs())]
     Silent(Duration),
     /// Whoever is there does not speak this protocol.
-    #[error("whoever answers there is not godwit (it began with {0:02x?})")]
+    #[error("whoever answers there is not godwit (it began with `{}`)", .0.escape_ascii())]
     NotGodwit(Vec<u8>),
     /// No common version.
     #[error(
@@ -184,8 +184,16 @@ impl Wire {
         };
         wire.outbox.extend_from_slice(&preamble(OLDEST, NEWEST));
         wire.flush()?;
-        let theirs: [u8; PREAMBLE] =
-            wire.take(PREAMBLE)?.try_into().map_err(|_| WireError::Malformed("short preamble".into()))?;
+        let theirs = wire.take(PREAMBLE).map(<[u8; PREAMBLE]>::try_from);
+        let theirs = match theirs {
+            Ok(Ok(theirs)) => theirs,
+            Ok(Err(_)) => return Err(WireError::Malformed("a short preamble".into())),
+            // a login banner, or the last words of a shell
+            Err(WireError::Closed { .. }) if !wire.inbox.is_empty() => {
+                return Err(WireError::NotGodwit(std::mem::take(&mut wire.inbox)));
+            }
+            Err(error) => return Err(error),
+        };
         wire.version = common_version(&theirs)?;
         Ok(wire)
     }
@@ -619,6 +627,21 @@ mod tests {
         assert!(matches!(common_version(&preamble(2, 9)), Err(WireError::Version { theirs_oldest: 2, .. })));
         assert!(matches!(common_version(&preamble(0, 0)), Err(WireError::Version { .. })));
         assert!(matches!(common_version(b"SSH-2.0-OpenSSH\r"), Err(WireError::NotGodwit(_))));
+    }
+
+    #[test]
+    fn somebody_else_is_recognised_however_short_his_words() {
+        for words in ["Welcome", "bash: line 1: godwit: command not found\n"] {
+            let (one, mut two) = Descriptors::pair().unwrap();
+            two.send(words.as_bytes(), PATIENCE).unwrap();
+            let other = std::thread::spawn(move || {
+                // takes our preamble, so that closing is no accident, and goes
+                let _ = two.receive(&mut [0; 64], PATIENCE);
+            });
+            let error = Wire::open(Box::new(one), Cancel::default(), PATIENCE).map(|_| ()).unwrap_err();
+            other.join().unwrap();
+            assert!(error.to_string().contains(&format!("`{}", &words[..7])), "{error}");
+        }
     }
 
     #[test]
