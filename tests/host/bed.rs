@@ -59,7 +59,7 @@ pub fn bed() -> Option<MutexGuard<'static, Bed>> {
 }
 
 /// The program under test.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     std::env::var_os("GODWIT_BIN").map_or_else(|| env!("CARGO_BIN_EXE_godwit").into(), PathBuf::from)
 }
 

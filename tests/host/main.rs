@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bed;
+mod cgroup_v1;
 mod container;
 mod files;
 mod godwit;
