@@ -452,12 +452,13 @@ impl<'a> Source<'a> {
         let frames = self.container.take_frames();
         // nothing of the frozen copy may leave this host any more, not even the last words of its sockets
         self.container.disconnect()?;
+        // ahead of the commit: whatever goes wrong with them can still be undone
+        self.wire.send_frames(&frames)?;
         if self.cancel.is_raised() {
             return Err(WireError::Interrupted.into());
         }
         self.wire.ignore_cancel();
         self.journal.append(journal::Event::Committed)?;
-        self.wire.send_frames(&frames)?;
         self.wire.say(&Message::Go)?;
         let pid = self.wire.expect("running", |message| match message {
             Message::Running { pid } => Ok(pid),

@@ -404,7 +404,7 @@ impl Destination<'_> {
         let mut frames: Vec<HeldFrames> = Vec::new();
         loop {
             match self.hear()? {
-                Incoming::Frames(held) => frames = held,
+                Incoming::Frames(held) => frames.extend(held),
                 Incoming::Message(Message::Go) => break,
                 other => return Err(unexpected(&other, "go").into()),
             }

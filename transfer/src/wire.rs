@@ -39,6 +39,8 @@ const HEADER: usize = 12;
 /// No body is longer than this, compressed or not: a tree operation carries a segment of 8 MiB at most. An index of a
 /// large tree is sent in pieces.
 pub const MAX_FRAME: usize = 16 << 20;
+/// Captured frames are sent in pieces of about this many bytes.
+const FRAMES_PIECE: usize = 1 << 20;
 /// Bodies shorter than this are not worth compressing.
 const WORTH_COMPRESSING: usize = 256;
 /// How often a wait looks whether the user pressed Ctrl-C.
@@ -298,12 +300,30 @@ impl Wire {
         self.flush()
     }
 
-    /// Sends captured network frames.
+    /// Sends captured network frames, in as many pieces as it takes.
     ///
     /// # Errors
     /// As [`Wire::say`].
-    pub fn send_frames(&mut self, frames: &[HeldFrames]) -> Result<(), WireError> {
-        self.put_bulk(FRAMES, TreeId(0), &frames)
+    pub fn send_frames(&mut self, held: &[HeldFrames]) -> Result<(), WireError> {
+        for of_interface in held {
+            let mut rest = of_interface.frames.as_slice();
+            while !rest.is_empty() {
+                let mut bytes = 0;
+                let fits = |frame: &&serde_bytes::ByteBuf| {
+                    bytes += frame.len();
+                    bytes <= FRAMES_PIECE
+                };
+                // one at least: none is longer than a segmentation offload makes it
+                let count = rest.iter().take_while(fits).count().max(1);
+                let (piece, after) = rest.split_at(count);
+                // a list, as it is read back: an array would be written without its length
+                let piece: Vec<HeldFrames> =
+                    vec![HeldFrames { interface: of_interface.interface.clone(), frames: piece.to_vec() }];
+                self.put_bulk(FRAMES, TreeId(0), &piece)?;
+                rest = after;
+            }
+        }
+        self.flush()
     }
 
     fn put_bulk(&mut self, kind: u8, tree: TreeId, value: &impl Serialize) -> Result<(), WireError> {
@@ -594,6 +614,37 @@ mod tests {
             matches!(two.hear().unwrap(), Incoming::Message(Message::Cancel { reason }) if reason.len() == 100_000)
         );
         assert!(one.bytes_sent() < 10_000, "long bodies are compressed");
+    }
+
+    #[test]
+    fn more_frames_than_fit_into_one_message_arrive_all() {
+        let (mut one, mut two) = pair();
+        let frames: Vec<_> = (0..400u32).map(|n| serde_bytes::ByteBuf::from(vec![n as u8; 70_000])).collect();
+        let held = vec![
+            HeldFrames { interface: "eth0".into(), frames: frames.clone() },
+            HeldFrames { interface: "eth1".into(), frames: frames[..3].to_vec() },
+        ];
+        one.set_compression(None);
+        let sender = std::thread::spawn(move || {
+            one.send_frames(&held).unwrap();
+            one.say(&Message::Go).unwrap();
+            one
+        });
+        let mut got: Vec<(String, serde_bytes::ByteBuf)> = Vec::new();
+        while let Incoming::Frames(held) = two.hear().unwrap() {
+            got.extend(
+                held.into_iter().flat_map(|h| h.frames.into_iter().map(move |f| (h.interface.clone(), f))),
+            );
+        }
+        let _one = sender.join().unwrap();
+        let of = |interface: &str| {
+            got.iter()
+                .filter(|(name, _)| name == interface)
+                .map(|(_, frame)| frame.clone())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(of("eth0"), frames);
+        assert_eq!(of("eth1"), frames[..3]);
     }
 
     #[test]
