@@ -36,7 +36,7 @@ apt_install() {
 need_cargo() {
     command -v cargo > /dev/null || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
     command -v cargo > /dev/null || {
-        echo "${0##*/}: cargo is missing: install Rust with https://rustup.rs" >&2
+        echo "${0##*/}: cargo is missing: install Rust 1.90 or later" >&2
         return 1
     }
     # the linker, and the compiler of zstd and blake3
