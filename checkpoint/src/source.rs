@@ -261,17 +261,14 @@ impl<'a> Source<'a> {
         let offer = self.offer()?;
         self.offered = offer.trees.clone();
         self.wire.say(&Message::Offer(Box::new(offer)))?;
-        let (bases, warnings) = match self.wire.hear()? {
-            Incoming::Message(Message::Accept { bases, warnings, process_start_us }) => {
+        let bases = match self.wire.hear()? {
+            Incoming::Message(Message::Accept { bases, process_start_us }) => {
                 self.process_start = Duration::from_micros(process_start_us);
-                (bases, warnings)
+                bases
             }
             Incoming::Message(Message::Refuse { reasons }) => return Err(self.refused(reasons)),
             other => return Err(unexpected(&other, "accept or refuse").into()),
         };
-        for warning in warnings {
-            self.observer.note(format!("warning: {warning}"));
-        }
         if bases.len() != self.offered.len() {
             return Err(WireError::Malformed("an accept for another offer".into()).into());
         }

@@ -277,11 +277,7 @@ impl Destination<'_> {
         })?;
         make_private(&dir.join("images"))?;
         let images = IncomingImages::new(&dir, offer.tracker)?;
-        let accept = Message::Accept {
-            bases: bases.clone(),
-            warnings: vec![],
-            process_start_us: micros(process_start),
-        };
+        let accept = Message::Accept { bases: bases.clone(), process_start_us: micros(process_start) };
         // from here on whatever happens is undone, and the journal says so
         let job = self.job.insert(Job {
             images,

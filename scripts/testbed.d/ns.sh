@@ -14,7 +14,7 @@ ns_alive() {
 
 # what must be there before ns_up
 ns_prepare() {
-    need_tools iproute2=ip util-linux=nsenter
+    need_packages iproute2=ip util-linux=nsenter
     ns_widen_pipes
     mkdir -p "$cache/share"
 }

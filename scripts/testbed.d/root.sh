@@ -17,31 +17,12 @@ root_dir() { echo "$cache/root-$(recipes_hash "${debian_recipes[@]}" "${root_rec
 # the system that the bed was brought up with
 bed_root() { cat "$bed/root"; }
 
-# need_tools PACKAGE=COMMAND…: installs the packages of commands that this machine lacks
-need_tools() {
-    local tool missing=()
-    for tool; do
-        command -v "${tool#*=}" > /dev/null || missing+=("${tool%%=*}")
-    done
-    [ ${#missing[@]} -gt 0 ] || return 0
-    command -v apt-get > /dev/null || die "this machine lacks the packages ${missing[*]}, and apt-get to install them"
-    step "installing ${missing[*]}" install_packages "${missing[@]}"
-}
-
-install_packages() {
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get -qq -y --no-install-recommends install "$@" || {
-        apt-get -qq update
-        apt-get -qq -y --no-install-recommends install "$@"
-    }
-}
-
 # builds what is missing of the hosts' system
 root_build() {
     local debian root
     debian=$(debian_dir) root=$(root_dir)
     [ ! -d "$root" ] || return 0
-    need_tools debootstrap=debootstrap openssh-client=ssh-keygen xz-utils=xz kmod=modinfo
+    need_packages debootstrap=debootstrap openssh-client=ssh-keygen xz-utils=xz kmod=modinfo
     root_clean
     if [ ! -d "$debian" ]; then
         step 'building the Debian system' "$recipes/debian" "$debian.new"
@@ -63,7 +44,7 @@ root_disk() {
     local root
     root=$(bed_root)
     [ ! -e "$root/disk" ] || return 0
-    need_tools e2fsprogs=mke2fs
+    need_packages e2fsprogs=mke2fs
     step 'making the disk of the VMs' "$recipes/image" "$root/tree" "$root/disk.new"
     mv "$root/disk.new" "$root/disk"
 }

@@ -23,7 +23,7 @@ vm_alive() {
 
 # what must be there before vm_up
 vm_prepare() {
-    need_tools qemu-system-x86=qemu-system-x86_64 openssh-client=ssh iproute2=ss
+    need_packages qemu-system-x86=qemu-system-x86_64 openssh-client=ssh iproute2=ss
     root_disk
     # the name of a unix socket has at most 107 bytes
     [ ${#bed} -le 90 ] || die "the path $bed is too long for the sockets of the VMs; set GODWIT_TESTBED_DIR to a shorter one"

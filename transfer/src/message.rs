@@ -173,8 +173,6 @@ pub enum Message {
     Accept {
         /// What lies at the place of each offered tree, in the order of the offer.
         bases: Vec<TreeBase>,
-        /// Worth knowing, but no reason to refuse.
-        warnings: Vec<String>,
         /// How long the destination took to ask the runtime for its version, in microseconds: a measure of what starting
         /// processes costs there, and so of what a restore will.
         #[serde(default)]
