@@ -1,0 +1,4 @@
+//! The unsafe corner: raw kernel interfaces, one file each. Layouts cite their header and are checked by tests.
+#![allow(unsafe_code)]
+
+pub(crate) mod userfaultfd;

@@ -1,0 +1,243 @@
+//! userfaultfd(2): structures and calls of include/uapi/linux/userfaultfd.h, for tracking writes and for filling.
+
+use nix::errno::Errno;
+use std::io::Read;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// `UFFD_API`.
+const API: u64 = 0xAA;
+/// Features, by bit.
+pub(crate) mod feature {
+    /// `UFFD_FEATURE_PAGEFAULT_FLAG_WP`.
+    pub(crate) const PAGEFAULT_FLAG_WP: u64 = 1 << 0;
+    /// `UFFD_FEATURE_EVENT_FORK`.
+    pub(crate) const EVENT_FORK: u64 = 1 << 1;
+    /// `UFFD_FEATURE_EVENT_REMAP`.
+    pub(crate) const EVENT_REMAP: u64 = 1 << 2;
+    /// `UFFD_FEATURE_EVENT_REMOVE`.
+    pub(crate) const EVENT_REMOVE: u64 = 1 << 3;
+    /// `UFFD_FEATURE_EVENT_UNMAP`.
+    pub(crate) const EVENT_UNMAP: u64 = 1 << 6;
+    /// `UFFD_FEATURE_WP_HUGETLBFS_SHMEM`.
+    pub(crate) const WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
+    /// `UFFD_FEATURE_WP_UNPOPULATED`.
+    pub(crate) const WP_UNPOPULATED: u64 = 1 << 13;
+    /// `UFFD_FEATURE_WP_ASYNC`.
+    pub(crate) const WP_ASYNC: u64 = 1 << 15;
+}
+/// `UFFDIO_REGISTER_MODE_MISSING`.
+pub(crate) const MODE_MISSING: u64 = 1;
+/// `UFFDIO_REGISTER_MODE_WP`.
+pub(crate) const MODE_WP: u64 = 2;
+
+/// `struct uffdio_api`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct UffdioApi {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+/// `struct uffdio_range`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct UffdioRange {
+    start: u64,
+    len: u64,
+}
+
+/// `struct uffdio_register`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct UffdioRegister {
+    range: UffdioRange,
+    mode: u64,
+    ioctls: u64,
+}
+
+/// `struct uffdio_copy`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct UffdioCopy {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    copy: i64,
+}
+
+/// `struct uffdio_zeropage`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct UffdioZeropage {
+    range: UffdioRange,
+    mode: u64,
+    zeropage: i64,
+}
+
+/// `struct uffd_msg`: 32 bytes, packed; `arg` starts at byte 8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct UffdMsg {
+    event: u8,
+    reserved1: u8,
+    reserved2: u16,
+    reserved3: u32,
+    arg: [u64; 3],
+}
+
+/// What happened to a registered range.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A task waits for this address (`UFFD_EVENT_PAGEFAULT`).
+    Fault {
+        /// The address, not rounded.
+        address: u64,
+    },
+    /// A child was forked, with the same ranges registered; this is its userfaultfd (`UFFD_EVENT_FORK`).
+    Fork(OwnedFd),
+    /// A range moved (`UFFD_EVENT_REMAP`).
+    Remap {
+        /// From.
+        from: u64,
+        /// To.
+        to: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// The content of a range was given up with madvise; it is still mapped (`UFFD_EVENT_REMOVE`).
+    Remove {
+        /// First address.
+        start: u64,
+        /// Behind the last.
+        end: u64,
+    },
+    /// A range was unmapped (`UFFD_EVENT_UNMAP`).
+    Unmap {
+        /// First address.
+        start: u64,
+        /// Behind the last.
+        end: u64,
+    },
+}
+
+nix::ioctl_readwrite!(uffdio_api, 0xAA, 0x3F, UffdioApi);
+nix::ioctl_readwrite!(uffdio_register, 0xAA, 0x00, UffdioRegister);
+nix::ioctl_read!(uffdio_unregister, 0xAA, 0x01, UffdioRange);
+nix::ioctl_read!(uffdio_wake, 0xAA, 0x02, UffdioRange);
+nix::ioctl_readwrite!(uffdio_copy, 0xAA, 0x03, UffdioCopy);
+nix::ioctl_readwrite!(uffdio_zeropage, 0xAA, 0x04, UffdioZeropage);
+
+/// A userfaultfd. Dropping it (the last copy of it) unregisters everything.
+#[derive(Debug)]
+pub(crate) struct Userfaultfd {
+    fd: std::fs::File,
+}
+
+impl Userfaultfd {
+    /// Takes over a descriptor that some task opened or a restorer sent.
+    pub(crate) fn from_fd(fd: OwnedFd) -> Self {
+        Self { fd: fd.into() }
+    }
+
+    /// Handshake: once, before anything is registered. Gives all features of the kernel.
+    pub(crate) fn enable(&self, features: u64) -> Result<u64, Errno> {
+        let mut api = UffdioApi { api: API, features, ioctls: 0 };
+        // SAFETY: the structure has the kernel's layout (checked by a test) and outlives the call.
+        unsafe { uffdio_api(self.fd.as_raw_fd(), &mut api) }?;
+        Ok(api.features)
+    }
+
+    /// Registers every mapping in the range; gaps are allowed, addresses are those of the task that opened it.
+    pub(crate) fn register(&self, start: u64, len: u64, mode: u64) -> Result<(), Errno> {
+        let mut register = UffdioRegister { range: UffdioRange { start, len }, mode, ioctls: 0 };
+        // SAFETY: as in `enable`; the call does not touch our memory otherwise.
+        unsafe { uffdio_register(self.fd.as_raw_fd(), &mut register) }.map(drop)
+    }
+
+    /// Unregisters the range.
+    pub(crate) fn unregister(&self, start: u64, len: u64) -> Result<(), Errno> {
+        let mut range = UffdioRange { start, len };
+        // SAFETY: as in `register`.
+        unsafe { uffdio_unregister(self.fd.as_raw_fd(), &mut range) }.map(drop)
+    }
+
+    /// Wakes whoever waits in the range; it faults again if its page is still missing.
+    pub(crate) fn wake(&self, start: u64, len: u64) -> Result<(), Errno> {
+        let mut range = UffdioRange { start, len };
+        // SAFETY: as in `register`.
+        unsafe { uffdio_wake(self.fd.as_raw_fd(), &mut range) }.map(drop)
+    }
+
+    /// Puts `bytes` at `dst` and wakes who waits there. Gives the number of bytes that were put, and why not all of them:
+    /// EEXIST something is there already, EAGAIN the mappings are just being changed (read events first), ENOENT nothing
+    /// is registered there, ESRCH the address space is gone.
+    pub(crate) fn copy(&self, dst: u64, bytes: &[u8]) -> (u64, Option<Errno>) {
+        let len = bytes.len() as u64;
+        let mut copy = UffdioCopy { dst, src: bytes.as_ptr() as u64, len, mode: 0, copy: 0 };
+        // SAFETY: the kernel only reads `len` bytes at `src`, which `bytes` keeps alive.
+        match unsafe { uffdio_copy(self.fd.as_raw_fd(), &mut copy) } {
+            Ok(_) => (copy.copy.max(0) as u64, None),
+            Err(errno) => (copy.copy.max(0) as u64, Some(errno)),
+        }
+    }
+
+    /// Maps zeroes at the range and wakes who waits there; the same results as [`Userfaultfd::copy`].
+    pub(crate) fn zero(&self, start: u64, len: u64) -> (u64, Option<Errno>) {
+        let mut zero = UffdioZeropage { range: UffdioRange { start, len }, mode: 0, zeropage: 0 };
+        // SAFETY: as in `register`.
+        match unsafe { uffdio_zeropage(self.fd.as_raw_fd(), &mut zero) } {
+            Ok(_) => (zero.zeropage.max(0) as u64, None),
+            Err(errno) => (zero.zeropage.max(0) as u64, Some(errno)),
+        }
+    }
+
+    /// The next event, if there is one; the descriptor must be non-blocking. A task that changes its mappings waits until
+    /// its event is read.
+    pub(crate) fn next_event(&self) -> std::io::Result<Option<Event>> {
+        let mut bytes = [0u8; size_of::<UffdMsg>()];
+        match (&self.fd).read(&mut bytes) {
+            Ok(read) if read == bytes.len() => {}
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        let word = |at: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_ne_bytes(word)
+        };
+        Ok(match bytes[0] {
+            0x12 => Some(Event::Fault { address: word(16) }),
+            // SAFETY: the kernel installed this descriptor in our table for this very message.
+            0x13 => Some(Event::Fork(unsafe { OwnedFd::from_raw_fd(word(8) as u32 as RawFd) })),
+            0x14 => Some(Event::Remap { from: word(8), to: word(16), len: word(24) }),
+            0x15 => Some(Event::Remove { start: word(8), end: word(16) }),
+            0x16 => Some(Event::Unmap { start: word(8), end: word(16) }),
+            _ => None,
+        })
+    }
+}
+
+impl std::os::fd::AsFd for Userfaultfd {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts_are_the_kernels() {
+        assert_eq!(size_of::<UffdioApi>(), 24);
+        assert_eq!(size_of::<UffdioRegister>(), 32);
+        assert_eq!(size_of::<UffdioCopy>(), 40);
+        assert_eq!(std::mem::offset_of!(UffdioCopy, copy), 32);
+        assert_eq!(size_of::<UffdioZeropage>(), 32);
+        assert_eq!(size_of::<UffdMsg>(), 32);
+        assert_eq!(std::mem::offset_of!(UffdMsg, arg), 8);
+    }
+}
