@@ -3,8 +3,10 @@
 use crate::probe::ProbeArgs;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use godwit_engine::network::NetworkPlan;
-use godwit_migration::plan::{Carry, Limits, OnTimeout, Strategy, Tracker, TrackerChoice};
+use godwit_criu::pageless::Rung;
+use godwit_migration::plan::{Carry, Limits, OnTimeout, Restoration, Strategy, Tracker, TrackerChoice};
 use godwit_migration::quantity;
+use godwit_transfer::Compression;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -95,6 +97,9 @@ pub enum Command {
     Log(LogArgs),
     /// Say whether this host, or this pair of hosts, can migrate
     Check(CheckArgs),
+    /// Give a restored container its memory (started by `receive`)
+    #[command(hide = true)]
+    Fill,
     /// Measure the gap that a client sees, from a third place
     Probe(ProbeArgs),
     /// Write completions for a shell
@@ -164,9 +169,18 @@ pub struct MigrateArgs {
     /// Bytes a second at most while the container runs: `500MiB/s`, `1gbit`
     #[arg(long, value_parser = quantity::bytes_per_second, value_name = "RATE")]
     pub bandwidth: Option<u64>,
-    /// Compression on the wire: `zstd`, `zstd:LEVEL` or `none`
-    #[arg(long, default_value = "zstd:1", value_parser = compression)]
+    /// Connections to the destination: the first for everything, the others for memory
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub connections: u16,
+    /// Compression on the wire: `auto` (as link and processor have it), `zstd`, `zstd:LEVEL` or `none`
+    #[arg(long, default_value = "auto", value_parser = str::parse::<Compression>)]
     pub compress: Compression,
+    /// How the container gets its memory over there
+    #[arg(long, value_enum, default_value_t = RestorationArg::Auto)]
+    pub restore: RestorationArg,
+    /// The highest way of keeping CRIU from dumping pages that is tried
+    #[arg(long, value_enum, hide = true)]
+    pub highest_rung: Option<RungArg>,
     #[command(flatten)]
     pub carry: CarryArgs,
     /// A directory or file to take along, besides those that the engine knows
@@ -275,6 +289,15 @@ pub struct CheckArgs {
     /// What ssh runs at the destination
     #[arg(long, default_value = "godwit check --json", value_name = "COMMAND")]
     pub remote_command: String,
+    /// Say how fast this container writes, and what downtime each way of moving it would have
+    #[arg(long, value_name = "CONTAINER", conflicts_with = "destination")]
+    pub dirty_rate: Option<String>,
+    /// How long to watch it
+    #[arg(long, default_value = "3s", value_parser = quantity::positive_duration, requires = "dirty_rate", value_name = "DURATION")]
+    pub period: Duration,
+    /// The link to reckon with
+    #[arg(long, default_value = "1gbit", value_parser = quantity::bytes_per_second, requires = "dirty_rate", value_name = "RATE")]
+    pub bandwidth: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -296,8 +319,14 @@ impl From<StrategyArg> for Strategy {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TrackerArg {
-    /// The best that the kernel and CRIU can do
+    /// The best that the kernel can do
     Auto,
+    /// Written pages by userfaultfd, read from outside; needs Linux 6.7
+    Uffd,
+    /// Written pages by the kernel's soft-dirty tracking, read from outside
+    SoftDirty,
+    /// All pages read from outside in every round, those that changed sent
+    Hash,
     /// CRIU's pre-dump rounds; needs the kernel's soft-dirty tracking
     PreDump,
     /// One full checkpoint first, its difference under the freeze
@@ -308,6 +337,9 @@ impl From<TrackerArg> for TrackerChoice {
     fn from(arg: TrackerArg) -> Self {
         match arg {
             TrackerArg::Auto => TrackerChoice::Auto,
+            TrackerArg::Uffd => TrackerChoice::Only(Tracker::Uffd),
+            TrackerArg::SoftDirty => TrackerChoice::Only(Tracker::SoftDirty),
+            TrackerArg::Hash => TrackerChoice::Only(Tracker::Hash),
             TrackerArg::PreDump => TrackerChoice::Only(Tracker::PreDump),
             TrackerArg::Checkpoint => TrackerChoice::Only(Tracker::Checkpoint),
         }
@@ -322,20 +354,45 @@ pub enum OnTimeoutArg {
     Switchover,
 }
 
-/// Compression on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Compression(pub Option<i32>);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RestorationArg {
+    /// Local-lazy where it can work
+    Auto,
+    /// All of it before it runs
+    Eager,
+    /// It runs at once; its pages, which are there already, come as they are touched and in the background
+    LocalLazy,
+}
 
-fn compression(text: &str) -> Result<Compression, String> {
-    let invalid = || format!("`{text}` is not `none`, `zstd` or `zstd:LEVEL` with a level from 1 to 19");
-    match text.split_once(':') {
-        None if text == "none" => Ok(Compression(None)),
-        None if text == "zstd" => Ok(Compression(Some(1))),
-        Some(("zstd", level)) => match level.parse() {
-            Ok(level @ 1..=19) => Ok(Compression(Some(level))),
-            _ => Err(invalid()),
-        },
-        _ => Err(invalid()),
+impl From<RestorationArg> for Restoration {
+    fn from(arg: RestorationArg) -> Self {
+        match arg {
+            RestorationArg::Auto => Restoration::Auto,
+            RestorationArg::Eager => Restoration::Eager,
+            RestorationArg::LocalLazy => Restoration::LocalLazy,
+        }
+    }
+}
+
+/// For tests and measurements: each rung must be right by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RungArg {
+    ShimWithSmaps,
+    Shim,
+    FakeParent,
+    PageServer,
+    Plain,
+}
+
+impl From<RungArg> for Rung {
+    fn from(arg: RungArg) -> Self {
+        match arg {
+            RungArg::ShimWithSmaps => Rung::ShimWithSmaps,
+            RungArg::Shim => Rung::Shim,
+            RungArg::FakeParent => Rung::FakeParent,
+            RungArg::PageServer => Rung::PageServer,
+            RungArg::Plain => Rung::Plain,
+        }
     }
 }
 
@@ -366,6 +423,8 @@ mod tests {
             ["--compress", "lz4"],
             ["--network-plan", "bridge="],
             ["--tracker", "magic"],
+            ["--restore", "later"],
+            ["--connections", "0"],
             ["--on-timeout", "hope"],
         ] {
             let line = ["godwit", "migrate", "web", "ssh://x"].into_iter().chain(flags);

@@ -2,6 +2,7 @@
 
 mod check;
 mod checkpoint;
+mod dirty_rate;
 mod host;
 mod journals;
 mod log;
@@ -64,13 +65,24 @@ pub fn run(args: &Args, draw: &Draw) -> Result<u8, Trouble> {
         Command::Restore(command) => restore::run(args, command, draw),
         Command::Status(command) => status::run(args, command, draw),
         Command::Log(command) => log::run(args, command, draw),
-        Command::Check(command) => check::run(args, command, draw),
+        Command::Check(command) => match &command.dirty_rate {
+            Some(container) => dirty_rate::run(args, command, container, draw),
+            None => check::run(args, command, draw),
+        },
+        Command::Fill => fill(),
         Command::Probe(command) => probe(args, command),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut crate::command(), "godwit", &mut std::io::stdout());
             Ok(0)
         }
     }
+}
+
+/// The handler of page faults; `receive` starts it, and speaks with it over the descriptors that it inherits.
+fn fill() -> Result<u8, Trouble> {
+    godwit_memory::destination::run_fill().map(|()| 0).map_err(|error| {
+        Failure::new(FailureKind::Failed, "memory cannot be filled on demand").because_of(&error).into()
+    })
 }
 
 fn probe(args: &Args, command: &crate::probe::ProbeArgs) -> Result<u8, Trouble> {

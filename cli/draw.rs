@@ -5,9 +5,10 @@ use crate::args::{Color, Global};
 use crate::commands::Trouble;
 use godwit_migration::failure::Disposition;
 use godwit_migration::quantity::{show_bytes, show_duration, show_rate};
-use godwit_migration::report::Summary;
+use godwit_migration::report::{MemoryReport, Summary};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
+use std::time::Duration;
 
 /// Writes data to standard output and talk to standard error.
 pub struct Draw {
@@ -98,6 +99,9 @@ impl Draw {
         self.data("");
         self.data(&rounds_table(summary));
         self.data(&downtime_table(summary));
+        if let Some(memory) = &summary.memory {
+            self.data(&memory_lines(memory, summary.downtime_total));
+        }
         let place = match summary.disposition {
             Disposition::RunningAtDestination => format!("on {}", summary.destination),
             _ => "here".into(),
@@ -132,7 +136,7 @@ fn rounds_table(summary: &Summary) -> String {
             round.dirty_rate_bytes_per_s.map_or_else(dash, |rate| show_rate(rate as f64)),
             round
                 .expected_downtime_us
-                .map_or_else(dash, |us| show_duration(std::time::Duration::from_micros(us))),
+                .map_or_else(dash, |us| show_duration(Duration::from_micros(us))),
         ]);
     }
     table(&rows)
@@ -150,6 +154,36 @@ fn downtime_table(summary: &Summary) -> String {
     let over = if summary.downtime_total > summary.max_downtime { ", missed" } else { "" };
     values.push(format!("{}  (limit {limit}{over})", show_duration(summary.downtime_total)));
     table(&[names, values])
+}
+
+/// How the memory travelled, and the prediction beside the result.
+fn memory_lines(memory: &MemoryReport, downtime: Duration) -> String {
+    let mut lines = vec![format!(
+        "EXPECTED  {} right before the freeze; it took {}",
+        show_duration(memory.expected_downtime),
+        show_duration(downtime)
+    )];
+    lines.push(format!(
+        "MEMORY    {} pages sent, {} zero, {} found there already, {} unchanged; dump: {}",
+        memory.pages_sent, memory.pages_zero, memory.pages_shared, memory.pages_unchanged, memory.rung
+    ));
+    lines.extend(memory.fell.iter().map(|why| format!("          not {why}")));
+    lines.push(match &memory.fill {
+        Some(fill) => format!(
+            "RESTORE   {}: {} pages filled within {}, {} of them on demand",
+            memory.restoration,
+            fill.pages,
+            show_duration(fill.duration),
+            fill.faults
+        ),
+        None => format!("RESTORE   {}{}", memory.restoration, in_brackets(&memory.restoration_why)),
+    });
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn in_brackets(why: &str) -> String {
+    if why.is_empty() { String::new() } else { format!(" ({why})") }
 }
 
 /// Columns as wide as their widest cell, two spaces between.

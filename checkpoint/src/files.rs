@@ -45,7 +45,8 @@ impl<'a> Meter<'a> {
         Self { observer, phase, what: what.into(), total, done: 0, begun: now, said: now }
     }
 
-    fn add(&mut self, bytes: u64) {
+    /// So many bytes more.
+    pub fn add(&mut self, bytes: u64) {
         self.done += bytes;
         if self.said.elapsed() >= Duration::from_millis(200) {
             self.said = Instant::now();

@@ -3,13 +3,16 @@
 //! [`source::migrate`] is the table of contents: each line of it is a phase.
 
 pub mod archive;
+mod connections;
 pub mod dumper;
 mod files;
+pub mod pages;
 pub mod preflight;
 mod rollback;
 mod rounds;
 pub mod source;
 pub mod tracker;
 
-pub use dumper::{Dumped, Dumper};
+pub use dumper::{Dumped, Dumper, PagelessDumped, PagelessDumper};
+pub use pages::PageReader;
 pub use source::{Job, Order, Parties, Plan, migrate, rehearse};

@@ -1,6 +1,8 @@
 //! Whether this host can be a source at all; nothing is touched.
 
 use godwit_criu::{CriuBinary, CriuError, Linkage, Version};
+use godwit_memory::source::Method;
+use godwit_migration::plan::Abilities;
 use godwit_migration::{Failure, FailureKind};
 
 /// Capabilities without which no part of a migration works: what CRIU, the freezer, network namespaces and foreign
@@ -35,6 +37,16 @@ pub fn check_privilege() -> Result<(), Failure> {
     Err(Failure::new(FailureKind::Missing, "not permitted to move containers")
         .because(format!("this process lacks {what}"))
         .hint("run with sudo"))
+}
+
+/// What this kernel can do to find written pages.
+pub fn abilities(criu: &CriuBinary) -> Abilities {
+    let soft_dirty = match criu.features() {
+        Ok(features) if features.soft_dirty_works => Ok(()),
+        Ok(_) => Err("this kernel has no soft-dirty page tracking".to_owned()),
+        Err(error) => Err(format!("criu does not tell its features ({error})")),
+    };
+    Abilities { uffd: Method::Uffd.probe(), soft_dirty }
 }
 
 /// Finds a CRIU that works on this kernel.

@@ -34,6 +34,9 @@ impl Source<'_> {
         // the container first, and at once: the peer can wait
         let stopped_for = self.stopped_for();
         let here = self.let_run();
+        // it runs: now there is time to let go of its memory, and of the further connections
+        self.pages = None;
+        self.streams = None;
         let cancelled = self.cancel_peer(&reason);
         let leftovers = [
             journaled.err().map(|error| error.to_string()),
@@ -87,7 +90,7 @@ impl Source<'_> {
             return vec![];
         }
         self.wire.ignore_cancel();
-        self.wire.set_bandwidth(0);
+        self.bandwidth.set(0);
         self.wire.set_patience(UNDO_PATIENCE);
         let host = &self.plan.destination;
         if let Err(error) = self.wire.say(&Message::Cancel { reason: reason.to_owned() }) {
@@ -169,6 +172,10 @@ impl Source<'_> {
             }
             SourceError::Engine(error) => {
                 Failure::new(FailureKind::Failed, format!("`{name}` could not be moved")).because_of(&error)
+            }
+            SourceError::Pages(error) => {
+                Failure::new(FailureKind::Failed, format!("the memory of `{name}` could not be sent"))
+                    .because_of(&error)
             }
             SourceError::Files(error) => {
                 Failure::new(FailureKind::Failed, format!("the files of `{name}` could not be sent"))

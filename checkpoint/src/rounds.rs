@@ -1,29 +1,24 @@
 //! Pre-copy: memory and files while the container runs, until the verdict.
 
 use crate::files::{Meter, send_round};
-use crate::source::{Source, SourceError};
-use crate::tracker::Images;
+use crate::source::{Source, SourceError, outlet};
 use godwit_migration::convergence::{Measured, Verdict, verdict};
 use godwit_migration::journal;
 use godwit_migration::observer::{Event, micros};
 use godwit_migration::phase::Phase;
 use godwit_migration::quantity::show_duration;
-use godwit_migration::report::RoundReport;
+use godwit_migration::plan::{Restoration, Tracker};
+use godwit_migration::prediction::{Parts, Way, fixed};
+use godwit_migration::report::{MemoryReport, RoundReport};
 use godwit_migration::{Failure, FailureKind};
-use godwit_transfer::Message;
+use godwit_memory::PAGE_SIZE;
+use godwit_memory::destination::EAGER_COW_PAGES;
+use godwit_transfer::{Message, TreeId};
 use godwit_transfer::tree::{Options, TreeIndex, TreeSource};
 use std::collections::HashSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// What the final dump and the restore cost whatever the size of the container: processes, namespaces, sockets, a runtime
-/// around CRIU. At least this much; an estimate from measurements of redis under runc, which only decides when rounds
-/// end and never what is reported.
-const SWITCH_FIXED: Duration = Duration::from_millis(120);
-/// The same in starts of the runtime, as the destination measured one: 10 ms on a usual host, where both come to the
-/// same; 250 ms on an emulated one, where the switchover was seen to take 2.6 s.
-const SWITCH_IN_STARTS: u32 = 10;
-/// Bytes a second that an eager restore copies into memory: likewise an estimate.
-const RESTORE_BYTES_PER_SECOND: f64 = 1.0e9;
 /// A round that sent less than this says nothing about the link.
 const TELLING_BYTES: u64 = 256 << 10;
 
@@ -34,6 +29,19 @@ pub(crate) struct Insight {
     dirty_rate: Option<f64>,
     previous: Option<Instant>,
     frozen: Duration,
+    tasks: usize,
+}
+
+/// What one round brought.
+struct Brought {
+    memory_bytes: u64,
+    file_bytes: u64,
+    /// Of memory and files, before compression.
+    sent_bytes: u64,
+    sent_file_bytes: u64,
+    frozen: Duration,
+    sending: Duration,
+    tasks: usize,
 }
 
 impl Source<'_> {
@@ -41,14 +49,15 @@ impl Source<'_> {
     pub(crate) fn pre_copy(&mut self) -> Result<(), SourceError> {
         let begun = Instant::now();
         let mut insight = Insight::default();
-        if self.tracker.useful_rounds() == 0 {
+        let useful_rounds = if self.pages.is_some() { u32::MAX } else { self.tracker.useful_rounds() };
+        if useful_rounds == 0 {
             return self.files_only_round();
         }
         for round in 0.. {
             let report = self.round(round, &mut insight)?;
             let measured = Measured {
                 rounds: round + 1,
-                useful_rounds: self.tracker.useful_rounds(),
+                useful_rounds,
                 elapsed: begun.elapsed(),
                 last_round: report.duration,
                 bandwidth: insight.bandwidth,
@@ -61,6 +70,13 @@ impl Source<'_> {
             };
             let verdict = verdict(&measured, &self.plan.limits);
             self.tell_round(report, measured.expected_downtime())?;
+            if round == 0 {
+                self.tell_of_sharing();
+            }
+            if self.pages.is_some() {
+                let expected_downtime = measured.expected_downtime();
+                self.memory_report = Some(MemoryReport { expected_downtime, ..MemoryReport::default() });
+            }
             match verdict {
                 Verdict::Another { .. } => {}
                 Verdict::Switchover { expected, over_limit: None } => {
@@ -85,9 +101,41 @@ impl Source<'_> {
         Ok(())
     }
 
+    /// What does not depend on what is dirty at the end.
     fn fixed_downtime(&self, insight: &Insight) -> Duration {
-        let copy = Duration::from_secs_f64(self.memory_bytes as f64 / RESTORE_BYTES_PER_SECOND);
-        insight.frozen + SWITCH_FIXED.max(self.process_start * SWITCH_IN_STARTS) + copy
+        let eager_pages = self.cow_pages().filter(|pages| *pages <= EAGER_COW_PAGES).unwrap_or(0);
+        let parts = Parts {
+            memory_bytes: self.memory_bytes,
+            shared_bytes: self.pages.as_ref().map_or(0, |pages| pages.shared_bytes()),
+            eager_bytes: eager_pages * PAGE_SIZE,
+            tasks: insight.tasks,
+            process_start: self.process_start,
+            round_trip: self.round_trip,
+            last_dump: insight.frozen,
+        };
+        let way = match self.plan.tracker {
+            Some(tracker) if tracker.reads_from_outside() => Way::Outside(self.restoration.0),
+            Some(Tracker::PreDump) => Way::PreDump,
+            _ => Way::Checkpoint,
+        };
+        fixed(way, &parts)
+    }
+
+    /// Pages that several tasks share copy-on-write.
+    fn cow_pages(&self) -> Option<u64> {
+        self.pages.as_ref().map(|pages| pages.cow_pages())
+    }
+
+    /// What will not be shared any more is worth knowing before it moves.
+    fn tell_of_sharing(&self) {
+        let Some(pages) = self.cow_pages().filter(|pages| *pages > EAGER_COW_PAGES) else { return };
+        if self.restoration.0 == Restoration::LocalLazy {
+            self.observer.note(format!(
+                "warning: its tasks share {} copy-on-write; each of them will have its own copy over there \
+                 (`--restore eager` keeps them shared, for a longer downtime)",
+                godwit_migration::quantity::show_bytes(pages * PAGE_SIZE)
+            ));
+        }
     }
 
     fn not_converged(&self, expected: Duration, why: &str) -> SourceError {
@@ -127,36 +175,97 @@ impl Source<'_> {
 
     fn round(&mut self, round: u32, insight: &mut Insight) -> Result<RoundReport, SourceError> {
         let begun = Instant::now();
-        let wire_before = self.wire.bytes_sent();
+        let wire_before = self.bytes_sent();
         self.wire.say(&Message::RoundBegin { round, last: false })?;
-        let images = self.tracker.round(&mut *self.container, self.criu)?;
-        self.complete_images(&images)?;
-        let sending = Instant::now();
-        let image_bytes = self.send_images(&images, Phase::PreCopy)?;
-        let (file_bytes, sent_file_bytes) = self.send_files(round > 0, Phase::PreCopy)?;
+        let brought =
+            if self.pages.is_some() { self.page_round(round)? } else { self.image_round(round)? };
+        let asked = Instant::now();
         self.finish_round(round)?;
+        let acknowledged = asked.elapsed();
 
-        let sent = image_bytes + sent_file_bytes;
-        if sent >= TELLING_BYTES || insight.bandwidth == 0.0 {
-            insight.bandwidth = sent as f64 / sending.elapsed().as_secs_f64().max(1e-4);
+        if brought.sent_bytes >= TELLING_BYTES || insight.bandwidth == 0.0 {
+            let sending = brought.sending + acknowledged;
+            insight.bandwidth = brought.sent_bytes as f64 / sending.as_secs_f64().max(1e-4);
+        } else {
+            // nothing much was on its way: this was the way there and back
+            self.round_trip = acknowledged;
         }
+        let tells = self.pages.is_some() || self.tracker.tells_dirty_rate();
         if let Some(previous) = insight.previous.replace(begun)
-            && self.tracker.tells_dirty_rate()
+            && tells
         {
             let interval = (begun - previous).as_secs_f64().max(1e-3);
-            insight.dirty_rate = Some((images.dumped.memory_bytes + sent_file_bytes) as f64 / interval);
+            insight.dirty_rate = Some((brought.memory_bytes + brought.sent_file_bytes) as f64 / interval);
         }
-        insight.frozen = images.dumped.frozen;
+        insight.frozen = brought.frozen;
+        insight.tasks = brought.tasks;
         Ok(RoundReport {
             round,
             last: false,
-            memory_bytes: images.dumped.memory_bytes,
-            file_bytes,
-            wire_bytes: self.wire.bytes_sent() - wire_before,
+            memory_bytes: brought.memory_bytes,
+            file_bytes: brought.file_bytes,
+            wire_bytes: self.bytes_sent() - wire_before,
             duration: begun.elapsed(),
-            frozen: images.dumped.frozen,
+            frozen: brought.frozen,
             dirty_rate_bytes_per_s: insight.dirty_rate.map(|rate| rate as u64),
             expected_downtime_us: None,
+        })
+    }
+
+    /// CRIU's images, then files.
+    fn image_round(&mut self, round: u32) -> Result<Brought, SourceError> {
+        let images = self.tracker.round(&mut *self.container, self.criu)?;
+        self.container.complete_images(&images.dir)?;
+        let sending = Instant::now();
+        let dumped = images.dumped;
+        let image_bytes = self.send_images(&images.dir, images.tree, dumped.memory_bytes, Phase::PreCopy)?;
+        let (file_bytes, sent_file_bytes) = self.send_files(round > 0, Phase::PreCopy)?;
+        Ok(Brought {
+            memory_bytes: dumped.memory_bytes,
+            file_bytes,
+            sent_bytes: image_bytes + sent_file_bytes,
+            sent_file_bytes,
+            frozen: dumped.frozen,
+            sending: sending.elapsed(),
+            tasks: 1,
+        })
+    }
+
+    /// Pages and files, side by side where there is more than one connection.
+    fn page_round(&mut self, round: u32) -> Result<Brought, SourceError> {
+        let begun = Instant::now();
+        let tasks = self.container.tasks()?;
+        let Some(mut pages) = self.pages.take() else { return self.image_round(round) };
+        let streams = self.streams.take();
+        let mut meter = Meter::new(self.observer, Phase::PreCopy, "memory", self.memory_bytes);
+        let (pass, files) = match &streams {
+            Some(_) => std::thread::scope(|scope| {
+                let memory = scope.spawn(|| {
+                    let outlet = outlet(&streams, None)?;
+                    let pass = pages.round(&tasks, outlet, &mut |bytes| meter.add(bytes))?;
+                    streams.as_ref().map_or(Ok(()), |streams| streams.end_of(round))?;
+                    Ok::<_, SourceError>(pass)
+                });
+                let files = self.send_files(round > 0, Phase::PreCopy);
+                (memory.join().map_err(|_| crate::source::thread_died("memory")), files)
+            }),
+            None => {
+                let outlet = outlet(&streams, Some(&mut self.wire))?;
+                let pass = pages.round(&tasks, outlet, &mut |bytes| meter.add(bytes));
+                (Ok(pass.map_err(SourceError::from)), self.send_files(round > 0, Phase::PreCopy))
+            }
+        };
+        self.streams = streams;
+        self.pages = Some(pages);
+        let (pass, (file_bytes, sent_file_bytes)) = (pass??, files?);
+        Ok(Brought {
+            memory_bytes: pass.changed_bytes,
+            file_bytes,
+            sent_bytes: pass.changed_bytes + sent_file_bytes,
+            sent_file_bytes,
+            frozen: Duration::ZERO,
+            sending: begun.elapsed(),
+            tasks: pass.tasks,
         })
     }
 
@@ -180,25 +289,29 @@ impl Source<'_> {
         Ok(self.files.round(writable_only, &also, &mut self.wire, self.observer, phase, &self.cancel)?)
     }
 
-    /// Adds what the engine wants to find beside CRIU's images.
-    pub(crate) fn complete_images(&self, images: &Images) -> Result<(), SourceError> {
-        Ok(self.container.complete_images(&images.dir)?)
-    }
-
-    /// Sends an image directory.
-    pub(crate) fn send_images(&mut self, images: &Images, phase: Phase) -> Result<u64, SourceError> {
-        let unreadable =
-            |source| crate::files::FilesError::Tree { path: images.dir.display().to_string(), source };
+    /// Sends an image directory; `memory_bytes` of it are pages.
+    pub(crate) fn send_images(
+        &mut self,
+        dir: &Path,
+        tree: TreeId,
+        memory_bytes: u64,
+        phase: Phase,
+    ) -> Result<u64, SourceError> {
+        let unreadable = |source| crate::files::FilesError::Tree { path: dir.display().to_string(), source };
         let mut source =
-            TreeSource::new(&images.dir, TreeIndex::default(), Options::default()).map_err(unreadable)?;
-        let mut meter = Meter::new(self.observer, phase, "memory", images.dumped.memory_bytes);
-        let (_, sent) =
-            send_round(&mut source, images.tree, &images.dir, &HashSet::new(), &mut self.wire, &mut meter)?;
+            TreeSource::new(dir, TreeIndex::default(), Options::default()).map_err(unreadable)?;
+        let mut meter = Meter::new(self.observer, phase, "memory", memory_bytes);
+        let (_, sent) = send_round(&mut source, tree, dir, &HashSet::new(), &mut self.wire, &mut meter)?;
         Ok(sent)
     }
 
+    pub(crate) fn end_round(&mut self, round: u32) -> Result<(), SourceError> {
+        let streams = self.streams.as_ref().map_or(0, |streams| streams.count() as u16);
+        Ok(self.wire.say(&Message::RoundEnd { round, streams })?)
+    }
+
     fn finish_round(&mut self, round: u32) -> Result<(), SourceError> {
-        self.wire.say(&Message::RoundEnd { round })?;
+        self.end_round(round)?;
         Ok(self.wire.expect("the acknowledgement of a round", |message| match message {
             Message::RoundAck { round: acknowledged } if acknowledged == round => Ok(()),
             other => Err(other),

@@ -5,20 +5,25 @@
 //! The other half is `destination.rs` of the restore crate: the two lists of phases mirror each other.
 
 use crate::dumper::Dumper;
+use crate::connections;
 use crate::files::{Files, FilesError};
+use crate::pages::{Outlet, PageMemory, PageReader, PagesError};
 use crate::tracker::{MemoryTracker, TrackerError, tracker_for};
 use godwit_engine::network::NetworkPlan;
 use godwit_engine::{EngineError, SourceContainer};
 use godwit_migration::downtime::{Downtime, Stopwatch};
 use godwit_migration::journal::{self, Journal, JournalError};
 use godwit_migration::observer::{Event, micros};
-use godwit_migration::plan::{Carry, Limits, Strategy, Tracker};
-use godwit_migration::report::{RoundReport, Summary};
+use godwit_migration::plan::{Carry, Limits, Restoration, Strategy, Tracker};
+use godwit_migration::report::{FillReport, MemoryReport, RoundReport, Summary};
 use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Observer, Phase, Role};
 use godwit_transfer::stale::StaleCopies;
 use godwit_transfer::tree::{TreeIndex, equal_digest};
 use godwit_transfer::wire::unexpected;
-use godwit_transfer::{HostFacts, Incoming, Message, Offer, TreeBase, TreeId, TreeOffer, Wire, WireError};
+use godwit_transfer::{
+    Bandwidth, Compression, HostFacts, Incoming, Message, Offer, PageStreams, Transport, TreeBase, TreeId, TreeOffer,
+    Wire, WireError,
+};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -26,6 +31,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the destination may take for a step under the freeze. Restoring is the longest.
 const FROZEN_PATIENCE: Duration = Duration::from_secs(120);
+/// How long the destination may take to fill the memory of the running container, and to tidy up.
+const SETTLING_PATIENCE: Duration = Duration::from_secs(600);
 
 /// What was asked for, complete.
 #[derive(Clone, Debug)]
@@ -46,8 +53,14 @@ pub struct Plan {
     pub network_plan: NetworkPlan,
     /// Bytes a second at most while it runs; 0 is no limit. Under the freeze there is none.
     pub bandwidth: u64,
-    /// zstd's level, or none.
-    pub compress: Option<i32>,
+    /// Connections: the first one is for everything, those beyond it for memory pages.
+    pub connections: u16,
+    /// How frames are compressed.
+    pub compress: Compression,
+    /// How it gets its memory at the destination.
+    pub restoration: Restoration,
+    /// The highest rung of the ladder that keeps CRIU from dumping pages; the best that works when absent.
+    pub highest_rung: Option<godwit_criu::pageless::Rung>,
     /// What this host is like.
     pub facts: HostFacts,
 }
@@ -79,6 +92,10 @@ pub struct Parties<'a> {
     pub criu: &'a dyn Dumper,
     /// The way to the destination.
     pub wire: Wire,
+    /// Makes a further connection to the destination; none where there can be only one.
+    pub dial: Option<&'a dyn Fn() -> std::io::Result<Box<dyn Transport>>>,
+    /// Reads memory from outside, for the trackers that do.
+    pub reader: Option<Box<dyn PageReader>>,
     /// Who is told what happens.
     pub observer: &'a dyn Observer,
     /// The wish to stop.
@@ -107,6 +124,9 @@ pub(crate) enum SourceError {
     /// CRIU.
     #[error(transparent)]
     Criu(#[from] godwit_criu::CriuError),
+    /// Its memory.
+    #[error(transparent)]
+    Pages(PagesError),
     /// The container's files.
     #[error(transparent)]
     Files(FilesError),
@@ -124,6 +144,17 @@ impl From<FilesError> for SourceError {
         match error {
             FilesError::Wire(error) => error.into(),
             error => Self::Files(error),
+        }
+    }
+}
+
+impl From<PagesError> for SourceError {
+    /// As with files.
+    fn from(error: PagesError) -> Self {
+        match error {
+            PagesError::Wire(error) => error.into(),
+            PagesError::Criu(error) => error.into(),
+            error => Self::Pages(error),
         }
     }
 }
@@ -149,6 +180,17 @@ pub(crate) struct Source<'a> {
     pub(crate) observer: &'a dyn Observer,
     pub(crate) cancel: Cancel,
     pub(crate) tracker: Box<dyn MemoryTracker>,
+    /// Memory that is read from outside, instead of what `tracker` does; made in the phase prepare.
+    pub(crate) pages: Option<PageMemory>,
+    reader: Option<Box<dyn PageReader>>,
+    dial: Option<&'a dyn Fn() -> std::io::Result<Box<dyn Transport>>>,
+    pub(crate) streams: Option<PageStreams>,
+    pub(crate) bandwidth: Bandwidth,
+    /// How the destination will give it its memory, and why.
+    pub(crate) restoration: (Restoration, String),
+    pub(crate) memory_report: Option<MemoryReport>,
+    /// The longest of the answers that cost the destination nothing.
+    pub(crate) round_trip: Duration,
     pub(crate) files: Files,
     pub(crate) rounds: Vec<RoundReport>,
     pub(crate) memory_bytes: u64,
@@ -190,13 +232,21 @@ pub fn rehearse(parties: Parties<'_>, order: Order) -> Result<(), Failure> {
 
 impl<'a> Source<'a> {
     pub(crate) fn new(parties: Parties<'a>, order: Order) -> Self {
-        let Parties { container, criu, wire, observer, cancel } = parties;
+        let Parties { container, criu, wire, dial, reader, observer, cancel } = parties;
         let Order { plan, job, journal } = order;
         let facts = container.facts();
         Self {
             name: format!("{}:{}", facts.engine, facts.name),
             memory_bytes: facts.memory_bytes,
             tracker: tracker_for(plan.strategy, plan.tracker, &job.dir),
+            pages: None,
+            reader,
+            dial,
+            streams: None,
+            bandwidth: Bandwidth::default(),
+            restoration: (Restoration::Eager, String::new()),
+            memory_report: None,
+            round_trip: Duration::ZERO,
             files: Files::default(),
             rounds: Vec::new(),
             begun: Instant::now(),
@@ -250,6 +300,7 @@ impl<'a> Source<'a> {
     pub(crate) fn negotiate(&mut self) -> Result<(), SourceError> {
         self.wire.set_patience(PATIENCE);
         self.wire.set_compression(self.plan.compress);
+        self.wire.set_bandwidth(&self.bandwidth);
         self.wire.say(&Message::Hello {
             godwit: env!("CARGO_PKG_VERSION").into(),
             host: self.plan.facts.host.clone(),
@@ -262,8 +313,14 @@ impl<'a> Source<'a> {
         self.offered = offer.trees.clone();
         self.wire.say(&Message::Offer(Box::new(offer)))?;
         let bases = match self.wire.hear()? {
-            Incoming::Message(Message::Accept { bases, process_start_us }) => {
+            Incoming::Message(Message::Accept {
+                bases,
+                process_start_us,
+                restoration,
+                restoration_why,
+            }) => {
                 self.process_start = Duration::from_micros(process_start_us);
+                self.restoration = (restoration, restoration_why);
                 bases
             }
             Incoming::Message(Message::Refuse { reasons }) => return Err(self.refused(reasons)),
@@ -303,6 +360,8 @@ impl<'a> Source<'a> {
             memory_bytes: facts.memory_bytes,
             strategy: self.plan.strategy,
             tracker: self.plan.tracker,
+            room_pages: self.reader.is_some().then(|| self.room_pages()),
+            restoration: self.plan.restoration,
             carry: self.plan.carry,
             facts: self.plan.facts.clone(),
         })
@@ -361,6 +420,11 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// Room for the memory as it is now, and for what it may grow by while it is copied: a quarter, and a little.
+    fn room_pages(&self) -> u64 {
+        (self.memory_bytes + self.memory_bytes / 4 + (64 << 20)) / godwit_memory::PAGE_SIZE
+    }
+
     /// The destination makes everything that can exist early.
     pub(crate) fn prepare(&mut self) -> Result<(), SourceError> {
         self.wire.say(&Message::Prepare)?;
@@ -368,16 +432,34 @@ impl<'a> Source<'a> {
             Message::Prepared => Ok(()),
             other => Err(other),
         })?;
-        self.wire.set_bandwidth(self.plan.bandwidth);
+        if let Some(reader) = self.reader.take() {
+            self.streams = connections::open(
+                self.dial,
+                &self.job.id,
+                &self.plan,
+                &self.bandwidth,
+                self.observer,
+            );
+            let streams = self.streams.as_ref().map_or(1, PageStreams::count);
+            let work = self.job.dir.join("work");
+            let own_mounts = self.container.has_own_mounts();
+            let ladder = self.criu.pageless(&work, own_mounts, self.plan.highest_rung)?;
+            let room = self.room_pages();
+            self.pages = Some(PageMemory::new(reader, ladder, room, streams, self.cancel.clone()));
+        }
+        self.bandwidth.set(self.plan.bandwidth);
         self.journal.append(journal::Event::Prepared)?;
         Ok(())
     }
 
     /// Downtime begins here: lock first, so that nothing is acknowledged that the dump does not hold.
     pub(crate) fn freeze(&mut self) -> Result<(), SourceError> {
-        self.wire.set_bandwidth(0);
+        self.hurry()?;
         self.wire.set_patience(FROZEN_PATIENCE);
         self.journal.append(journal::Event::Freezing)?;
+        if let Some(pages) = &mut self.pages {
+            pages.about_to_freeze(&self.container.tasks()?);
+        }
         self.stopwatch = Some(Stopwatch::start());
         self.container.lock_network()?;
         self.container.freeze()?;
@@ -386,8 +468,27 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
-    /// The final dump, and beside it the last difference of the files; then the images.
+    /// No limit and no high compression while it stands still.
+    fn hurry(&mut self) -> Result<(), SourceError> {
+        self.bandwidth.set(0);
+        self.wire.hurry();
+        Ok(self.streams.as_ref().map_or(Ok(()), PageStreams::hurry)?)
+    }
+
+    /// The last difference, while it stands still.
     pub(crate) fn stop_and_copy(&mut self) -> Result<(), SourceError> {
+        match self.pages.take() {
+            Some(mut pages) => {
+                let copied = self.stop_and_copy_pages(&mut pages);
+                self.pages = Some(pages);
+                copied
+            }
+            None => self.stop_and_copy_images(),
+        }
+    }
+
+    /// The final dump, and beside it the last difference of the files; then the images.
+    fn stop_and_copy_images(&mut self) -> Result<(), SourceError> {
         let begun = Instant::now();
         let wire_before = self.wire.bytes_sent();
         let round = self.rounds.len() as u32;
@@ -399,36 +500,105 @@ impl<'a> Source<'a> {
             let files = self.send_files(true, Phase::StopAndCopy);
             (dump.join(), files)
         });
-        let images = images.map_err(|_| {
-            SourceError::Failure(Box::new(Failure::new(
-                FailureKind::Failed,
-                "the thread of the final dump died",
-            )))
-        })??;
+        let images = images.map_err(|_| thread_died("the final dump"))??;
         let (file_bytes, _) = files?;
         self.container.verify_frozen()?;
-        self.complete_images(&images)?;
+        self.container.complete_images(&images.dir)?;
         self.journal.append(journal::Event::Dumped)?;
         self.lap(Stopwatch::dumped);
-        self.send_images(&images, Phase::StopAndCopy)?;
-        self.wire.say(&Message::RoundEnd { round })?;
+        self.send_images(&images.dir, images.tree, images.dumped.memory_bytes, Phase::StopAndCopy)?;
+        self.ready(LastRound {
+            round,
+            begun,
+            wire_before,
+            memory_bytes: images.dumped.memory_bytes,
+            file_bytes,
+        })
+    }
+
+    /// CRIU dumps everything but pages; beside it the pages that were written of late and the last difference of the files
+    /// go out. Then what CRIU has touched itself, the list of pages, and its images.
+    fn stop_and_copy_pages(&mut self, pages: &mut PageMemory) -> Result<(), SourceError> {
+        let begun = Instant::now();
+        let wire_before = self.bytes_sent();
+        let round = self.rounds.len() as u32;
+        self.wire.say(&Message::RoundBegin { round, last: true })?;
+        let tasks = self.container.tasks()?;
+        let dir = self.job.dir.join("images").join("last");
+        let options = self.container.dump_options(&dir, &self.job.dir.join("work").join("last"));
+        let (ladder, mut memory) = pages.split();
+        let streams = self.streams.take();
+        let (dumped, looked, files) = std::thread::scope(|scope| {
+            let dump = scope.spawn(move || ladder.dump(options));
+            let (looked, files) = match &streams {
+                Some(streams) => {
+                    let look = scope.spawn(|| memory.look(&tasks, Outlet::Streams(streams)));
+                    let files = self.send_files(true, Phase::StopAndCopy);
+                    (look.join().map_err(|_| thread_died("memory")), files)
+                }
+                None => {
+                    let looked = memory.look(&tasks, Outlet::Wire(&mut self.wire));
+                    (Ok(looked), self.send_files(true, Phase::StopAndCopy))
+                }
+            };
+            (dump.join().map_err(|_| thread_died("the final dump")), looked, files)
+        });
+        self.streams = streams;
+        let (dumped, looked, (file_bytes, _)) = (dumped??, looked??, files?);
+        self.observer.note(crate::pages::describe(&dumped));
+        self.container.verify_frozen()?;
+        self.container.complete_images(&dir)?;
+        self.journal.append(journal::Event::Dumped)?;
+        let outlet = outlet(&self.streams, Some(&mut self.wire))?;
+        let finished = memory.finish(&tasks, looked, &dir, outlet)?;
+        let objects = memory.shared_objects();
+        if let Some(streams) = &self.streams {
+            streams.end_of(round)?;
+        }
+        self.lap(Stopwatch::dumped);
+        if !objects.is_empty() {
+            self.wire.say(&Message::Shared { objects })?;
+        }
+        self.send_images(&dir, TreeId::images(0), 0, Phase::StopAndCopy)?;
+        self.memory_report = Some(MemoryReport {
+            rung: dumped.rung.to_string(),
+            fell: dumped.fell.iter().map(|(rung, why)| format!("{rung}: {why}")).collect(),
+            ..self.memory_report.take().unwrap_or_default()
+        });
+        self.ready(LastRound {
+            round,
+            begun,
+            wire_before,
+            memory_bytes: finished.changed_bytes,
+            file_bytes,
+        })
+    }
+
+    /// The destination has all of it.
+    fn ready(&mut self, last: LastRound) -> Result<(), SourceError> {
+        self.end_round(last.round)?;
         let verify_us = self.wire.expect("ready", |message| match message {
             Message::Ready { verify_us } => Ok(verify_us),
             other => Err(other),
         })?;
         self.lap(|watch| watch.ready(Duration::from_micros(verify_us)));
         self.rounds.push(RoundReport {
-            round,
+            round: last.round,
             last: true,
-            memory_bytes: images.dumped.memory_bytes,
-            file_bytes,
-            wire_bytes: self.wire.bytes_sent() - wire_before,
-            duration: begun.elapsed(),
+            memory_bytes: last.memory_bytes,
+            file_bytes: last.file_bytes,
+            wire_bytes: self.bytes_sent() - last.wire_before,
+            duration: last.begun.elapsed(),
             frozen: Duration::ZERO,
             dirty_rate_bytes_per_s: None,
             expected_downtime_us: None,
         });
         Ok(())
+    }
+
+    /// Bytes over all connections.
+    pub(crate) fn bytes_sent(&self) -> u64 {
+        self.wire.bytes_sent() + self.streams.as_ref().map_or(0, PageStreams::bytes_sent)
     }
 
     /// The destination restores the tree and holds it.
@@ -472,6 +642,8 @@ impl<'a> Source<'a> {
 
     /// It runs there: what is left here goes. Nothing from here on is a failure of the migration.
     fn complete(mut self, downtime: Downtime) -> Summary {
+        // the tracker holds the tasks' memory
+        let totals = self.pages.take().map(|pages| (pages.statistics(), pages.longest_stop()));
         let mut leftovers = self.container.discard();
         let mut keep = |what: &str, error: Option<String>| {
             leftovers.extend(error.map(|error| format!("{what}: {error}")));
@@ -485,7 +657,8 @@ impl<'a> Source<'a> {
             keep("record of a left copy", noted.err().map(|error| error.to_string()));
         }
         keep("images", crate::rollback::remove_images(&self.job).err().map(|error| error.to_string()));
-        leftovers.extend(self.farewell());
+        let (leftovers_there, fill) = self.farewell();
+        leftovers.extend(leftovers_there);
         let completed = journal::Event::Completed {
             downtime_us: Some(micros(downtime.total())),
             leftovers: leftovers.clone(),
@@ -496,6 +669,19 @@ impl<'a> Source<'a> {
         if let Some(last) = self.rounds.last_mut() {
             last.frozen = downtime.total();
         }
+        let memory = self.memory_report.take().zip(totals).map(|(report, (totals, longest_stop))| MemoryReport {
+            restoration: self.restoration.0,
+            restoration_why: self.restoration.1.clone(),
+            pages_read: totals.added,
+            pages_sent: totals.data,
+            pages_zero: totals.zero,
+            pages_shared: totals.referenced,
+            pages_unchanged: totals.unchanged,
+            longest_stop,
+            fill,
+            ..report
+        });
+        let wire_bytes = self.bytes_sent();
         Summary {
             migration: self.job.id,
             container: self.plan.container,
@@ -508,28 +694,33 @@ impl<'a> Source<'a> {
             max_downtime: self.plan.limits.max_downtime,
             downtime_total: downtime.total(),
             downtime,
+            memory,
             rounds: self.rounds,
-            wire_bytes: self.wire.bytes_sent(),
+            wire_bytes,
             leftovers,
         }
     }
 
     /// Lets the destination finish: only then the container may be moved on. Gives what it could not clean up. That nothing
     /// is heard harms nobody: the container runs there.
-    fn farewell(&mut self) -> Vec<String> {
+    fn farewell(&mut self) -> (Vec<String>, Option<FillReport>) {
+        // memory may still be filled over there
+        self.wire.set_patience(SETTLING_PATIENCE);
         let said = self.wire.say(&Message::Done);
         let settled = said.and_then(|()| {
             self.wire.expect("settled", |message| match message {
-                Message::Settled { leftovers } => Ok(leftovers),
+                Message::Settled { leftovers, fill } => Ok((leftovers, fill)),
                 other => Err(other),
             })
         });
         let host = &self.plan.destination;
         match settled {
-            Ok(leftovers) => leftovers.into_iter().map(|left| format!("on {host}: {left}")).collect(),
+            Ok((leftovers, fill)) => {
+                (leftovers.into_iter().map(|left| format!("on {host}: {left}")).collect(), fill)
+            }
             Err(error) => {
                 tracing::warn!(%error, %host, "the destination did not say that all is settled");
-                vec![]
+                (vec![], None)
             }
         }
     }
@@ -543,5 +734,30 @@ impl<'a> Source<'a> {
     /// How long the container has been standing still, if it has.
     pub(crate) fn stopped_for(&self) -> Option<Duration> {
         self.stopwatch.as_ref().map(Stopwatch::so_far)
+    }
+}
+
+/// What is known of the last round when all of it was sent.
+struct LastRound {
+    round: u32,
+    begun: Instant,
+    wire_before: u64,
+    memory_bytes: u64,
+    file_bytes: u64,
+}
+
+pub(crate) fn thread_died(what: &str) -> SourceError {
+    SourceError::Failure(Box::new(Failure::new(FailureKind::Failed, format!("the thread of {what} died"))))
+}
+
+/// Pages go over connections of their own where there are any, else over the only one.
+pub(crate) fn outlet<'a>(
+    streams: &'a Option<PageStreams>,
+    wire: Option<&'a mut Wire>,
+) -> Result<Outlet<'a>, WireError> {
+    match (streams, wire) {
+        (Some(streams), _) => Ok(Outlet::Streams(streams)),
+        (None, Some(wire)) => Ok(Outlet::Wire(wire)),
+        (None, None) => Err(WireError::Closed { after: None }),
     }
 }

@@ -4,21 +4,25 @@ use super::{Trouble, cancel_on_signal, open};
 use crate::args::{Args, MigrateArgs};
 use crate::draw::Draw;
 use crate::progress::Show;
-use godwit_checkpoint::preflight::{check_privilege, usable_criu};
+use godwit_checkpoint::pages::{PageReader, method_of};
+use godwit_checkpoint::preflight::{abilities, check_privilege, usable_criu};
 use godwit_checkpoint::{Job, Order, Parties, Plan};
 use godwit_criu::CriuBinary;
 use godwit_engine::{ContainerName, OpenRequest};
-use godwit_migration::journal::{Event, Journal, VERSION};
-use godwit_migration::lock::lock_container;
+use godwit_memory::source::TreeMemory;
+use godwit_migration::journal::{Event, Journal, JournalState, Line, VERSION};
+use godwit_migration::lock::{ContainerLock, lock_container};
 use godwit_migration::observer::Event as Told;
 use godwit_migration::plan::{Strategy, Tracker, choose_tracker};
 use godwit_migration::{Cancel, Failure, FailureKind, MigrationId, Observer, Role};
 use godwit_restore::preflight::host_facts;
-use godwit_transfer::{Address, Wire, connect};
-use std::time::Duration;
+use godwit_transfer::{Address, Transport, Wire, connect};
+use std::time::{Duration, Instant};
 
 /// How long the other side may take for its first word: ssh has to log in.
 const FIRST_WORD: Duration = Duration::from_secs(30);
+/// How long a container that has just arrived may take to settle.
+const SETTLING: Duration = Duration::from_secs(900);
 
 pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Trouble> {
     let about = |failure| Trouble::about(failure, &command.container, Some(&command.destination));
@@ -50,10 +54,13 @@ pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Troubl
         carry: request.carry,
         network_plan: request.network_plan,
         bandwidth: command.bandwidth.unwrap_or(0),
-        compress: command.compress.0,
+        connections: command.connections,
+        compress: command.compress,
+        restoration: command.restore.into(),
+        highest_rung: command.highest_rung.map(Into::into),
         facts,
     };
-    let Some(_lock) = lock(args, &name).map_err(about)? else {
+    let Some(_lock) = lock(args, &name, &show).map_err(about)? else {
         return Err(about(
             Failure::new(FailureKind::Locked, format!("another migration of `{name}` is under way"))
                 .hint("`godwit status` shows it"),
@@ -63,7 +70,10 @@ pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Troubl
     let wire = call(&address, command, cancel.clone()).map_err(about)?;
     let (job, journal) = begin(args, command, &name).map_err(about)?;
     let dir = job.dir.clone();
-    let parties = Parties { container, criu: &criu, wire, observer: &show, cancel };
+    let reader = reader(tracker).map_err(about)?;
+    let dial = || connect(&address, &command.remote_command);
+    let dial: Option<&dyn Fn() -> std::io::Result<Box<dyn Transport>>> = Some(&dial);
+    let parties = Parties { container, criu: &criu, wire, dial, reader, observer: &show, cancel };
     let order = Order { plan, job, journal };
     if command.dry_run {
         let answer = godwit_checkpoint::rehearse(parties, order);
@@ -100,14 +110,8 @@ fn tracker(command: &MigrateArgs, criu: &CriuBinary, show: &Show<'_>) -> Result<
         show.event(&Told::Note { text: "strategy stop-and-copy: all memory moves under one freeze".into() });
         return Ok(None);
     }
-    let soft_dirty = match criu.features() {
-        Ok(features) if features.mem_track => Ok(()),
-        Ok(_) => Err("this kernel has no soft-dirty page tracking".to_owned()),
-        Err(error) => Err(format!("criu does not tell its features ({error})")),
-    };
-    let (tracker, why) = choose_tracker(command.tracker.into(), soft_dirty).map_err(|why| {
-        Failure::new(FailureKind::Missing, why).hint("use `--tracker auto` or `--tracker checkpoint`")
-    })?;
+    let (tracker, why) = choose_tracker(command.tracker.into(), &abilities(criu))
+        .map_err(|why| Failure::new(FailureKind::Missing, why).hint("use `--tracker auto`"))?;
     show.note(format!("strategy pre-copy, tracker {tracker}: {why}"));
     if tracker == Tracker::Checkpoint {
         show.note("  the first checkpoint stops the container for a moment: see STOOD STILL below".into());
@@ -115,11 +119,44 @@ fn tracker(command: &MigrateArgs, criu: &CriuBinary, show: &Show<'_>) -> Result<
     Ok(Some(tracker))
 }
 
-fn lock(args: &Args, name: &ContainerName) -> Result<Option<godwit_migration::lock::ContainerLock>, Failure> {
-    lock_container(&args.global.root, name.engine, &name.name).map_err(|error| {
-        Failure::new(FailureKind::Missing, format!("cannot write to `{}`", args.global.root.display()))
+/// Reads memory from outside, for the trackers that do.
+fn reader(tracker: Option<Tracker>) -> Result<Option<Box<dyn PageReader>>, Failure> {
+    let Some(tracker) = tracker.filter(|tracker| tracker.reads_from_outside()) else { return Ok(None) };
+    let memory = TreeMemory::new(method_of(tracker)).map_err(|error| {
+        Failure::new(FailureKind::Missing, format!("tracker `{tracker}` cannot work on this host"))
             .because_of(&error)
-            .hint("name another directory with `--root`")
+            .hint("use `--tracker auto`")
+    })?;
+    Ok(Some(Box::new(memory)))
+}
+
+/// The container's lock. One that has just arrived here may still be getting its memory: that is waited for.
+fn lock(args: &Args, name: &ContainerName, show: &Show<'_>) -> Result<Option<ContainerLock>, Failure> {
+    let until = Instant::now() + SETTLING;
+    let mut told = false;
+    loop {
+        let taken = lock_container(&args.global.root, name.engine, &name.name).map_err(|error| {
+            Failure::new(FailureKind::Missing, format!("cannot write to `{}`", args.global.root.display()))
+                .because_of(&error)
+                .hint("name another directory with `--root`")
+        })?;
+        if taken.is_some() || Instant::now() >= until || !is_settling(args, name) {
+            return Ok(taken);
+        }
+        if !std::mem::replace(&mut told, true) {
+            show.note(format!("waiting until `{name}` has settled here: it has just arrived"));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Whether the container runs here at the end of a migration that is not over.
+fn is_settling(args: &Args, name: &ContainerName) -> bool {
+    let name = name.to_string();
+    super::journals::all(&args.global.root).unwrap_or_default().iter().rev().any(|found| {
+        let Ok((lines, state)) = found.read() else { return false };
+        let arrives = |line: &Line| matches!(&line.event, Event::Planned { role: Role::Destination, container, .. } if *container == name);
+        state == JournalState::Running && lines.first().is_some_and(arrives)
     })
 }
 

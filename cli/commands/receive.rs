@@ -7,8 +7,8 @@ use crate::progress::Show;
 use godwit_checkpoint::preflight::{check_privilege, usable_criu};
 use godwit_migration::{Failure, FailureKind};
 use godwit_restore::preflight::host_facts;
-use godwit_restore::{Host, Outcome, receive};
-use godwit_transfer::{Address, Descriptors, HostFacts, Listener, Refusal, Transport, Wire};
+use godwit_restore::{Host, Outcome, pass_on, receive};
+use godwit_transfer::{Address, Descriptors, HostFacts, Listener, Message, Refusal, Transport, Wire};
 use std::time::Duration;
 
 /// How long the source may take for its first word.
@@ -16,12 +16,18 @@ const FIRST_WORD: Duration = Duration::from_secs(30);
 
 pub fn run(args: &Args, command: &ReceiveArgs, draw: &Draw) -> Result<u8, Trouble> {
     let cancel = cancel_on_signal();
-    let (transport, peer) = transport(command, draw)?;
+    let (transport, peer) = transport(args, command, draw)?;
     // standard output is the wire then: nothing else may be written to it
     let wire = Wire::open(transport, cancel, FIRST_WORD).map_err(|error| {
         Failure::new(FailureKind::Failed, "whoever called cannot be spoken with").because_of(&error)
     })?;
-    let host = Host { root: args.global.root.clone(), engines: godwit_engine::all(), facts: facts(), peer };
+    let host = Host {
+        root: args.global.root.clone(),
+        engines: godwit_engine::all(),
+        facts: facts(),
+        lazy: lazy(),
+        peer,
+    };
     let silent = godwit_migration::Silent;
     let show = Show::new(&args.global, draw);
     let outcome = if command.stdio { receive(wire, &host, &silent) } else { receive(wire, &host, &show) };
@@ -33,7 +39,7 @@ pub fn run(args: &Args, command: &ReceiveArgs, draw: &Draw) -> Result<u8, Troubl
     Ok(match outcome {
         Outcome::Running { leftovers, .. } if leftovers.is_empty() => 0,
         Outcome::Running { .. } => FailureKind::Leftovers.exit_code(),
-        Outcome::Examined => 0,
+        Outcome::Examined | Outcome::PassedOn => 0,
         Outcome::Undone { .. } => FailureKind::Failed.exit_code(),
         Outcome::Refused { .. } => FailureKind::Refused.exit_code(),
     })
@@ -45,7 +51,21 @@ fn quiet(failure: Failure) -> Failure {
     failure
 }
 
-fn transport(command: &ReceiveArgs, draw: &Draw) -> Result<(Box<dyn Transport>, String), Failure> {
+/// Whether memory can be filled on demand here.
+fn lazy() -> Result<(), String> {
+    let criu = usable_criu().map_err(|failure| failure.message)?;
+    match criu.features() {
+        Ok(features) if features.lazy_pages => Ok(()),
+        Ok(_) => Err("criu finds no usable userfaultfd in the kernel".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn transport(
+    args: &Args,
+    command: &ReceiveArgs,
+    draw: &Draw,
+) -> Result<(Box<dyn Transport>, String), Failure> {
     if command.stdio {
         let transport = Descriptors::stdio().map_err(|error| {
             Failure::new(FailureKind::Usage, "standard input or output is closed").because_of(&error)
@@ -69,7 +89,34 @@ fn transport(command: &ReceiveArgs, draw: &Draw) -> Result<(Box<dyn Transport>, 
     };
     let listener = Listener::bind(&address).map_err(cannot)?;
     draw.talk(&format!("waiting for one migration on {address}"));
-    listener.accept().map_err(cannot)
+    let first = listener.accept().map_err(cannot)?;
+    take_further(listener, args.global.root.clone());
+    Ok(first)
+}
+
+/// Further connections of the migration go to whoever receives it, which is this process.
+fn take_further(listener: Listener, root: std::path::PathBuf) {
+    std::thread::spawn(move || {
+        while let Ok((transport, peer)) = listener.accept() {
+            let root = root.clone();
+            std::thread::spawn(move || {
+                let wire = Wire::open(transport, godwit_migration::Cancel::default(), FIRST_WORD);
+                let taken = wire.map_err(|error| error.to_string()).and_then(|wire| take_one(wire, &root));
+                if let Err(why) = taken {
+                    tracing::warn!(%peer, why, "a connection that is no further one of this migration");
+                }
+            });
+        }
+    });
+}
+
+fn take_one(mut wire: Wire, root: &std::path::Path) -> Result<(), String> {
+    let joins = wire.expect("join", |message| match message {
+        Message::Join { migration, stream } => Ok((migration, stream)),
+        other => Err(other),
+    });
+    let (migration, stream) = joins.map_err(|error| error.to_string())?;
+    pass_on(wire, root, &migration, stream).map_err(|error| error.to_string())
 }
 
 /// What this host is like; a reason to refuse when it cannot receive anything.
@@ -96,7 +143,7 @@ fn tell(draw: &Draw, outcome: &Outcome) {
                 "message_type": "received", "disposition": "running_at_source", "container": container, "reason": reason }),
             Outcome::Refused { reasons } => serde_json::json!({
                 "message_type": "received", "disposition": "untouched", "reasons": reasons }),
-            Outcome::Examined => {
+            Outcome::Examined | Outcome::PassedOn => {
                 serde_json::json!({ "message_type": "received", "disposition": "untouched" })
             }
         };
@@ -118,6 +165,6 @@ fn tell(draw: &Draw, outcome: &Outcome) {
                 draw.data(&format!("refused: {}", refusal.reason));
             }
         }
-        Outcome::Examined => draw.data("the source only asked whether it could"),
+        Outcome::Examined | Outcome::PassedOn => draw.data("the source only asked whether it could"),
     }
 }

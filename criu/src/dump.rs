@@ -1,5 +1,6 @@
 //! Dumps and pre-dumps of a process tree that godwit has frozen itself.
 
+use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
@@ -15,7 +16,7 @@ use rust_criu::rust_criu_protobuf::rpc::{
 use crate::binary::CriuBinary;
 use crate::error::CriuError;
 use crate::images::stats::{self, DumpStats};
-use crate::session::{Notify, NotifyAnswer, Session, SessionOptions, expect_success, request_of};
+use crate::session::{Bind, Notify, NotifyAnswer, Session, SessionOptions, expect_success, request_of};
 
 /// Log of a dump, in the work directory.
 pub const DUMP_LOG: &str = "dump.log";
@@ -88,6 +89,10 @@ pub struct DumpOptions {
     pub page_server: Option<PageServer>,
     /// cgroup directories CRIU itself runs in; must not be frozen.
     pub criu_cgroups: Vec<PathBuf>,
+    /// Variables CRIU's environment has besides ours.
+    pub env: Vec<(OsString, OsString)>,
+    /// A file that CRIU, and only CRIU, sees in another's place.
+    pub bind: Option<Bind>,
 }
 
 impl DumpOptions {
@@ -118,6 +123,27 @@ impl DumpOptions {
             log_level: 3,
             page_server: None,
             criu_cgroups: Vec::new(),
+            env: Vec::new(),
+            bind: None,
+        }
+    }
+
+    /// The same again, for another attempt: all but the page server, whose socket is used once.
+    #[must_use]
+    pub fn again(&self) -> DumpOptions {
+        DumpOptions {
+            images_dir: self.images_dir.clone(),
+            work_dir: self.work_dir.clone(),
+            freeze_cgroup: self.freeze_cgroup.clone(),
+            external: self.external.clone(),
+            skip_mnt: self.skip_mnt.clone(),
+            enable_fs: self.enable_fs.clone(),
+            parent_dir: self.parent_dir.clone(),
+            page_server: None,
+            criu_cgroups: self.criu_cgroups.clone(),
+            env: self.env.clone(),
+            bind: self.bind.clone(),
+            ..*self
         }
     }
 
@@ -131,8 +157,13 @@ impl DumpOptions {
             other => (Vec::new(), other),
         };
         options.page_server = page_server;
-        let session = Session::start(criu, SessionOptions { cgroups: options.criu_cgroups.clone(), pass })?;
-        Ok(Dump { session, options })
+        let session = SessionOptions {
+            cgroups: options.criu_cgroups.clone(),
+            pass,
+            env: std::mem::take(&mut options.env),
+            bind: options.bind.take(),
+        };
+        Ok(Dump { session: Session::start(criu, session)?, options })
     }
 }
 

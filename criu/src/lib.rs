@@ -2,6 +2,7 @@
 //!
 //! - [`CriuBinary`] finds a criu and says what it and the kernel can do.
 //! - [`Session`] is one `criu swrk` process and the socket to it; [`DumpOptions`] and [`RestoreOptions`] run on it.
+//! - [`pageless`] dumps everything but the pages.
 //! - [`images`] reads and writes the image files godwit has to understand; [`images::flatten()`] resolves a chain of pre-dumps.
 //! - [`log`] turns a CRIU log into a cause and a hint.
 
@@ -11,6 +12,7 @@ pub mod dump;
 pub mod error;
 pub mod images;
 pub mod log;
+pub mod pageless;
 pub mod restore;
 pub mod session;
 mod sys;
@@ -20,4 +22,4 @@ pub use dump::{DumpOptions, DumpReport, PageServer};
 pub use error::CriuError;
 pub use log::Explanation;
 pub use restore::{RestoreOptions, RestoreReport};
-pub use session::{Notify, NotifyAnswer, Session, SessionOptions};
+pub use session::{Bind, Notify, NotifyAnswer, Session, SessionOptions};

@@ -4,8 +4,10 @@
 //! only abort: CRIU then fails by itself at its next question and leaves a frozen cgroup frozen, whereas a kill between
 //! seize and detach would let the container run.
 
+use std::ffi::{CString, OsString};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -66,6 +68,20 @@ pub struct SessionOptions {
     pub cgroups: Vec<PathBuf>,
     /// Descriptors CRIU gets besides the socket; their numbers there are [`Session::passed`]'s.
     pub pass: Vec<OwnedFd>,
+    /// Variables CRIU's environment has besides ours.
+    pub env: Vec<(OsString, OsString)>,
+    /// A file that CRIU, and only CRIU, sees in another's place.
+    pub bind: Option<Bind>,
+}
+
+/// A file in another's place, for a process in a mount namespace of its own. (CRIU then takes a tree in our mount namespace for
+/// one that has its own.)
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// The file that is seen.
+    pub file: PathBuf,
+    /// The existing file in whose place it is seen.
+    pub over: PathBuf,
 }
 
 /// A conversation with one CRIU process.
@@ -103,7 +119,12 @@ impl Session {
         let mut command = Command::new(criu.path());
         command.arg("swrk").arg(SOCKET_NUMBER.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        sys::prepare(&mut command, sys::ChildSetup { descriptors, cgroups });
+        command.envs(options.env);
+        let bind = match &options.bind {
+            Some(bind) => Some((c_path(&bind.file)?, c_path(&bind.over)?)),
+            None => None,
+        };
+        sys::prepare(&mut command, sys::ChildSetup { descriptors, cgroups, bind });
         let child =
             command.spawn().map_err(|source| CriuError::Spawn { path: criu.path().to_owned(), source })?;
         tracing::debug!(pid = child.id(), criu = %criu.path().display(), "criu started");
@@ -325,6 +346,11 @@ fn notify_answer(answer: &NotifyAnswer) -> Criu_req {
 
 fn crashed(operation: &'static str) -> CriuError {
     CriuError::Crashed { operation, explanation: Box::default(), log: None }
+}
+
+fn c_path(path: &Path) -> Result<CString, CriuError> {
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|e| CriuError::io(format!("cannot pass `{}` to criu", path.display()))(e.into()))
 }
 
 fn move_up(fd: &OwnedFd) -> Result<OwnedFd, CriuError> {

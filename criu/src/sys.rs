@@ -1,9 +1,11 @@
 //! The unsafe corner: what happens in the child between fork and exec.
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::ptr::null;
 
 /// What a CRIU child does to itself before exec.
 pub(crate) struct ChildSetup {
@@ -11,13 +13,16 @@ pub(crate) struct ChildSetup {
     pub(crate) descriptors: Vec<(OwnedFd, RawFd)>,
     /// Open `cgroup.procs` files the child enters by writing `0`.
     pub(crate) cgroups: Vec<OwnedFd>,
+    /// A file, and another's place it is mounted at in a mount namespace of the child's own.
+    pub(crate) bind: Option<(CString, CString)>,
 }
 
-/// Arranges for `command`'s child to start a session of its own, enter the cgroups, have umask 077, and hold of all our
-/// descriptors only 0 to 2 and the given ones.
+/// Arranges for `command`'s child to start a session of its own, enter the cgroups, have umask 077, hold of all our
+/// descriptors only 0 to 2 and the given ones, and see the file of `bind` in the other's place.
 pub(crate) fn prepare(command: &mut Command, setup: ChildSetup) {
     // SAFETY: the closure runs after fork in a possibly multi-threaded program, so it may only make async-signal-safe calls:
-    // setsid, umask, write, dup2 and close_range are plain system calls, nothing is allocated, and errors are errno values.
+    // setsid, umask, write, unshare, mount, dup2 and close_range are plain system calls, nothing is allocated, and errors are
+    // errno values. The paths end with a zero byte.
     unsafe {
         command.pre_exec(move || {
             if libc::setsid() < 0 {
@@ -26,6 +31,16 @@ pub(crate) fn prepare(command: &mut Command, setup: ChildSetup) {
             libc::umask(0o077);
             for cgroup in &setup.cgroups {
                 if libc::write(cgroup.as_raw_fd(), b"0".as_ptr().cast(), 1) != 1 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            if let Some((file, over)) = &setup.bind {
+                // Private first, or the mount would be seen outside.
+                let private = libc::MS_REC | libc::MS_PRIVATE;
+                if libc::unshare(libc::CLONE_NEWNS) != 0
+                    || libc::mount(null(), c"/".as_ptr(), null(), private, null()) != 0
+                    || libc::mount(file.as_ptr(), over.as_ptr(), null(), libc::MS_BIND, null()) != 0
+                {
                     return Err(std::io::Error::last_os_error());
                 }
             }

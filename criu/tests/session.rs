@@ -205,7 +205,7 @@ fn the_process_gets_just_what_it_should() {
     let passed = dir.path().join("passed");
     std::fs::write(&passed, "hello\n").unwrap();
     let fd = std::fs::File::open(&passed).unwrap().into();
-    let session = Session::start(&criu, SessionOptions { cgroups: Vec::new(), pass: vec![fd] }).unwrap();
+    let session = Session::start(&criu, SessionOptions { pass: vec![fd], ..Default::default() }).unwrap();
     assert_eq!(session.passed(), [10]);
     let pid = session.pid().unwrap();
     assert!(session.finish().unwrap().unwrap().success());

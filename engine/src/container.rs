@@ -6,7 +6,7 @@ use godwit_criu::DumpOptions;
 use godwit_migration::plan::Carry;
 use godwit_transfer::message::{Refusal, TreeKind};
 use godwit_transfer::wire::HeldFrames;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 /// A directory tree (or one file) that belongs to a container.
@@ -63,6 +63,15 @@ pub struct OpenRequest {
 pub trait SourceContainer: Send {
     /// What is known of it.
     fn facts(&self) -> &Facts;
+
+    /// Its tasks now, as this host's pid namespace counts; under the freeze those that were frozen.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    fn tasks(&self) -> Result<BTreeSet<i32>, EngineError>;
+
+    /// Whether it has a mount namespace of its own.
+    fn has_own_mounts(&self) -> bool;
 
     /// How CRIU must be asked to dump it.
     fn dump_options(&self, images: &Path, work: &Path) -> DumpOptions;
@@ -167,8 +176,10 @@ pub struct Shipment {
 pub struct RestoreRequest {
     /// CRIU's images.
     pub images: PathBuf,
-    /// For CRIU's log.
+    /// For CRIU's log; holds `lazy-pages.socket` when memory is filled on demand.
     pub work: PathBuf,
+    /// Somebody listens there and fills memory on demand.
+    pub lazy: bool,
 }
 
 /// What the container was given at the destination.

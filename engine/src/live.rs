@@ -107,6 +107,15 @@ impl SourceContainer for LiveContainer {
         &self.facts
     }
 
+    fn tasks(&self) -> Result<BTreeSet<i32>, EngineError> {
+        if self.frozen.is_empty() { self.kin.pids() } else { Ok(self.frozen.clone()) }
+    }
+
+    fn has_own_mounts(&self) -> bool {
+        let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+        namespace(&self.facts.pid.to_string()) != namespace("self")
+    }
+
     fn dump_options(&self, images: &Path, work: &Path) -> DumpOptions {
         let mut options = DumpOptions::new(self.facts.pid, images, work);
         options.freeze_cgroup = self.freezer.as_ref().map(|freezer| freezer.path().to_owned());
@@ -162,6 +171,7 @@ impl SourceContainer for LiveContainer {
         if let Some(freezer) = &self.freezer {
             freezer.thaw()?;
         }
+        self.frozen.clear();
         Ok(())
     }
 

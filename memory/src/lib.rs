@@ -15,5 +15,6 @@ pub mod ledger;
 pub mod page;
 pub mod source;
 mod sys;
+mod table;
 
-pub use page::{ImageId, PAGE_SIZE, PageRun};
+pub use page::{ImageId, PAGE_SIZE, PageRun, SharedDoor, SharedObject};

@@ -13,6 +13,7 @@ pub mod lock;
 pub mod observer;
 pub mod phase;
 pub mod plan;
+pub mod prediction;
 pub mod quantity;
 pub mod report;
 

@@ -19,10 +19,38 @@ pub enum Strategy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tracker {
+    /// Written pages by userfaultfd, read from outside while the container runs; needs Linux 6.7.
+    Uffd,
+    /// Written pages by the kernel's soft-dirty bit, read from outside while the container runs.
+    SoftDirty,
+    /// Every page is read from outside in every round; what did not change is not sent.
+    Hash,
     /// CRIU pre-dump rounds; needs the kernel's soft-dirty bit.
     PreDump,
     /// One full checkpoint of the running container first; at the freeze what differs in the final dump, by address.
     Checkpoint,
+}
+
+impl Tracker {
+    /// Whether memory is read from outside, page by page, and CRIU dumps everything but pages. The other trackers send
+    /// CRIU's own images.
+    pub fn reads_from_outside(self) -> bool {
+        matches!(self, Tracker::Uffd | Tracker::SoftDirty | Tracker::Hash)
+    }
+}
+
+/// How the restored container gets its memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restoration {
+    /// Local-lazy where it can work, else eager.
+    #[default]
+    Auto,
+    /// All of it before it runs.
+    Eager,
+    /// It runs at once; pages, all of which lie on the destination already, are put in place as they are touched and in
+    /// the background.
+    LocalLazy,
 }
 
 /// The tracker as asked for.
@@ -85,33 +113,56 @@ pub struct Carry {
     pub link_remap: bool,
 }
 
+/// What the source's kernel can do to find written pages; each error says why not.
+#[derive(Clone, Debug)]
+pub struct Abilities {
+    /// userfaultfd with asynchronous write protection, and PAGEMAP_SCAN.
+    pub uffd: Result<(), String>,
+    /// The soft-dirty bit.
+    pub soft_dirty: Result<(), String>,
+}
+
 /// Chooses the tracker and says why, for the output.
-///
-/// `soft_dirty` is whether CRIU finds memory tracking usable on the source's kernel.
 ///
 /// # Errors
 /// The sentence to refuse with, when the one asked for cannot work here.
-pub fn choose_tracker(
-    choice: TrackerChoice,
-    soft_dirty: Result<(), String>,
-) -> Result<(Tracker, String), String> {
-    match (choice, soft_dirty) {
-        (TrackerChoice::Only(Tracker::PreDump), Err(why)) => {
-            Err(format!("tracker `pre-dump` cannot work on this host: {why}"))
-        }
-        (TrackerChoice::Only(tracker), _) => Ok((tracker, "asked for".into())),
-        (TrackerChoice::Auto, Ok(())) => {
-            Ok((Tracker::PreDump, "the kernel has soft-dirty page tracking".into()))
-        }
-        (TrackerChoice::Auto, Err(why)) => Ok((Tracker::Checkpoint, why)),
+pub fn choose_tracker(choice: TrackerChoice, can: &Abilities) -> Result<(Tracker, String), String> {
+    let needed = |tracker| match tracker {
+        Tracker::Uffd => can.uffd.clone(),
+        Tracker::SoftDirty | Tracker::PreDump => can.soft_dirty.clone(),
+        Tracker::Hash | Tracker::Checkpoint => Ok(()),
+    };
+    match choice {
+        TrackerChoice::Only(tracker) => match needed(tracker) {
+            Ok(()) => Ok((tracker, "asked for".into())),
+            Err(why) => Err(format!("tracker `{tracker}` cannot work on this host: {why}")),
+        },
+        TrackerChoice::Auto => Ok(match (&can.uffd, &can.soft_dirty) {
+            (Ok(()), _) => (Tracker::Uffd, "the kernel tells which pages are written".into()),
+            (Err(why), Ok(())) => (Tracker::SoftDirty, why.clone()),
+            (Err(why), Err(also)) => (Tracker::Hash, format!("{why}, and {also}")),
+        }),
     }
 }
 
 impl std::fmt::Display for Tracker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Tracker::Uffd => "uffd",
+            Tracker::SoftDirty => "soft-dirty",
+            Tracker::Hash => "hash",
             Tracker::PreDump => "pre-dump",
             Tracker::Checkpoint => "checkpoint",
+        })
+    }
+}
+
+impl std::fmt::Display for Restoration {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Restoration::Auto => "auto",
+            Restoration::Eager => "eager",
+            Restoration::LocalLazy => "local-lazy",
         })
     }
 }
@@ -137,16 +188,18 @@ mod tests {
 
     #[test]
     fn the_tracker_follows_the_kernel_and_says_why() {
-        let no = || Err("no soft-dirty".to_owned());
-        assert_eq!(choose_tracker(TrackerChoice::Auto, Ok(())).map(|c| c.0), Ok(Tracker::PreDump));
-        assert_eq!(
-            choose_tracker(TrackerChoice::Auto, no()),
-            Ok((Tracker::Checkpoint, "no soft-dirty".into()))
-        );
-        assert!(choose_tracker(TrackerChoice::Only(Tracker::PreDump), no()).is_err());
-        assert_eq!(
-            choose_tracker(TrackerChoice::Only(Tracker::Checkpoint), Ok(())).map(|c| c.0),
-            Ok(Tracker::Checkpoint)
-        );
+        let no = |what: &str| Err(format!("no {what}"));
+        let can = |uffd, soft_dirty| Abilities { uffd, soft_dirty };
+        let auto = |can: &Abilities| choose_tracker(TrackerChoice::Auto, can).unwrap();
+        assert_eq!(auto(&can(Ok(()), Ok(()))).0, Tracker::Uffd);
+        assert_eq!(auto(&can(no("uffd"), Ok(()))), (Tracker::SoftDirty, "no uffd".into()));
+        let neither = can(no("uffd"), no("soft-dirty"));
+        assert_eq!(auto(&neither), (Tracker::Hash, "no uffd, and no soft-dirty".into()));
+        for tracker in [Tracker::Uffd, Tracker::SoftDirty, Tracker::PreDump] {
+            assert!(choose_tracker(TrackerChoice::Only(tracker), &neither).is_err(), "{tracker}");
+        }
+        for tracker in [Tracker::Hash, Tracker::Checkpoint] {
+            assert_eq!(choose_tracker(TrackerChoice::Only(tracker), &neither).unwrap().0, tracker);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use crate::downtime::{Downtime, micros};
 use crate::failure::Disposition;
 use crate::id::MigrationId;
-use crate::plan::{Strategy, Tracker};
+use crate::plan::{Restoration, Strategy, Tracker};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -30,6 +30,51 @@ pub struct RoundReport {
     pub dirty_rate_bytes_per_s: Option<u64>,
     /// What the verdict expected after this round.
     pub expected_downtime_us: Option<u64>,
+}
+
+/// What became of the memory, when it was read from outside.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemoryReport {
+    /// How CRIU was kept from dumping pages.
+    pub rung: String,
+    /// The better ways that did not work, and why.
+    pub fell: Vec<String>,
+    /// How the restored container got its memory.
+    pub restoration: Restoration,
+    /// Why not otherwise, where that needs saying.
+    pub restoration_why: String,
+    /// Pages that were read.
+    pub pages_read: u64,
+    /// Pages whose content was sent.
+    pub pages_sent: u64,
+    /// Pages that were all zeroes: a few bytes for any number of them.
+    pub pages_zero: u64,
+    /// Pages with the content of another one that was there already.
+    pub pages_shared: u64,
+    /// Pages that were sent in vain: read again, and the same.
+    pub pages_unchanged: u64,
+    /// How long the longest stop of a thread for the tracker was.
+    #[serde(rename = "longest_stop_us", with = "micros")]
+    pub longest_stop: Duration,
+    /// What the source expected the downtime to be, right before the freeze.
+    #[serde(rename = "expected_downtime_us", with = "micros")]
+    pub expected_downtime: Duration,
+    /// Filling the memory at the destination, after it ran.
+    pub fill: Option<FillReport>,
+}
+
+/// How the memory of the running container was filled at the destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FillReport {
+    /// Pages put in place.
+    pub pages: u64,
+    /// Of them, those that a task waited for.
+    pub faults: u64,
+    /// From go to the last page.
+    #[serde(rename = "duration_us", with = "micros")]
+    pub duration: Duration,
+    /// How often the handler had to be started again.
+    pub restarts: u32,
 }
 
 /// The whole migration.
@@ -60,6 +105,9 @@ pub struct Summary {
     pub downtime_total: Duration,
     /// The parts.
     pub downtime: Downtime,
+    /// Memory, when it was read from outside.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub memory: Option<MemoryReport>,
     /// All rounds, the final one last.
     pub rounds: Vec<RoundReport>,
     /// Bytes over the wire in all.

@@ -6,14 +6,19 @@
 //! of phases mirror each other.
 
 use crate::images::IncomingImages;
+use crate::pages::{IncomingPages, PagesError};
 use crate::preflight;
+use crate::streams;
 use crate::trees::{Trees, TreesError, look_at};
 use godwit_criu::images::ImageError;
 use godwit_engine::network::{NetworkPlan, NetworkState};
+use godwit_engine::freezer::process_tree;
 use godwit_engine::{DestinationContainer, Engine, EngineError, RestoreRequest, Shipment};
 use godwit_migration::journal::{self, Journal, JournalError, JournalState};
 use godwit_migration::lock::{ContainerLock, lock_container};
 use godwit_migration::observer::{Event, micros};
+use godwit_migration::plan::Restoration;
+use godwit_migration::report::FillReport;
 use godwit_migration::{Disposition, Failure, FailureKind, MigrationId, Observer, Phase, Role};
 use godwit_transfer::stale::StaleCopies;
 use godwit_transfer::wire::{HeldFrames, unexpected};
@@ -34,6 +39,8 @@ pub struct Host {
     pub engines: Vec<Box<dyn Engine>>,
     /// What this host is like, or why it cannot receive anything.
     pub facts: Result<HostFacts, Refusal>,
+    /// Whether memory can be filled on demand here, or why not.
+    pub lazy: Result<(), String>,
     /// Who asks, for the journal.
     pub peer: String,
 }
@@ -66,6 +73,8 @@ pub enum Outcome {
     },
     /// The source wanted to know whether a migration is possible, and no more.
     Examined,
+    /// It was a further connection of a migration that another process of this host receives.
+    PassedOn,
 }
 
 /// Anything that ends a migration early.
@@ -89,6 +98,17 @@ enum DestinationError {
     /// The files.
     #[error(transparent)]
     Trees(#[from] TreesError),
+    /// A further connection of another process's migration.
+    #[error("a further connection of migration {migration}")]
+    Further {
+        /// Whose.
+        migration: MigrationId,
+        /// Which.
+        stream: u16,
+    },
+    /// Memory that comes by itself.
+    #[error(transparent)]
+    Pages(#[from] PagesError),
     /// The images.
     #[error("the images do not hold together")]
     Images(#[from] ImageError),
@@ -119,6 +139,8 @@ struct Job {
     journal: Journal,
     trees: Trees,
     images: IncomingImages,
+    pages: Option<IncomingPages>,
+    restoration: Restoration,
     container: Option<Box<dyn DestinationContainer>>,
     _lock: ContainerLock,
 }
@@ -186,6 +208,9 @@ impl Destination<'_> {
         self.wire.set_patience(PATIENCE);
         match self.hear()? {
             Incoming::Message(Message::Hello { .. }) => {}
+            Incoming::Message(Message::Join { migration, stream }) => {
+                return Err(DestinationError::Further { migration, stream });
+            }
             other => return Err(unexpected(&other, "hello").into()),
         }
         let host = self.host.facts.as_ref().map(|facts| facts.host.clone()).unwrap_or_default();
@@ -237,6 +262,10 @@ impl Destination<'_> {
             job: self.host.root.join("migrations").join(offer.migration.as_str()),
         };
         let mut reasons = preflight::examine(offer, facts, &self.host.root);
+        if let (Restoration::LocalLazy, Err(why)) = (offer.restoration, &self.host.lazy) {
+            let refusal = Refusal::new(format!("memory cannot be filled on demand there: {why}"));
+            reasons.push(refusal.hint("use `--restore eager` or `--restore auto`"));
+        }
         reasons.extend(self.host.engines[engine].examine(&shipment));
         if reasons.is_empty() { Ok((engine, shipment, process_start)) } else { Err(reasons) }
     }
@@ -277,10 +306,18 @@ impl Destination<'_> {
         })?;
         make_private(&dir.join("images"))?;
         let images = IncomingImages::new(&dir, offer.tracker)?;
-        let accept = Message::Accept { bases: bases.clone(), process_start_us: micros(process_start) };
+        let (restoration, restoration_why) = self.restoration_of(&offer);
+        let accept = Message::Accept {
+            bases: bases.clone(),
+            process_start_us: micros(process_start),
+            restoration,
+            restoration_why,
+        };
         // from here on whatever happens is undone, and the journal says so
         let job = self.job.insert(Job {
             images,
+            pages: None,
+            restoration,
             trees: Trees::default(),
             container: None,
             _lock: lock,
@@ -299,7 +336,17 @@ impl Destination<'_> {
         Ok(job.journal.append(journal::Event::Accepted)?)
     }
 
-    /// Makes everything that can exist early: directories, bundle, network.
+    /// How the container will get its memory here, and why not otherwise.
+    fn restoration_of(&self, offer: &Offer) -> (Restoration, String) {
+        match (offer.restoration, offer.room_pages, &self.host.lazy) {
+            (Restoration::Eager, ..) => (Restoration::Eager, "asked for".into()),
+            (_, None, _) => (Restoration::Eager, "memory travels in CRIU's images".into()),
+            (_, Some(_), Ok(())) => (Restoration::LocalLazy, String::new()),
+            (_, Some(_), Err(why)) => (Restoration::Eager, why.clone()),
+        }
+    }
+
+    /// Makes everything that can exist early: directories, bundle, network, room for memory.
     fn prepare(&mut self) -> Result<(), DestinationError> {
         match self.hear() {
             Ok(Incoming::Message(Message::Prepare)) => {}
@@ -309,7 +356,13 @@ impl Destination<'_> {
             Err(error) => return Err(error),
         }
         let host = self.host;
+        let version = self.wire.version();
         let job = self.job()?;
+        make_private(&job.dir.join("work"))?;
+        if let Some(room) = job.offer.room_pages {
+            let lazy = job.restoration == Restoration::LocalLazy;
+            job.pages = Some(IncomingPages::prepare(&job.dir, &job.dir.join("work"), room, lazy, version)?);
+        }
         for (tree, base) in job.offer.trees.iter().zip(&job.bases) {
             job.trees.open(tree, base)?;
         }
@@ -326,8 +379,11 @@ impl Destination<'_> {
                 other => return Err(unexpected(&other, "a round").into()),
             };
             let before = self.wire.bytes_received();
-            let image_round = self.take_operations(round)?;
+            let (image_round, streams) = self.take_operations(round)?;
             let arrived = Instant::now();
+            if let Some(pages) = &mut self.job()?.pages {
+                pages.end_of(round, streams, PATIENCE)?;
+            }
             if last {
                 return self.ready(image_round, arrived);
             }
@@ -341,8 +397,9 @@ impl Destination<'_> {
         }
     }
 
-    /// Applies operations until the round's end; gives the memory round that came with it, if one did.
-    fn take_operations(&mut self, round: u32) -> Result<Option<u16>, DestinationError> {
+    /// Applies operations until the round's end; gives the memory round that came with it, if one did, and the number of
+    /// further connections with pages of the round.
+    fn take_operations(&mut self, round: u32) -> Result<(Option<u16>, u16), DestinationError> {
         let mut image_round = None;
         loop {
             match self.hear()? {
@@ -354,19 +411,33 @@ impl Destination<'_> {
                     }
                     job.trees.apply(tree, op)?;
                 }
-                Incoming::Message(Message::RoundEnd { round: ended }) if ended == round => {
-                    return Ok(image_round);
+                Incoming::Pages(batch) => self.pages()?.apply(&batch)?,
+                Incoming::Message(Message::Shared { objects }) => self.pages()?.expect_shared(objects),
+                Incoming::Message(Message::RoundEnd { round: ended, streams }) if ended == round => {
+                    return Ok((image_round, streams));
                 }
                 other => return Err(unexpected(&other, "tree operations").into()),
             }
         }
     }
 
+    fn pages(&mut self) -> Result<&mut IncomingPages, DestinationError> {
+        let pages = self.job()?.pages.as_mut();
+        pages.ok_or_else(|| WireError::Malformed("memory pages that were not offered".into()).into())
+    }
+
     /// Every digest was right: each was checked when its operation was applied, before the bytes were kept.
     fn ready(&mut self, image_round: Option<u16>, arrived: Instant) -> Result<(), DestinationError> {
         let job = self.job()?;
         let last = image_round.ok_or_else(|| WireError::Malformed("a last round without memory".into()))?;
-        let images = job.images.compose(last)?;
+        let images = match &mut job.pages {
+            Some(pages) => {
+                let images = job.images.dir_of(last);
+                pages.compose(&images)?;
+                images
+            }
+            None => job.images.compose(last)?,
+        };
         job.journal.append(journal::Event::Ready)?;
         self.images = images;
         Ok(self.wire.say(&Message::Ready { verify_us: micros(arrived.elapsed()) })?)
@@ -381,11 +452,14 @@ impl Destination<'_> {
         let images = self.images.clone();
         let job = self.job()?;
         let work = job.dir.join("work");
-        make_private(&work)?;
         job.journal.append(journal::Event::Restoring)?;
         let container =
             job.container.as_mut().ok_or_else(|| WireError::Malformed("restore before prepare".into()))?;
-        let given = container.restore(&RestoreRequest { images, work })?;
+        let lazy = job.pages.as_ref().is_some_and(IncomingPages::is_lazy);
+        let given = container.restore(&RestoreRequest { images, work, lazy })?;
+        if let Some(pages) = &job.pages {
+            pages.fill_shared(&process_tree(given.pid))?;
+        }
         self.wire.check_cancel()?;
         let job = self.job()?;
         job.journal.append(journal::Event::Restored)?;
@@ -413,6 +487,9 @@ impl Destination<'_> {
         container.go(&frames)?;
         // the source counts its downtime until it hears this: the journal can wait
         let said = self.wire.say(&Message::Running { pid });
+        if let Some(pages) = &mut self.job()?.pages {
+            pages.gone();
+        }
         self.job()?.journal.append(journal::Event::Running { pid })?;
         if let Err(error) = said {
             tracing::warn!(%error, "the source could not be told that the container runs here");
@@ -429,6 +506,7 @@ impl Destination<'_> {
         };
         // neighbours first: they may have missed the announcement at go
         leftovers.extend(job.container.as_mut().map(|container| container.settle()).unwrap_or_default());
+        let fill = self.fill(&mut job, &mut leftovers);
         self.wire.set_patience(FAREWELL);
         if let Err(error) = self.wire.expect("the farewell", |message| match message {
             Message::Done => Ok(()),
@@ -449,8 +527,28 @@ impl Destination<'_> {
         let (migration, container) = (job.offer.migration.clone(), job.name.clone());
         // its lock goes with it: whoever hears the next word may move the container on
         drop(job);
-        let _ = self.wire.say(&Message::Settled { leftovers: leftovers.clone() });
+        let _ = self.wire.say(&Message::Settled { fill, leftovers: leftovers.clone() });
         Outcome::Running { migration, container, pid, leftovers }
+    }
+
+    /// Waits until every page is in its place: before that it must not move on, and nothing of the store may go.
+    fn fill(&self, job: &mut Job, leftovers: &mut Vec<String>) -> Option<FillReport> {
+        let pages = job.pages.as_mut()?;
+        let observer = self.observer;
+        let begun = Instant::now();
+        let told = pages.finish(&mut |done, total| {
+            observer.event(&Event::Status {
+                phase: Phase::Commit,
+                what: "filling memory".into(),
+                bytes_done: done,
+                bytes_total: total,
+                bandwidth_bytes_per_s: (done as f64 / begun.elapsed().as_secs_f64().max(1e-3)) as u64,
+            });
+        });
+        told.unwrap_or_else(|error| {
+            leftovers.push(Failure::new(FailureKind::Failed, "memory was not filled").because_of(&error).to_string());
+            None
+        })
     }
 
     /// Removes what was made here, unless the container may already be this side's to run.
@@ -487,6 +585,9 @@ impl Destination<'_> {
         }
         let _ = job.journal.append(journal::Event::Failed { reason: reason.clone() });
         let mut leftovers = job.container.as_mut().map(|container| container.abandon()).unwrap_or_default();
+        if let Some(pages) = &mut job.pages {
+            pages.abandon();
+        }
         leftovers.extend(job.trees.undo());
         leftovers.extend(remove_images(&job.dir).err().map(|error| format!("images: {error}")));
         let _ = job.journal.append(journal::Event::RolledBack);
@@ -523,6 +624,13 @@ impl Destination<'_> {
                 Ok(Outcome::Undone { container: String::new(), reason })
             }
             DestinationError::Wire(WireError::Closed { .. }) => Ok(Outcome::Examined),
+            DestinationError::Further { migration, stream } => {
+                streams::pass_on(self.wire, &self.host.root, &migration, stream).map_err(|error| {
+                    Failure::new(FailureKind::Failed, format!("nobody here receives migration {migration}"))
+                        .because_of(&error)
+                })?;
+                Ok(Outcome::PassedOn)
+            }
             error => {
                 let failure =
                     Failure::new(FailureKind::Failed, "the offer could not be accepted").because_of(&error);

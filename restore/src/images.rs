@@ -19,7 +19,7 @@ impl IncomingImages {
     /// When the page store cannot be made.
     pub fn new(job: &Path, tracker: Option<Tracker>) -> Result<Self, ImageError> {
         let dir = job.join("images");
-        let store = match tracker {
+        let store = match tracker.filter(|tracker| !tracker.reads_from_outside()) {
             Some(_) => Some(PageStore::create(dir.join("store"))?),
             None => None,
         };

@@ -32,7 +32,11 @@ pub fn examine(offer: &Offer, here: &HostFacts, root: &Path) -> Vec<Refusal> {
     reasons.extend(cpu_reason(&offer.facts.cpu_flags, &here.cpu_flags));
     reasons.extend(offer.trees.iter().filter_map(|tree| path_reason(&tree.path)));
     if reasons.is_empty() {
-        reasons.extend(room_reasons(&offer.trees, offer.memory_bytes, root, free_bytes, available_memory()));
+        // pages that come by themselves are kept in memory, and CRIU's images hold next to none
+        let kept = offer.room_pages.map_or(0, |pages| pages.saturating_mul(godwit_memory::PAGE_SIZE));
+        let images = if offer.room_pages.is_some() { IMAGES } else { offer.memory_bytes.saturating_mul(2) };
+        let memory = offer.memory_bytes.saturating_add(kept);
+        reasons.extend(room_reasons(&offer.trees, images, memory, root, free_bytes, available_memory()));
     }
     reasons
 }
@@ -93,10 +97,14 @@ fn available_memory() -> Option<u64> {
     line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Whether files find room on their file systems, images in godwit's directory (the memory twice while it is put
-/// together), and tasks in memory.
+/// Room for CRIU's images without pages, bytes: tens of KiB for each task, and what is eager.
+const IMAGES: u64 = 64 << 20;
+
+/// Whether files find room on their file systems, `images_bytes` in godwit's directory (the memory twice while it is put
+/// together, when it comes in images), and tasks in memory.
 fn room_reasons(
     trees: &[TreeOffer],
+    images_bytes: u64,
     memory_bytes: u64,
     root: &Path,
     free: impl Fn(&Path) -> Option<(u64, u64)>,
@@ -114,7 +122,7 @@ fn room_reasons(
         let there = if tree.path.exists() { dir_bytes(&tree.path) } else { 0 };
         want(&tree.path, tree.bytes.saturating_sub(there));
     }
-    want(root, memory_bytes.saturating_mul(2));
+    want(root, images_bytes);
     let mut reasons: Vec<Refusal> = wanted
         .into_values()
         .filter(|(_, wanted, free)| wanted > free)
@@ -131,7 +139,7 @@ fn room_reasons(
     if let Some(available) = available.filter(|available| *available < memory_bytes) {
         reasons.push(
             Refusal::new(format!(
-                "the container has {} in memory, {} are available",
+                "{} of memory are needed for the container and its move, {} are available",
                 show_bytes(memory_bytes),
                 show_bytes(available)
             ))
@@ -175,7 +183,7 @@ mod tests {
     fn room_is_counted_for_each_file_system() {
         let free = |path: &Path| Some(if path.starts_with("/a") { (1, 1000) } else { (2, 5000) });
         let reasons = |trees: &[TreeOffer], memory, available| {
-            room_reasons(trees, memory, Path::new("/b/root"), free, Some(available)).len()
+            room_reasons(trees, 2 * memory, memory, Path::new("/b/root"), free, Some(available)).len()
         };
         assert_eq!(reasons(&[tree("/a/x", 600), tree("/b/y", 600)], 1000, 4000), 0);
         assert_eq!(

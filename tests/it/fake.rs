@@ -1,18 +1,21 @@
 //! A CRIU and an engine that only pretend: images are real (CRIU's page maps), processes are not.
 
 use crate::world::{Memory, Witness};
-use godwit_checkpoint::{Dumped, Dumper};
+use godwit_checkpoint::{Dumped, Dumper, PageReader, PagelessDumped, PagelessDumper};
 use godwit_criu::images::pagemap::{PE_PARENT, PE_PRESENT, pages_name};
 use godwit_criu::images::{PAGE_SIZE, Pagemap, PagemapEntry};
+use godwit_criu::pageless::Rung;
 use godwit_criu::{CriuError, DumpOptions};
 use godwit_engine::EngineError;
 use godwit_engine::container::{
     DestinationContainer, Engine, Facts, Given, OpenRequest, RestoreRequest, Shipment, SourceContainer,
 };
+use godwit_memory::source::{MemoryError, PageSink, RoundStats};
+use godwit_memory::{ImageId, PageRun, SharedObject};
 use godwit_migration::journal;
 use godwit_transfer::Refusal;
 use godwit_transfer::wire::HeldFrames;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -107,6 +110,81 @@ impl Dumper for Criu {
     fn pre_dump(&self, options: DumpOptions) -> Result<Dumped, CriuError> {
         self.write("criu.pre_dump", &options)
     }
+
+    fn pageless(
+        &self,
+        _: &Path,
+        _: bool,
+        _: Option<Rung>,
+    ) -> Result<Box<dyn PagelessDumper>, CriuError> {
+        let entered = self.witness.enter("criu.pageless");
+        entered.map_err(|error| CriuError::Protocol { operation: "check", detail: error.to_string() })?;
+        Ok(Box::new(Pageless(self.witness.clone())))
+    }
+}
+
+/// A CRIU that leaves all pages out.
+struct Pageless(Arc<Witness>);
+
+impl PagelessDumper for Pageless {
+    fn start_time(&self) -> Duration {
+        Duration::from_millis(1)
+    }
+
+    fn snapshot(&mut self, _: &BTreeSet<i32>) {
+        drop(self.0.enter("criu.snapshot"));
+    }
+
+    fn dump(&mut self, options: DumpOptions) -> Result<PagelessDumped, CriuError> {
+        let world = self.0.enter("criu.dump");
+        let mut world =
+            world.map_err(|error| CriuError::Protocol { operation: "dump", detail: error.to_string() })?;
+        let frozen = !world.source_runs && world.locked;
+        world.must(frozen, "a full dump of a container that runs or is not locked");
+        write_images(&options.images_dir, None, &Memory::new());
+        std::thread::sleep(STEP);
+        Ok(PagelessDumped { frozen: STEP, rung: Rung::Shim, fell: vec![] })
+    }
+}
+
+/// Reads the world's memory page by page.
+pub struct Reader(pub Arc<Witness>);
+
+impl Reader {
+    fn read(&self, call: &'static str, sink: &mut dyn PageSink) -> Result<RoundStats, MemoryError> {
+        let world = self.0.enter(call).map_err(|error| MemoryError::Sink(error.to_string().into()))?;
+        let memory = world.memory.clone();
+        drop(world);
+        for (page, value) in memory {
+            let bytes = value.to_le_bytes().repeat(PAGE_SIZE as usize / 8);
+            sink.pages(ImageId::Task(1), page * PAGE_SIZE, &bytes)?;
+        }
+        self.0.look().beat();
+        Ok(RoundStats { tasks: 1, ..RoundStats::default() })
+    }
+}
+
+impl PageReader for Reader {
+    fn round(&mut self, _: &BTreeSet<i32>, sink: &mut dyn PageSink) -> Result<RoundStats, MemoryError> {
+        self.read("memory.round", sink)
+    }
+
+    fn frozen(&mut self, _: &BTreeSet<i32>, sink: &mut dyn PageSink) -> Result<RoundStats, MemoryError> {
+        self.read("memory.frozen", sink)
+    }
+
+    fn existing(&mut self, _: &BTreeSet<i32>) -> Result<Vec<(ImageId, Vec<PageRun>)>, MemoryError> {
+        let runs = self.0.look().memory.keys().map(|page| PageRun { start: page * PAGE_SIZE, pages: 1 }).collect();
+        Ok(vec![(ImageId::Task(1), runs)])
+    }
+
+    fn read(&mut self, _: ImageId, _: &[PageRun], _: &mut dyn PageSink) -> Result<(), MemoryError> {
+        unreachable!("every page was handed over")
+    }
+
+    fn shared_objects(&self) -> Vec<SharedObject> {
+        vec![]
+    }
 }
 
 /// The container at the source.
@@ -118,6 +196,14 @@ pub struct Source {
 impl SourceContainer for Source {
     fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    fn tasks(&self) -> Result<BTreeSet<i32>, EngineError> {
+        Ok(BTreeSet::from([1]))
+    }
+
+    fn has_own_mounts(&self) -> bool {
+        true
     }
 
     fn dump_options(&self, images: &Path, work: &Path) -> DumpOptions {

@@ -64,6 +64,8 @@ fn every_way_of_moving_memory_moves_all_of_it() {
         ("pre-dump", Play::pre_dump(), 2),
         ("checkpoint", Play::checkpoint(), 1),
         ("stop-and-copy", Play::stop_and_copy(), 1),
+        ("pages over one connection", Play::pages(1), 2),
+        ("pages over three connections", Play::pages(3), 2),
     ] {
         let ended = play(what);
         ended.assert_moved();

@@ -1,6 +1,6 @@
 //! One migration between two halves in this process, and what must be true of it however it ends.
 
-use crate::fake::{Criu, ENGINE, FakeEngine, Source};
+use crate::fake::{Criu, ENGINE, FakeEngine, Reader, Source};
 use crate::link::{Cut, Link, Marks};
 use crate::world::{Then, Trap, Witness};
 use godwit_checkpoint::{Job, Order, Parties, Plan, migrate};
@@ -9,12 +9,13 @@ use godwit_engine::network::NetworkPlan;
 use godwit_migration::journal::{self, Event as Wrote, Journal, JournalState, Line};
 use godwit_migration::lock::lock_container;
 use godwit_migration::observer::Event;
-use godwit_migration::plan::{Carry, Limits, OnTimeout, Strategy, Tracker};
+use godwit_checkpoint::PageReader;
+use godwit_migration::plan::{Carry, Limits, OnTimeout, Restoration, Strategy, Tracker};
 use godwit_migration::report::Summary;
 use godwit_migration::{Cancel, Disposition, Failure, MigrationId, Observer, Phase, Role};
 use godwit_restore::{Host, Outcome, receive};
 use godwit_transfer::tree::equal_digest;
-use godwit_transfer::{Descriptors, HostFacts, Refusal, TreeKind, Wire};
+use godwit_transfer::{Compression, Descriptors, HostFacts, Refusal, Transport, TreeKind, Wire};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -26,6 +27,8 @@ pub struct Play {
     pub tracker: Option<Tracker>,
     pub limits: Limits,
     pub traps: Vec<Trap>,
+    /// Connections in all.
+    pub connections: u16,
     /// Where the link breaks, by what the source sends and by what the destination sends.
     pub cuts: (Option<Cut>, Option<Cut>),
     /// Ctrl-C at the beginning of a phase: whose, and which.
@@ -59,6 +62,7 @@ impl Play {
                 ..Limits::default()
             },
             traps: vec![],
+            connections: 1,
             cuts: (None, None),
             interrupt: None,
             source_cancel: Cancel::default(),
@@ -75,6 +79,11 @@ impl Play {
     /// One checkpoint of the running container, then its difference.
     pub fn checkpoint() -> Self {
         Self { tracker: Some(Tracker::Checkpoint), ..Self::pre_dump() }
+    }
+
+    /// Pages read from outside, and so many connections.
+    pub fn pages(connections: u16) -> Self {
+        Self { tracker: Some(Tracker::Hash), connections, ..Self::pre_dump() }
     }
 
     /// Everything under one freeze.
@@ -214,6 +223,7 @@ pub fn play(play: Play) -> Ended {
         root: roots.1.clone(),
         engines: vec![Box::new(FakeEngine(witness.clone()))],
         facts: play.unfit.clone().map_or_else(|| Ok(host_facts("there")), Err),
+        lazy: Err("there are no real tasks".into()),
         peer: "this test".into(),
     };
     let (one, two) = Descriptors::pair().unwrap();
@@ -238,10 +248,23 @@ pub fn play(play: Play) -> Ended {
             let criu = Criu::new(witness.clone());
             let journal = begin(&job);
             let plan = plan_of(&play);
+            // what ssh would start for a further connection
+            let further = || -> std::io::Result<Box<dyn Transport>> {
+                let (near, far) = Descriptors::pair()?;
+                scope.spawn(|| {
+                    let wire = Wire::open(Box::new(far), Cancel::default(), Duration::from_secs(5));
+                    let _ = wire.map(|wire| receive(wire, &host, &godwit_migration::Silent));
+                });
+                Ok(Box::new(near))
+            };
+            let reads = play.tracker.is_some_and(Tracker::reads_from_outside);
+            let reader = reads.then(|| Box::new(Reader(witness.clone())) as Box<dyn PageReader>);
             let parties = Parties {
                 container: Box::new(container),
                 criu: &criu,
                 wire,
+                dial: Some(&further),
+                reader,
                 observer: &source_notes,
                 cancel: play.source_cancel.clone(),
             };
@@ -308,7 +331,10 @@ fn plan_of(play: &Play) -> Plan {
         carry: Carry::default(),
         network_plan: NetworkPlan::default(),
         bandwidth: play.bandwidth,
-        compress: None,
+        connections: play.connections,
+        compress: Compression::None,
+        restoration: Restoration::Auto,
+        highest_rung: None,
         facts: host_facts("here"),
     }
 }

@@ -21,11 +21,17 @@
 //!                                       ←  Settled
 //! ```
 //!
+//! Memory pages go over connections of their own where there are any: each begins with `Join`, answered with `Joined`, then
+//! carries pages, and `StreamEnd` at the end of each round. A round is complete when `RoundEnd` and every `StreamEnd` have
+//! come. `Shared` comes before the last `RoundEnd` when the tasks share memory.
+//!
 //! Until `Go` the source may say `Cancel` at any time; the destination undoes everything and answers `Undone`. Either side
 //! may say `Failed` with its reason at any time. Messages are JSON, so that a later version may add fields; unknown fields
 //! are ignored.
 
-use godwit_migration::plan::{Carry, Strategy, Tracker};
+use godwit_memory::SharedObject;
+use godwit_migration::plan::{Carry, Restoration, Strategy, Tracker};
+use godwit_migration::report::FillReport;
 use godwit_migration::{Failure, MigrationId};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -113,6 +119,10 @@ pub struct Offer {
     pub strategy: Strategy,
     /// How changed memory is found.
     pub tracker: Option<Tracker>,
+    /// Pages of memory for which room is needed, when they are sent by themselves and not in CRIU's images.
+    pub room_pages: Option<u64>,
+    /// How the restored container gets its memory.
+    pub restoration: Restoration,
     /// What CRIU carries.
     pub carry: Carry,
     /// The source's host.
@@ -177,6 +187,30 @@ pub enum Message {
         /// processes costs there, and so of what a restore will.
         #[serde(default)]
         process_start_us: u64,
+        /// How the container will get its memory there.
+        restoration: Restoration,
+        /// Why not otherwise, where that needs saying.
+        #[serde(default)]
+        restoration_why: String,
+    },
+    /// First word of a further connection of a migration, instead of Hello: for memory pages only.
+    Join {
+        /// Whose.
+        migration: MigrationId,
+        /// Its number, from 0.
+        stream: u16,
+    },
+    /// Destination, on a further connection: it is in the right hands.
+    Joined,
+    /// Source, on a further connection: all of the round that goes this way was sent.
+    StreamEnd {
+        /// Which round.
+        round: u32,
+    },
+    /// Source, before the last round's end: what the tasks share, which must be filled while they are held.
+    Shared {
+        /// The objects.
+        objects: Vec<SharedObject>,
     },
     /// Destination: I will not take it.
     Refuse {
@@ -198,6 +232,9 @@ pub enum Message {
     RoundEnd {
         /// Which.
         round: u32,
+        /// Over how many further connections pages went, each of which ends with `StreamEnd`.
+        #[serde(default)]
+        streams: u16,
     },
     /// Destination: all of the round is applied, every digest was right.
     RoundAck {
@@ -225,8 +262,11 @@ pub enum Message {
     },
     /// Source: my copy is gone, this is the end.
     Done,
-    /// Destination: all is on disk and in order, the next migration may come.
+    /// Destination: all is on disk and in order, all memory is in place, the next migration may come.
     Settled {
+        /// How memory was filled, if it was.
+        #[serde(default)]
+        fill: Option<FillReport>,
         /// What could not be cleaned up there.
         leftovers: Vec<String>,
     },
@@ -255,6 +295,10 @@ impl Message {
             Message::Offer(_) => "offer",
             Message::Accept { .. } => "accept",
             Message::Refuse { .. } => "refuse",
+            Message::Join { .. } => "join",
+            Message::Joined => "joined",
+            Message::StreamEnd { .. } => "stream-end",
+            Message::Shared { .. } => "shared",
             Message::Prepare => "prepare",
             Message::Prepared => "prepared",
             Message::RoundBegin { .. } => "round-begin",

@@ -71,3 +71,45 @@ fn sized(call: impl Fn(*mut u8, usize) -> libc::ssize_t) -> Result<Vec<u8>, Errn
     buf.truncate(got as usize);
     Ok(buf)
 }
+
+/// Sends `bytes` with two descriptors over a unix socket (`SCM_RIGHTS`, unix(7)).
+pub(crate) fn send_descriptors(
+    socket: &std::os::unix::net::UnixStream,
+    bytes: &[u8],
+    descriptors: [BorrowedFd<'_>; 2],
+) -> std::io::Result<()> {
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    let raw = descriptors.map(|descriptor| descriptor.as_raw_fd());
+    let parts = [std::io::IoSlice::new(bytes)];
+    let rights = [ControlMessage::ScmRights(&raw)];
+    match sendmsg::<()>(socket.as_raw_fd(), &parts, &rights, MsgFlags::MSG_NOSIGNAL, None)? {
+        sent if sent == bytes.len() => Ok(()),
+        _ => Err(std::io::ErrorKind::WriteZero.into()),
+    }
+}
+
+/// Receives exactly `bytes.len()` bytes and two descriptors, all in one message.
+pub(crate) fn receive_descriptors(
+    socket: &std::os::unix::net::UnixStream,
+    bytes: &mut [u8],
+) -> std::io::Result<[std::os::fd::OwnedFd; 2]> {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    use std::os::fd::{FromRawFd, OwnedFd};
+    let wanted = bytes.len();
+    let mut space = nix::cmsg_space!([std::os::fd::RawFd; 2]);
+    let mut parts = [std::io::IoSliceMut::new(bytes)];
+    let message =
+        recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut got = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(descriptors) = control {
+            // SAFETY: the kernel has just installed these descriptors in our table for this message; nobody else owns them.
+            got.extend(descriptors.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }));
+        }
+    }
+    let complete = message.bytes == wanted;
+    match (complete, <[OwnedFd; 2]>::try_from(got)) {
+        (true, Ok(descriptors)) => Ok(descriptors),
+        _ => Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "not the descriptors of a connection")),
+    }
+}

@@ -8,7 +8,7 @@ use crate::address::Address;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
@@ -30,6 +30,11 @@ pub trait Transport: Send {
     /// # Errors
     /// `TimedOut` when there was no room in time, and whatever the kernel says.
     fn send(&mut self, bytes: &[u8], limit: Duration) -> io::Result<usize>;
+
+    /// The descriptors to read from and to write to, where there are any, so that another process can go on with them.
+    fn descriptors(&self) -> Option<(BorrowedFd<'_>, BorrowedFd<'_>)> {
+        None
+    }
 
     /// What carried the bytes can say why they stopped: the exit status of ssh, for instance.
     fn post_mortem(&mut self) -> Option<String> {
@@ -110,6 +115,10 @@ impl Transport for Descriptors {
             }
             done => done,
         }
+    }
+
+    fn descriptors(&self) -> Option<(BorrowedFd<'_>, BorrowedFd<'_>)> {
+        Some((self.input.as_fd(), self.output.as_fd()))
     }
 
     fn post_mortem(&mut self) -> Option<String> {

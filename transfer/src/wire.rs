@@ -7,7 +7,7 @@
 //!
 //! | bytes | meaning |
 //! |---|---|
-//! | 0 | kind: 1 message (JSON), 2 tree operation, 3 tree index, 4 a piece of one, 5 captured network frames (postcard) |
+//! | 0 | kind: 1 message (JSON), 2 tree operation, 3 tree index, 4 a piece of one, 5 captured network frames (postcard), 6 memory pages (the memory crate's `batch`) |
 //! | 1 | flags: bit 0 the body is compressed with zstd |
 //! | 2..4 | tree id (u16 little endian), 0 where there is none |
 //! | 4..8 | length of the body as sent (u32 little endian) |
@@ -15,6 +15,8 @@
 //!
 //! Lengths are bounded by [`MAX_FRAME`] before anything is allocated.
 
+use crate::compression::{Compression, Compressor};
+use crate::limit::Bandwidth;
 use crate::message::{Message, TreeId};
 use crate::transport::Transport;
 use crate::tree::{TreeIndex, TreeOp};
@@ -25,13 +27,14 @@ use std::io;
 use std::time::{Duration, Instant};
 
 /// Oldest version of the wire that this godwit speaks.
-pub const OLDEST: u16 = 1;
+pub const OLDEST: u16 = 2;
 /// Newest version of the wire that this godwit speaks.
 ///
 /// | version | since | what changed |
 /// |---|---|---|
 /// | 1 | 0.1.0 | the first |
-pub const NEWEST: u16 = 1;
+/// | 2 | 0.2.0 | memory pages, several connections |
+pub const NEWEST: u16 = 2;
 
 const MAGIC: &[u8; 8] = b"godwit\r\n";
 const PREAMBLE: usize = 16;
@@ -41,8 +44,6 @@ const HEADER: usize = 12;
 pub const MAX_FRAME: usize = 16 << 20;
 /// Captured frames are sent in pieces of about this many bytes.
 const FRAMES_PIECE: usize = 1 << 20;
-/// Bodies shorter than this are not worth compressing.
-const WORTH_COMPRESSING: usize = 256;
 /// How often a wait looks whether the user pressed Ctrl-C.
 const LOOK_UP: Duration = Duration::from_millis(100);
 
@@ -110,6 +111,8 @@ pub enum Incoming {
     Index(TreeId, TreeIndex),
     /// What the network lock held back, by interface.
     Frames(Vec<HeldFrames>),
+    /// A batch of memory pages, as the memory crate encodes it.
+    Pages(Vec<u8>),
 }
 
 /// Frames that the network lock held back on one of the container's interfaces.
@@ -128,6 +131,7 @@ impl Incoming {
             Incoming::Operation(..) => "a tree operation".to_owned(),
             Incoming::Index(..) => "a tree index".to_owned(),
             Incoming::Frames(_) => "captured frames".to_owned(),
+            Incoming::Pages(_) => "memory pages".to_owned(),
         }
     }
 }
@@ -137,6 +141,7 @@ const OPERATION: u8 = 2;
 const INDEX: u8 = 3;
 const INDEX_CONTINUES: u8 = 4;
 const FRAMES: u8 = 5;
+const PAGES: u8 = 6;
 const COMPRESSED: u8 = 1;
 
 /// One end of a connection that both sides agreed about.
@@ -145,11 +150,9 @@ pub struct Wire {
     cancel: Cancel,
     patience: Duration,
     version: u16,
-    compress: Option<i32>,
-    /// Bytes a second at most; 0 is no limit.
-    bandwidth: u64,
-    credit_from: Instant,
-    credit_used: u64,
+    compressor: Compressor,
+    decompressor: Option<zstd::bulk::Decompressor<'static>>,
+    bandwidth: Bandwidth,
     inbox: Vec<u8>,
     inbox_at: usize,
     outbox: Vec<u8>,
@@ -168,22 +171,7 @@ impl Wire {
         cancel: Cancel,
         patience: Duration,
     ) -> Result<Self, WireError> {
-        let mut wire = Self {
-            transport,
-            cancel,
-            patience,
-            version: NEWEST,
-            compress: Some(1),
-            bandwidth: 0,
-            credit_from: Instant::now(),
-            credit_used: 0,
-            inbox: Vec::with_capacity(1 << 18),
-            inbox_at: 0,
-            outbox: Vec::with_capacity(1 << 18),
-            sent: 0,
-            received: 0,
-            index_parts: Vec::new(),
-        };
+        let mut wire = Self::agreed(transport, cancel, patience, NEWEST);
         wire.outbox.extend_from_slice(&preamble(OLDEST, NEWEST));
         wire.flush()?;
         let theirs = wire.take(PREAMBLE).map(<[u8; PREAMBLE]>::try_from);
@@ -200,21 +188,54 @@ impl Wire {
         Ok(wire)
     }
 
+    /// Goes on with a connection whose ends agreed about a version already, in another process.
+    pub fn agreed(transport: Box<dyn Transport>, cancel: Cancel, patience: Duration, version: u16) -> Self {
+        Self {
+            transport,
+            cancel,
+            patience,
+            version,
+            compressor: Compressor::new(Compression::Adaptive),
+            decompressor: zstd::bulk::Decompressor::new().ok(),
+            bandwidth: Bandwidth::default(),
+            inbox: Vec::with_capacity(1 << 18),
+            inbox_at: 0,
+            outbox: Vec::with_capacity(1 << 18),
+            sent: 0,
+            received: 0,
+            index_parts: Vec::new(),
+        }
+    }
+
+    /// Gives the connection away, for another process to go on with; nothing may be unread.
+    ///
+    /// # Errors
+    /// When bytes were read that nobody has heard yet.
+    pub fn into_transport(self) -> Result<Box<dyn Transport>, WireError> {
+        if self.inbox.len() > self.inbox_at {
+            return Err(WireError::Malformed("words before their turn".into()));
+        }
+        Ok(self.transport)
+    }
+
     /// The version both sides use.
     pub fn version(&self) -> u16 {
         self.version
     }
 
-    /// zstd's level, or none.
-    pub fn set_compression(&mut self, level: Option<i32>) {
-        self.compress = level;
+    /// How frames are compressed from now on.
+    pub fn set_compression(&mut self, compression: Compression) {
+        self.compressor = Compressor::new(compression);
     }
 
-    /// Bytes a second at most from now on; 0 takes the limit away.
-    pub fn set_bandwidth(&mut self, bytes_per_second: u64) {
-        self.bandwidth = bytes_per_second;
-        self.credit_from = Instant::now();
-        self.credit_used = 0;
+    /// Under the freeze: as quickly as may be.
+    pub fn hurry(&mut self) {
+        self.compressor.hurry();
+    }
+
+    /// Shares a limit on bytes a second with other connections.
+    pub fn set_bandwidth(&mut self, bandwidth: &Bandwidth) {
+        self.bandwidth = bandwidth.clone();
     }
 
     /// How long a wait may take from now on.
@@ -326,6 +347,14 @@ impl Wire {
         self.flush()
     }
 
+    /// Queues a batch of memory pages.
+    ///
+    /// # Errors
+    /// As [`Wire::say`].
+    pub fn send_pages(&mut self, batch: &[u8]) -> Result<(), WireError> {
+        self.put(PAGES, TreeId(0), batch)
+    }
+
     fn put_bulk(&mut self, kind: u8, tree: TreeId, value: &impl Serialize) -> Result<(), WireError> {
         let body = postcard::to_stdvec(value).map_err(|error| WireError::Malformed(error.to_string()))?;
         self.put(kind, tree, &body)
@@ -335,12 +364,7 @@ impl Wire {
         if body.len() > MAX_FRAME {
             return Err(WireError::Malformed(format!("a frame of {} bytes to send", body.len())));
         }
-        let packed = match self.compress {
-            Some(level) if body.len() >= WORTH_COMPRESSING => {
-                zstd::bulk::compress(body, level).ok().filter(|packed| packed.len() < body.len())
-            }
-            _ => None,
-        };
+        let packed = self.compressor.pack(body);
         let (flags, sent) = match &packed {
             Some(packed) => (COMPRESSED, packed.as_slice()),
             None => (0, body),
@@ -368,15 +392,16 @@ impl Wire {
 
     /// Sends the queue from `at` on, and says how far it came.
     fn send_from(&mut self, at: &mut usize) -> Result<(), WireError> {
-        let mut silent_since = Instant::now();
+        let begun = Instant::now();
+        let mut silent_since = begun;
         while *at < self.outbox.len() {
-            let end = self.within_bandwidth(*at);
+            let end = *at + self.bandwidth.take(self.outbox.len() - *at);
             match self.transport.send(&self.outbox[*at..end], LOOK_UP) {
                 Ok(written) => {
                     *at += written;
                     self.sent += written as u64;
                     silent_since = Instant::now();
-                    if self.bandwidth > 0 {
+                    if self.bandwidth.is_limited() {
                         self.check_cancel()?;
                     }
                 }
@@ -385,19 +410,8 @@ impl Wire {
                 Err(error) => return Err(self.broken(error)),
             }
         }
+        self.compressor.sent(*at, begun.elapsed());
         Ok(())
-    }
-
-    /// Waits until the bandwidth limit allows some bytes, and says up to where.
-    fn within_bandwidth(&mut self, at: usize) -> usize {
-        if self.bandwidth == 0 {
-            return self.outbox.len();
-        }
-        let piece = (self.outbox.len() - at).min(1 << 16);
-        self.credit_used += piece as u64;
-        let due = Duration::from_secs_f64(self.credit_used as f64 / self.bandwidth as f64);
-        std::thread::sleep(due.saturating_sub(self.credit_from.elapsed()));
-        at + piece
     }
 
     fn look_up(&self, silent_since: Instant) -> Result<(), WireError> {
@@ -472,16 +486,22 @@ impl Wire {
             if flags & !COMPRESSED != 0 || (flags == 0 && length != raw_length) {
                 return Err(WireError::Malformed("a frame header".into()));
             }
-            let body = self.take(length)?;
             let body = if flags & COMPRESSED != 0 {
-                let body = zstd::bulk::decompress(body, raw_length)
-                    .map_err(|error| WireError::Malformed(format!("compressed bytes: {error}")))?;
+                let mut decompressor = self.decompressor.take();
+                let body = self.take(length)?;
+                let body = match &mut decompressor {
+                    Some(decompressor) => decompressor.decompress(body, raw_length),
+                    None => zstd::bulk::decompress(body, raw_length),
+                };
+                self.decompressor = decompressor;
+                let body =
+                    body.map_err(|error| WireError::Malformed(format!("compressed bytes: {error}")))?;
                 if body.len() != raw_length {
                     return Err(WireError::Malformed("a compressed frame of another length".into()));
                 }
                 body
             } else {
-                body.to_vec()
+                self.take(length)?.to_vec()
             };
             return Ok(match kind {
                 MESSAGE => {
@@ -508,6 +528,7 @@ impl Wire {
                     Incoming::Index(tree, index)
                 }
                 FRAMES => Incoming::Frames(decode(&body, "captured frames")?),
+                PAGES => Incoming::Pages(body),
                 other => return Err(WireError::Malformed(format!("a frame of kind {other}"))),
             });
         }
@@ -624,7 +645,7 @@ mod tests {
             HeldFrames { interface: "eth0".into(), frames: frames.clone() },
             HeldFrames { interface: "eth1".into(), frames: frames[..3].to_vec() },
         ];
-        one.set_compression(None);
+        one.set_compression(Compression::None);
         let sender = std::thread::spawn(move || {
             one.send_frames(&held).unwrap();
             one.say(&Message::Go).unwrap();
@@ -674,9 +695,11 @@ mod tests {
 
     #[test]
     fn versions() {
-        assert_eq!(common_version(&preamble(1, 9)).unwrap(), 1);
-        assert!(matches!(common_version(&preamble(2, 9)), Err(WireError::Version { theirs_oldest: 2, .. })));
-        assert!(matches!(common_version(&preamble(0, 0)), Err(WireError::Version { .. })));
+        assert_eq!(common_version(&preamble(1, 9)).unwrap(), NEWEST);
+        assert_eq!(common_version(&preamble(NEWEST, 9)).unwrap(), NEWEST);
+        let newer = common_version(&preamble(NEWEST + 1, 9));
+        assert!(matches!(newer, Err(WireError::Version { theirs_oldest, .. }) if theirs_oldest == NEWEST + 1));
+        assert!(matches!(common_version(&preamble(1, OLDEST - 1)), Err(WireError::Version { .. })));
         assert!(matches!(common_version(b"SSH-2.0-OpenSSH\r"), Err(WireError::NotGodwit(_))));
     }
 
@@ -699,8 +722,10 @@ mod tests {
     fn the_bandwidth_limit_holds() {
         let (mut one, mut two) = pair();
         let reader = std::thread::spawn(move || while two.hear().is_ok() {});
-        one.set_compression(None);
-        one.set_bandwidth(1_000_000);
+        one.set_compression(Compression::None);
+        let limit = Bandwidth::default();
+        limit.set(1_000_000);
+        one.set_bandwidth(&limit);
         let begin = Instant::now();
         let frames = vec![serde_bytes::ByteBuf::from(vec![0; 300_000])];
         one.send_frames(&[HeldFrames { interface: "eth0".into(), frames }]).unwrap();
@@ -739,7 +764,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn hostile_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 1u8..6) {
+        fn hostile_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 1u8..7) {
             let _ = fed_with(&bytes);
             let mut framed = vec![kind, 0, 0, 0];
             framed.extend_from_slice(&(bytes.len() as u32).to_le_bytes());

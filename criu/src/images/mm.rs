@@ -5,30 +5,50 @@ use std::path::Path;
 use super::file::{ImageError, Kind, read_records};
 use super::wire::{Fields, Malformed};
 
-/// The address ranges CRIU restores on demand when asked to, ascending: private anonymous mappings that are neither locked
-/// nor of huge pages (CRIU's vma.h, vma_entry_can_be_lazy).
+/// One mapping of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mapping {
+    /// First address.
+    pub start: u64,
+    /// Address behind the last.
+    pub end: u64,
+    /// CRIU can restore it on demand: private anonymous memory that is neither locked nor of huge pages (CRIU's vma.h,
+    /// vma_entry_can_be_lazy), and no stack that grows by itself.
+    pub lazy: bool,
+}
+
+/// All mappings of a task, ascending.
 ///
-/// The flag in a pagemap was right at its round. A mapping locked since then is restored at once, and a page of it that is
-/// still flagged would be skipped and never filled.
-pub(super) fn lazy_ranges(mm_image: &Path) -> Result<Vec<(u64, u64)>, ImageError> {
+/// # Errors
+/// When the image cannot be read or is malformed.
+pub fn mappings(mm_image: &Path) -> Result<Vec<Mapping>, ImageError> {
     let records = read_records(mm_image, Kind::Mm)?;
     let record = records.first().ok_or_else(|| ImageError::broken(mm_image, "it is empty"))?;
     parse(record).map_err(|_| ImageError::broken(mm_image, "its record is malformed"))
 }
 
-fn parse(record: &[u8]) -> Result<Vec<(u64, u64)>, Malformed> {
+/// The address ranges CRIU restores on demand when asked to, ascending.
+///
+/// The flag in a pagemap was right at its round. A mapping locked since then is restored at once, and a page of it that is
+/// still flagged would be skipped and never filled.
+pub(super) fn lazy_ranges(mm_image: &Path) -> Result<Vec<(u64, u64)>, ImageError> {
+    let lazy = mappings(mm_image)?.into_iter().filter(|mapping| mapping.lazy);
+    Ok(lazy.map(|mapping| (mapping.start, mapping.end)).collect())
+}
+
+fn parse(record: &[u8]) -> Result<Vec<Mapping>, Malformed> {
     const VMAS: u32 = 14;
-    let mut ranges = Vec::new();
+    let mut mappings = Vec::new();
     for field in Fields(record) {
         let (number, value) = field?;
         if number == VMAS {
-            ranges.extend(lazy_mapping(value.bytes()?)?);
+            mappings.push(mapping(value.bytes()?)?);
         }
     }
-    if ranges.is_sorted_by(|(_, end), (start, _)| end <= start) { Ok(ranges) } else { Err(Malformed) }
+    if mappings.is_sorted_by(|one, next| one.end <= next.start) { Ok(mappings) } else { Err(Malformed) }
 }
 
-fn lazy_mapping(vma: &[u8]) -> Result<Option<(u64, u64)>, Malformed> {
+fn mapping(vma: &[u8]) -> Result<Mapping, Malformed> {
     /// `status` of the vsyscall, vdso and vvar mappings (CRIU's image.h).
     const KERNELS_OWN: u64 = 1 << 2 | 1 << 3 | 1 << 12;
     let (mut start, mut end, mut flags, mut status) = (0, 0, 0, 0);
@@ -50,8 +70,10 @@ fn lazy_mapping(vma: &[u8]) -> Result<Option<(u64, u64)>, Malformed> {
         && flag(libc::MAP_PRIVATE)
         && !flag(libc::MAP_LOCKED)
         && !flag(libc::MAP_HUGETLB)
+        // the page at a thread's stack pointer must be there at once (CRIU's mem.c, is_stack)
+        && !flag(libc::MAP_GROWSDOWN)
         && status & KERNELS_OWN == 0;
-    Ok(lazy.then_some((start, end)))
+    Ok(Mapping { start, end, lazy })
 }
 
 #[cfg(test)]
@@ -60,7 +82,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn mapping(start: u64, flags: i32, status: u64) -> Vec<u8> {
+    fn vma(start: u64, flags: i32, status: u64) -> Vec<u8> {
         let mut vma = Vec::new();
         for (number, value) in [(1, start), (2, start + 0x1000), (6, flags as u64), (7, status)] {
             put_varint(&mut vma, number, value);
@@ -72,18 +94,22 @@ mod tests {
     fn only_plain_private_memory_is_lazy() {
         let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let vmas = [
-            mapping(0x1000, anonymous, 1),
-            mapping(0x2000, libc::MAP_PRIVATE, 1),
-            mapping(0x3000, anonymous | libc::MAP_LOCKED, 1),
-            mapping(0x4000, anonymous | libc::MAP_HUGETLB, 1),
-            mapping(0x5000, libc::MAP_SHARED | libc::MAP_ANONYMOUS, 1),
-            mapping(0x6000, anonymous, 1 << 3),
-            mapping(0x7000, anonymous, 1 << 9),
+            vma(0x1000, anonymous, 1),
+            vma(0x2000, libc::MAP_PRIVATE, 1),
+            vma(0x3000, anonymous | libc::MAP_LOCKED, 1),
+            vma(0x4000, anonymous | libc::MAP_HUGETLB, 1),
+            vma(0x5000, libc::MAP_SHARED | libc::MAP_ANONYMOUS, 1),
+            vma(0x6000, anonymous, 1 << 3),
+            vma(0x7000, anonymous, 1 << 9),
+            vma(0x8000, anonymous | libc::MAP_GROWSDOWN, 1),
         ];
         let mut record = Vec::new();
         put_varint(&mut record, 1, 0x400000);
         vmas.iter().for_each(|vma| put_bytes(&mut record, 14, vma));
-        assert_eq!(parse(&record), Ok(vec![(0x1000, 0x2000), (0x7000, 0x8000)]));
+        let mappings = parse(&record).unwrap();
+        assert_eq!(mappings.len(), vmas.len());
+        let lazy: Vec<u64> = mappings.iter().filter(|mapping| mapping.lazy).map(|mapping| mapping.start).collect();
+        assert_eq!(lazy, [0x1000, 0x7000]);
         put_bytes(&mut record, 14, &vmas[0]);
         assert_eq!(parse(&record), Err(Malformed), "not ascending");
     }

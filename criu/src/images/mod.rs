@@ -13,13 +13,14 @@ pub mod page_store;
 pub mod pagemap;
 pub mod pstree;
 pub mod stats;
-mod wire;
+pub(crate) mod wire;
 
 pub use difference::{DifferenceReport, difference};
 pub use file::{ImageError, PARENT_LINK, parent_of};
 pub use flatten::{FlattenReport, chain_of, flatten};
 pub use inventory::Inventory;
+pub use mm::{Mapping, mappings};
 pub use page_store::{AbsorbReport, PageStore};
-pub use pagemap::{PAGE_SIZE, Pagemap, PagemapEntry};
+pub use pagemap::{PAGE_SIZE, PE_LAZY, PE_PRESENT, Pagemap, PagemapEntry};
 pub use pstree::{Task, read_tasks};
 pub use stats::{DumpStats, RestoreStats};

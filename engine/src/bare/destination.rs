@@ -83,6 +83,7 @@ impl BareArrival {
         options.shell_job = carry.shell_job;
         options.file_locks = carry.file_locks;
         options.link_remap = carry.link_remap;
+        options.lazy_pages = request.lazy;
         options.criu_cgroups = vec![cgroup.to_owned()];
         if let (Some(key), Some(namespace)) = (&self.recipe.network_key, self.arrival.namespace()) {
             let path: PathBuf = namespace.path().to_owned();

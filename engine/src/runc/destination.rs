@@ -164,6 +164,7 @@ impl RuncArrival {
             (carry.ext_unix_sk, "--ext-unix-sk"),
             (carry.file_locks, "--file-locks"),
             (carry.shell_job, "--shell-job"),
+            (request.lazy, "--lazy-pages"),
         ] {
             if wanted {
                 args.push(flag.into());

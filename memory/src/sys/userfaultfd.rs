@@ -141,6 +141,20 @@ impl Userfaultfd {
         Self { fd: fd.into() }
     }
 
+    /// One of our own address space; only for faults of user mode where the kernel allows no more.
+    pub(crate) fn open() -> Result<Self, Errno> {
+        /// `UFFD_USER_MODE_ONLY`.
+        const USER_MODE_ONLY: libc::c_int = 1;
+        let open = |flags: libc::c_int| {
+            // SAFETY: takes a number only.
+            let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) })?;
+            // SAFETY: a new descriptor that nobody else has.
+            Ok(Self::from_fd(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
+        };
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+        open(flags).or_else(|_: Errno| open(flags | USER_MODE_ONLY))
+    }
+
     /// Handshake: once, before anything is registered. Gives all features of the kernel.
     pub(crate) fn enable(&self, features: u64) -> Result<u64, Errno> {
         let mut api = UffdioApi { api: API, features, ioctls: 0 };

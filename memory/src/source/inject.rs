@@ -1,0 +1,259 @@
+//! Running a system call in a task, to get a userfaultfd of its address space. No byte of its memory is changed.
+//!
+//! One thread is stopped; the others run on. Its registers are set to a `syscall` instruction of the vDSO, it runs from
+//! there to the end of the call, and gets its registers back in a stop of the kind in which the kernel restarts an
+//! interrupted call.
+
+use super::maps::Span;
+use super::stats::Untracked;
+use crate::sys::ptrace::{Resume, Stop, Tracee};
+use crate::sys::task;
+use crate::sys::userfaultfd::Userfaultfd;
+use nix::errno::Errno;
+use std::fs::File;
+use std::os::fd::RawFd;
+use std::os::unix::fs::FileExt;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// How long a thread may take to stop: it does at once unless it waits uninterruptibly.
+const STOP_PATIENCE: Duration = Duration::from_millis(50);
+/// How long we wait for all of it before we leave the task to the thread that deals with it.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often a thread is caught where it must not be disturbed before we give up.
+const TRIES: usize = 20;
+/// `UFFD_USER_MODE_ONLY`.
+const USER_MODE_ONLY: i32 = 1;
+/// The code segment of 64-bit user code on x86-64.
+const USER_CS: u64 = 0x33;
+
+/// What an injection gave.
+#[derive(Debug)]
+pub(crate) struct Injected<T> {
+    pub(crate) value: T,
+    /// For how long the thread did not run.
+    pub(crate) stopped: Duration,
+}
+
+/// A userfaultfd of the task's address space. `linger` delays the close in the task: for tests.
+pub(crate) fn userfaultfd(
+    pid: i32,
+    vdso: Span,
+    mem: &File,
+    linger: Duration,
+) -> Result<Injected<Userfaultfd>, Untracked> {
+    let mem = mem.try_clone().map_err(|error| Untracked::Failed { what: "dup".into(), why: error.to_string() })?;
+    in_a_thread(move || {
+        hijack(pid, vdso, &mem, |remote| {
+            let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+            let mut fd = remote.call(libc::SYS_userfaultfd, flags as u64)?;
+            if fd == -i64::from(libc::EPERM) {
+                fd = remote.call(libc::SYS_userfaultfd, (flags | USER_MODE_ONLY) as u64)?;
+            }
+            if fd < 0 {
+                return Err(Untracked::failed("userfaultfd", Errno::from_raw(-fd as i32)));
+            }
+            let copy = task::pidfd(pid, remote.tid)
+                .and_then(|pidfd| task::descriptor_of(&pidfd, fd as RawFd))
+                .map_err(|errno| Untracked::failed("pidfd_getfd", errno));
+            if !linger.is_zero() {
+                std::thread::sleep(linger);
+            }
+            remote.call(libc::SYS_close, fd as u64)?;
+            copy.map(Userfaultfd::from_fd)
+        })
+    })
+}
+
+/// Closes a descriptor in a task.
+pub(crate) fn close(pid: i32, vdso: Span, mem: &File, fd: RawFd) -> Result<Injected<()>, Untracked> {
+    let mem = mem.try_clone().map_err(|error| Untracked::Failed { what: "dup".into(), why: error.to_string() })?;
+    in_a_thread(move || {
+        hijack(pid, vdso, &mem, |remote| remote.call(libc::SYS_close, fd as u64).map(drop))
+    })
+}
+
+/// Runs it in a thread of its own, whose end lets go of a tracee that did not stop.
+fn in_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Untracked> + Send + 'static,
+) -> Result<T, Untracked> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::Builder::new()
+        .name("inject".into())
+        .spawn(move || drop(sender.send(work())))
+        .map_err(|error| Untracked::Failed { what: "thread".into(), why: error.to_string() })?;
+    receiver.recv_timeout(PATIENCE).unwrap_or(Err(Untracked::Busy))
+}
+
+/// A stopped thread in which system calls can be run.
+struct Remote {
+    tid: i32,
+    tracee: Tracee,
+    saved: libc::user_regs_struct,
+    syscall: u64,
+}
+
+fn hijack<T>(
+    pid: i32,
+    vdso: Span,
+    mem: &File,
+    work: impl FnOnce(&Remote) -> Result<T, Untracked>,
+) -> Result<Injected<T>, Untracked> {
+    let syscall = find_syscall(vdso, mem).ok_or(Untracked::NoSyscallInstruction)?;
+    let tid = willing_thread(pid);
+    let tracee = Tracee::seize(tid).map_err(|errno| match errno {
+        Errno::ESRCH => Untracked::Gone,
+        errno => Untracked::failed("ptrace", errno),
+    })?;
+    let mut start = Instant::now();
+    let mut tries = 0;
+    let saved = loop {
+        stop(&tracee)?;
+        let registers = tracee.registers().map_err(gone)?;
+        if registers.cs != USER_CS {
+            tracee.detach().map_err(gone)?;
+            return Err(Untracked::Not64Bit);
+        }
+        if tracee.dispatches() {
+            tracee.detach().map_err(gone)?;
+            return Err(Untracked::Dispatch);
+        }
+        if !in_restartable_sequence(&tracee, mem, registers.rip) {
+            break registers;
+        }
+        // Leaving and re-entering a restartable sequence unnoticed would break its atomicity: elsewhere, then.
+        tries += 1;
+        if tries == TRIES {
+            tracee.detach().map_err(gone)?;
+            return Err(Untracked::Busy);
+        }
+        tracee.resume(Resume::Freely, 0).map_err(gone)?;
+        std::thread::sleep(Duration::from_micros(100));
+        start = Instant::now();
+    };
+    // Handlers must not run with our registers. SIGTRAP and faults need not be left out: none is raised.
+    let blocked = tracee.blocked().map_err(gone)?;
+    tracee.block(u64::MAX).map_err(gone)?;
+    let remote = Remote { tid, tracee, saved, syscall };
+    let result = work(&remote);
+    if matches!(result, Err(Untracked::Gone)) {
+        return Err(Untracked::Gone);
+    }
+    // The stop at the end of a call is not one in which the kernel looks whether a call is to be restarted, an interrupt's is.
+    let tracee = &remote.tracee;
+    tracee.interrupt().map_err(gone)?;
+    tracee.resume(Resume::Freely, 0).map_err(gone)?;
+    loop {
+        match wait_long(tracee)? {
+            Stop::Event => break,
+            Stop::Signal(signal) => tracee.resume(Resume::Freely, signal).map_err(gone)?,
+            Stop::Syscall => tracee.resume(Resume::Freely, 0).map_err(gone)?,
+            Stop::Gone => return Err(Untracked::Gone),
+        }
+    }
+    tracee.set_registers(&remote.saved).map_err(gone)?;
+    tracee.block(blocked).map_err(gone)?;
+    tracee.detach().map_err(gone)?;
+    result.map(|value| Injected { value, stopped: start.elapsed() })
+}
+
+/// Interrupts the thread and waits for it. A signal that comes first is delivered as it would have been.
+fn stop(tracee: &Tracee) -> Result<(), Untracked> {
+    tracee.interrupt().map_err(gone)?;
+    loop {
+        match tracee.wait(STOP_PATIENCE).map_err(gone)? {
+            Some(Stop::Event) => return Ok(()),
+            Some(Stop::Signal(signal)) => {
+                // Any stop eats the interrupt. Asked for now, the next comes before the next signal does.
+                tracee.interrupt().map_err(gone)?;
+                tracee.resume(Resume::Freely, signal).map_err(gone)?;
+            }
+            Some(Stop::Syscall) => tracee.resume(Resume::Freely, 0).map_err(gone)?,
+            Some(Stop::Gone) => return Err(Untracked::Gone),
+            None => return Err(Untracked::Busy),
+        }
+    }
+}
+
+/// Waits as long as it takes: the thread has registers that are not its own.
+fn wait_long(tracee: &Tracee) -> Result<Stop, Untracked> {
+    loop {
+        if let Some(stop) = tracee.wait(Duration::from_secs(1)).map_err(gone)? {
+            return Ok(stop);
+        }
+    }
+}
+
+impl Remote {
+    /// Runs a system call of one argument; gives its result, an error as the negative number.
+    fn call(&self, number: i64, argument: u64) -> Result<i64, Untracked> {
+        let mut registers = self.saved;
+        registers.rip = self.syscall;
+        registers.rax = number as u64;
+        registers.orig_rax = u64::MAX;
+        registers.rdi = argument;
+        registers.rsi = 0;
+        registers.rdx = 0;
+        self.tracee.set_registers(&registers).map_err(gone)?;
+        let mut ends = 0;
+        self.tracee.resume(Resume::ToSyscall, 0).map_err(gone)?;
+        loop {
+            match wait_long(&self.tracee)? {
+                Stop::Syscall => ends += 1,
+                // Only SIGSTOP comes through; the kernel stops the thread again when we let it go.
+                Stop::Signal(signal) => {
+                    self.tracee.resume(Resume::ToSyscall, signal).map_err(gone)?;
+                    continue;
+                }
+                Stop::Event => {}
+                Stop::Gone => return Err(Untracked::Gone),
+            }
+            if ends == 2 {
+                return Ok(self.tracee.registers().map_err(gone)?.rax as i64);
+            }
+            self.tracee.resume(Resume::ToSyscall, 0).map_err(gone)?;
+        }
+    }
+}
+
+fn gone(_: Errno) -> Untracked {
+    Untracked::Gone
+}
+
+/// A `syscall` instruction (0f 05) in the vDSO.
+fn find_syscall(vdso: Span, mem: &File) -> Option<u64> {
+    let mut text = vec![0; vdso.bytes().min(1 << 16) as usize];
+    let read = mem.read_at(&mut text, vdso.start).ok()?;
+    let at = text[..read].windows(2).position(|code| code == [0x0f, 0x05])?;
+    Some(vdso.start + at as u64)
+}
+
+/// The first thread unless it waits uninterruptibly or has ended; then one that does not, if there is one.
+fn willing_thread(pid: i32) -> i32 {
+    let willing = |tid: i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
+        let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().bytes().next());
+        state.is_some_and(|state| !b"DZXx".contains(&state))
+    };
+    if willing(pid) {
+        return pid;
+    }
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .find(|&tid| willing(tid))
+        .unwrap_or(pid)
+}
+
+/// Whether the thread is inside a restartable sequence: `struct rseq` and `struct rseq_cs` of include/uapi/linux/rseq.h.
+fn in_restartable_sequence(tracee: &Tracee, mem: &File, rip: u64) -> bool {
+    let word = |address: u64| {
+        let mut bytes = [0; 8];
+        mem.read_exact_at(&mut bytes, address).ok().map(|()| u64::from_ne_bytes(bytes))
+    };
+    let sequence = tracee.rseq().and_then(|rseq| word(rseq + 8)).filter(|&sequence| sequence != 0);
+    sequence.is_some_and(|sequence| match (word(sequence + 8), word(sequence + 16)) {
+        (Some(start), Some(length)) => rip.wrapping_sub(start) < length,
+        _ => false,
+    })
+}

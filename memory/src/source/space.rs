@@ -1,0 +1,474 @@
+//! One address space: the tasks that have it, and how its writes are followed.
+
+use super::MemoryError;
+use super::inject;
+use super::maps::{Kind, Mapping, Maps, Span};
+use super::read::Origin;
+use super::rules::Rules;
+use super::scan::Scanner;
+use super::stats::{RoundStats, Untracked};
+use crate::page::ImageId;
+use crate::sys::task;
+use crate::sys::userfaultfd::{MODE_WP, Userfaultfd, feature};
+use nix::errno::Errno;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+/// What tracking needs of a userfaultfd.
+pub(super) const FEATURES: u64 =
+    feature::WP_ASYNC | feature::WP_UNPOPULATED | feature::PAGEFAULT_FLAG_WP | feature::WP_HUGETLBFS_SHMEM;
+
+/// How the writes of a space are found.
+#[derive(Debug)]
+pub(super) enum Tracking {
+    /// The kernel reports them.
+    Uffd(Userfaultfd),
+    /// Soft-dirty bits: how many pages there were when they were last cleared, and everything was read.
+    SoftDirty(Option<u64>),
+    /// Not at all; everything is read.
+    Nothing(Untracked),
+}
+
+/// An address space.
+#[derive(Debug)]
+pub(super) struct Space {
+    pub(super) pid: i32,
+    /// All tasks that have it, by host pid and in their own pid namespace; the first is `pid`.
+    pub(super) members: Vec<(i32, u32)>,
+    pub(super) mem: File,
+    pub(super) pagemap: File,
+    /// As in [`Maps`].
+    pub(super) signature: (u64, u64),
+    pub(super) vdso: Option<Span>,
+    pub(super) tracking: Tracking,
+    /// A task joined: it needs all of it.
+    pub(super) all: bool,
+    /// Rounds until the next attempt to track it, and how many to wait if that fails.
+    retry: (u32, u32),
+    /// Devices may write to it.
+    pub(super) direct: bool,
+    /// What was read when, to be read again.
+    history: Vec<(Instant, Span)>,
+}
+
+/// What to hand over of a space in a round.
+#[derive(Debug, Default)]
+pub(super) struct Due {
+    /// What was reported, or is new.
+    pub(super) written: Vec<Span>,
+    /// What is read again to be sure.
+    pub(super) again: Vec<Span>,
+}
+
+/// Lines of /proc/PID/status.
+#[derive(Debug)]
+pub(super) struct Status {
+    pub(super) zombie: bool,
+    pub(super) tracer: i32,
+    pub(super) vpid: u32,
+}
+
+impl Status {
+    /// None if the task is gone.
+    pub(super) fn of(pid: i32) -> Option<Self> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        Some(Self {
+            zombie: line("State:")?.starts_with(['Z', 'X']),
+            tracer: line("TracerPid:")?.parse().ok()?,
+            vpid: line("NSpid:")?.rsplit(['\t', ' ']).next()?.parse().ok()?,
+        })
+    }
+}
+
+/// Whether an error says that the task is gone.
+pub(super) fn is_gone(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT))
+}
+
+impl Space {
+    /// The space of a task that nobody else of the tree has; `maps` are its mappings.
+    pub(super) fn open(pid: i32, vpid: u32, maps: &Maps, why: Untracked) -> std::io::Result<Self> {
+        Ok(Self {
+            pid,
+            members: vec![(pid, vpid)],
+            mem: File::open(format!("/proc/{pid}/mem"))?,
+            pagemap: File::open(format!("/proc/{pid}/pagemap"))?,
+            signature: maps.signature,
+            vdso: maps.vdso,
+            tracking: Tracking::Nothing(why),
+            all: false,
+            retry: (0, 1),
+            direct: false,
+            history: Vec::new(),
+        })
+    }
+
+    /// Whether the space is still that of all of its tasks; those that have another now are taken out and given.
+    pub(super) fn check(&mut self, maps: &mut Maps) -> Vec<i32> {
+        let all = |members: &mut Vec<(i32, u32)>| members.drain(..).map(|(pid, _)| pid).collect();
+        // Reading /proc/PID/mem of a space that nobody has any more gives nothing; an address without a mapping, an error.
+        if matches!(self.mem.read_at(&mut [0], self.signature.0), Ok(0)) {
+            return all(&mut self.members);
+        }
+        // Somebody else may keep it alive; a program that was executed lies elsewhere.
+        if maps.read(self.pid).is_err() || maps.signature != self.signature {
+            return all(&mut self.members);
+        }
+        let first = self.pid;
+        let mut left = Vec::new();
+        self.members.retain(|&(pid, _)| {
+            let stays = pid == first || task::same_memory(first, pid).unwrap_or(false);
+            if !stays {
+                left.push(pid);
+            }
+            stays
+        });
+        left
+    }
+
+    /// In whose images its pages belong.
+    pub(super) fn images(&self) -> impl Iterator<Item = ImageId> + '_ {
+        self.members.iter().map(|&(_, vpid)| ImageId::Task(vpid))
+    }
+
+    pub(super) fn origin(&self, alone: bool) -> Origin<'_> {
+        let alone = alone && self.members.len() == 1;
+        Origin { pid: self.pid, mem: &self.mem, pagemap: &self.pagemap, alone }
+    }
+
+    /// Tries to get a userfaultfd of it, if it has none and it is time to try. The task must run.
+    pub(super) fn attach(&mut self, rules: &Rules, stats: &mut RoundStats) {
+        let Tracking::Nothing(why) = &mut self.tracking else { return };
+        if self.retry.0 > 0 {
+            self.retry.0 -= 1;
+            return;
+        }
+        match inject_into(self.pid, self.vdso, &self.mem, rules) {
+            Ok((uffd, stopped)) => {
+                stats.attached += 1;
+                stats.longest_stop = stats.longest_stop.max(stopped);
+                self.tracking = Tracking::Uffd(uffd);
+            }
+            Err(reason) => {
+                tracing::debug!(pid = self.pid, %reason, "not tracked");
+                *why = reason;
+                self.retry = (self.retry.1, (self.retry.1 * 2).min(64));
+            }
+        }
+    }
+
+    /// Whether a descriptor of a task is the userfaultfd of this space.
+    pub(super) fn is_ours(&self, pid: i32, fd: i32) -> bool {
+        match &self.tracking {
+            Tracking::Uffd(uffd) => task::same_file(uffd.as_fd().as_raw_fd(), pid, fd).unwrap_or(false),
+            _ => false,
+        }
+    }
+
+    /// What of the private mappings is to be handed over; what is written from now on, the next call tells. `frozen`: nothing
+    /// is registered.
+    pub(super) fn private(
+        &mut self,
+        maps: &Maps,
+        scanner: &mut Scanner,
+        rules: &Rules,
+        frozen: bool,
+        stats: &mut RoundStats,
+    ) -> Result<Due, MemoryError> {
+        let mut due = Due::default();
+        let all = std::mem::take(&mut self.all);
+        let result = match &mut self.tracking {
+            Tracking::Uffd(uffd) => Walk { pagemap: &self.pagemap, uffd, maps, scanner, rules, frozen, all, stats }
+                .walk(&mut due),
+            Tracking::SoftDirty(base) => {
+                soft_dirty(self.pid, &self.pagemap, base, maps, scanner, frozen, all, &mut due.written)
+            }
+            Tracking::Nothing(_) => all_pages(&self.pagemap, maps, scanner, &mut due.written),
+        };
+        match result {
+            // The space is going away.
+            Err(Errno::ESRCH | Errno::ENOMEM | Errno::EINVAL) if !frozen => {}
+            Err(errno) => return Err(MemoryError::Scan { pid: self.pid, errno }),
+            Ok(()) => {}
+        }
+        Ok(due)
+    }
+
+    /// What was written through a mapping of a shared object since the last call; none if that is not known.
+    pub(super) fn shared(
+        &self,
+        mapping: &Mapping,
+        scanner: &mut Scanner,
+        rules: &Rules,
+    ) -> Option<Vec<Span>> {
+        let mut written = Vec::new();
+        match &self.tracking {
+            Tracking::Uffd(uffd) => {
+                match scanner.written_shared(&self.pagemap, mapping.span, &mut written) {
+                    Ok(()) => Some(written),
+                    Err(_) => {
+                        let _ = uffd.register(mapping.span.start, mapping.span.bytes(), MODE_WP);
+                        // From here on we are told; what was before, nobody knows.
+                        written.clear();
+                        let _ = scanner.written_shared(&self.pagemap, mapping.span, &mut written);
+                        (!rules.compare_new).then_some(Vec::new())
+                    }
+                }
+            }
+            Tracking::SoftDirty(Some(_)) => {
+                scanner.soft_dirty(&self.pagemap, mapping.span, mapping.kind, &mut written).ok().map(|()| written)
+            }
+            _ => None,
+        }
+    }
+
+    /// Remembers what was read, and gives what a device may have written since: what was read long enough ago, or under the
+    /// freeze all of it.
+    pub(super) fn direct_again(&mut self, read: &[Span], rules: &Rules, frozen: bool) -> Vec<Span> {
+        let mut again = Vec::new();
+        if !rules.reread_direct || !self.direct || matches!(self.tracking, Tracking::Nothing(_)) {
+            return again;
+        }
+        let now = Instant::now();
+        self.history.retain(|&(when, span)| {
+            let keep = !frozen && now.duration_since(when) < rules.direct_age;
+            if !keep {
+                again.push(span);
+            }
+            keep
+        });
+        if !frozen {
+            self.history.extend(read.iter().map(|&span| (now, span)));
+        }
+        Span::unite(&mut again);
+        let mut done = read.to_vec();
+        Span::unite(&mut done);
+        Span::without(&again, &done)
+    }
+}
+
+/// All pages of all private mappings.
+fn all_pages(pagemap: &File, maps: &Maps, scanner: &mut Scanner, out: &mut Vec<Span>) -> Result<(), Errno> {
+    for mapping in &maps.list {
+        if matches!(mapping.kind, Kind::Anonymous | Kind::PrivateFile) {
+            scanner.all(pagemap, mapping.span, mapping.kind, false, out)?;
+        }
+    }
+    Ok(())
+}
+
+/// Injects, and enables what is needed.
+fn inject_into(
+    pid: i32,
+    vdso: Option<Span>,
+    mem: &File,
+    rules: &Rules,
+) -> Result<(Userfaultfd, Duration), Untracked> {
+    if let Some(by) = Status::of(pid).map(|status| status.tracer).filter(|&tracer| tracer != 0) {
+        return Err(Untracked::Traced { by });
+    }
+    let vdso = vdso.ok_or(Untracked::NoSyscallInstruction)?;
+    let injected = inject::userfaultfd(pid, vdso, mem, rules.linger)?;
+    injected.value.enable(FEATURES).map_err(|errno| Untracked::failed("UFFDIO_API", errno))?;
+    Ok((injected.value, injected.stopped))
+}
+
+/// Bits that are cleared while the task runs lose what is written between reading and clearing them. So they are cleared
+/// only when everything is read behind it; in between, all that was written since then is read in each round. When that is
+/// a quarter of the memory, it begins anew.
+#[allow(clippy::too_many_arguments)]
+fn soft_dirty(
+    pid: i32,
+    pagemap: &File,
+    base: &mut Option<u64>,
+    maps: &Maps,
+    scanner: &mut Scanner,
+    frozen: bool,
+    all: bool,
+    out: &mut Vec<Span>,
+) -> Result<(), Errno> {
+    let pages = |spans: &[Span]| spans.iter().map(Span::pages).sum::<u64>();
+    if let Some(before) = *base
+        && !all
+    {
+        for mapping in &maps.list {
+            match mapping.kind {
+                Kind::Anonymous => scanner.soft_dirty(pagemap, mapping.span, mapping.kind, out)?,
+                Kind::PrivateFile => {
+                    scanner.soft_dirty(pagemap, mapping.span, mapping.kind, out)?;
+                    scanner.swapped(pagemap, mapping.span, out)?;
+                }
+                _ => {}
+            }
+        }
+        if frozen || pages(out) <= before / 4 {
+            return Ok(());
+        }
+        out.clear();
+    }
+    if !frozen {
+        std::fs::write(format!("/proc/{pid}/clear_refs"), "4")
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    }
+    all_pages(pagemap, maps, scanner, out)?;
+    if !frozen {
+        *base = Some(pages(out));
+    }
+    Ok(())
+}
+
+/// One look at the private mappings of a space with a userfaultfd.
+struct Walk<'a> {
+    pagemap: &'a File,
+    uffd: &'a Userfaultfd,
+    maps: &'a Maps,
+    scanner: &'a mut Scanner,
+    rules: &'a Rules,
+    frozen: bool,
+    all: bool,
+    stats: &'a mut RoundStats,
+}
+
+impl Walk<'_> {
+    fn walk(mut self, due: &mut Due) -> Result<(), Errno> {
+        let groups: Vec<_> = self.maps.private_groups().collect();
+        let fresh = if self.rules.read_new { self.find_fresh(&groups)? } else { Vec::new() };
+        if !self.frozen {
+            self.register(&fresh);
+        }
+        let mut known = fresh.iter().copied().peekable();
+        for group in groups {
+            let mut first = group.start;
+            // Between fresh mappings, neighbours are asked for in one call.
+            while first < group.end {
+                match known.peek().copied().filter(|&index| index < group.end) {
+                    Some(index) if index == first => {
+                        self.new_mapping(index, &mut due.written)?;
+                        known.next();
+                        first += 1;
+                    }
+                    stop => {
+                        let last = stop.unwrap_or(group.end);
+                        self.neighbours(first..last, &mut due.written)?;
+                        first = last;
+                    }
+                }
+            }
+            if self.maps.list[group.start].kind == Kind::PrivateFile && self.rules.reread_markers {
+                for mapping in &self.maps.list[group] {
+                    self.scanner.markers(self.pagemap, mapping.span, &mut due.again)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn span(&self, range: &std::ops::Range<usize>) -> Span {
+        Span { start: self.maps.list[range.start].span.start, end: self.maps.list[range.end - 1].span.end }
+    }
+
+    /// The mappings that are not registered. Found before anything is write-protected: a scan that fails half-way has
+    /// taken away the reports of its first half.
+    fn find_fresh(&mut self, groups: &[std::ops::Range<usize>]) -> Result<Vec<usize>, Errno> {
+        let mut fresh = Vec::new();
+        for group in groups {
+            if !self.scanner.unregistered(self.pagemap, self.span(group))? {
+                continue;
+            }
+            for index in group.clone() {
+                if self.scanner.unregistered(self.pagemap, self.maps.list[index].span)? {
+                    fresh.push(index);
+                }
+            }
+        }
+        Ok(fresh)
+    }
+
+    /// Registers mappings, with their neighbours in one call: an application that moves an area of which only a part is
+    /// registered gets an error from the kernel, and the less often a part is, the better.
+    fn register(&self, fresh: &[usize]) {
+        if !self.rules.register_new && self.stats.attached == 0 {
+            return;
+        }
+        let carried = |index: usize| self.maps.list[index].kind != Kind::Other;
+        let mut behind = 0;
+        for &index in fresh {
+            if index < behind {
+                continue;
+            }
+            let first = (0..index).rev().take_while(|&index| carried(index)).last().unwrap_or(index);
+            let last = (index..self.maps.list.len()).take_while(|&index| carried(index)).last().unwrap_or(index);
+            behind = last + 1;
+            let span = self.span(&(first..behind));
+            if self.uffd.register(span.start, span.bytes(), MODE_WP).is_err() {
+                // One of them cannot be, or is gone.
+                for &index in fresh.iter().filter(|&&index| (first..behind).contains(&index)) {
+                    let span = self.maps.list[index].span;
+                    if let Err(errno) = self.uffd.register(span.start, span.bytes(), MODE_WP) {
+                        tracing::trace!(start = span.start, end = span.end, %errno, "not registered");
+                    }
+                }
+            }
+        }
+    }
+
+    /// All pages of a mapping that is new, or cannot be registered.
+    fn new_mapping(&mut self, index: usize, out: &mut Vec<Span>) -> Result<(), Errno> {
+        let mapping = &self.maps.list[index];
+        let before = out.len();
+        let last = out.last().copied();
+        if !self.frozen {
+            match self.scanner.all(self.pagemap, mapping.span, mapping.kind, true, out) {
+                Err(Errno::EPERM) => {
+                    out.truncate(before);
+                    if let (Some(last), Some(kept)) = (last, out.last_mut()) {
+                        *kept = last;
+                    }
+                    self.stats.unregistered += 1;
+                    if !self.rules.read_unregistered {
+                        return Ok(());
+                    }
+                }
+                other => return other,
+            }
+        }
+        self.scanner.all(self.pagemap, mapping.span, mapping.kind, false, out)
+    }
+
+    /// The written pages of neighbouring mappings of one kind.
+    fn neighbours(&mut self, range: std::ops::Range<usize>, out: &mut Vec<Span>) -> Result<(), Errno> {
+        let kind = self.maps.list[range.start].kind;
+        if self.all {
+            for mapping in &self.maps.list[range] {
+                self.scanner.all(self.pagemap, mapping.span, kind, false, out)?;
+            }
+            return Ok(());
+        }
+        match self.scanner.written(self.pagemap, self.span(&range), kind, out) {
+            Err(Errno::EPERM) if !self.rules.read_new => {
+                let indices: Vec<usize> = range.clone().collect();
+                self.register(&indices);
+                match self.scanner.written(self.pagemap, self.span(&range), kind, out) {
+                    Err(Errno::EPERM) => Ok(()),
+                    other => other,
+                }
+            }
+            // One of them has been replaced since we asked; we do not know which, and what was reported of the others is
+            // lost.
+            Err(Errno::EPERM) => {
+                let indices: Vec<usize> = range.clone().collect();
+                if !self.frozen {
+                    self.register(&indices);
+                }
+                for index in indices {
+                    self.new_mapping(index, out)?;
+                }
+                Ok(())
+            }
+            other => other,
+        }
+    }
+}

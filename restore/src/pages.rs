@@ -1,0 +1,184 @@
+//! Memory that comes by itself: kept page by page, and given to the restored tasks.
+
+use crate::compose::{ComposeError, Composed, compose};
+use crate::streams::{PageReceiver, StreamError};
+use godwit_memory::destination::{FillError, Filler, PageStore, SharedError, StoreError, fill_shared};
+use godwit_memory::{PAGE_SIZE, SharedObject};
+use godwit_migration::report::FillReport;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long filling may take.
+const FILL: Duration = Duration::from_secs(900);
+
+/// What can go wrong with it.
+#[derive(Debug, thiserror::Error)]
+pub enum PagesError {
+    /// No room, or the source sent what cannot be.
+    #[error("memory cannot be kept")]
+    Store(#[from] StoreError),
+    /// A further connection.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// The images.
+    #[error(transparent)]
+    Compose(#[from] ComposeError),
+    /// The handler of page faults.
+    #[error("memory cannot be filled on demand")]
+    Fill(#[from] FillError),
+    /// An object that tasks share.
+    #[error("the shared memory `{name}` ({bytes} bytes) could not be filled")]
+    Shared {
+        /// What the kernel calls it.
+        name: String,
+        /// Its length.
+        bytes: u64,
+        /// Why not.
+        #[source]
+        source: SharedError,
+    },
+    /// The socket for further connections.
+    #[error("cannot listen for further connections")]
+    Listen(#[source] std::io::Error),
+}
+
+/// All memory of one arriving container.
+pub struct IncomingPages {
+    store: Arc<PageStore>,
+    receiver: PageReceiver,
+    filler: Option<Filler>,
+    objects: Vec<SharedObject>,
+    lists: Option<Composed>,
+    begun: Option<Instant>,
+}
+
+impl IncomingPages {
+    /// Keeps room for so many pages and, when they are to be filled on demand, starts the handler: CRIU finds it in `work`.
+    ///
+    /// # Errors
+    /// When there is no room, or the handler cannot be started.
+    pub fn prepare(
+        job: &Path,
+        work: &Path,
+        room_pages: u64,
+        lazy: bool,
+        version: u16,
+    ) -> Result<Self, PagesError> {
+        let store = Arc::new(PageStore::reserve(room_pages)?);
+        let receiver = PageReceiver::listen(job, store.clone(), version).map_err(PagesError::Listen)?;
+        let filler = match lazy {
+            true => Some(Filler::start(&handler(), &["fill"], &work.join("lazy-pages.socket"), &store)?),
+            false => None,
+        };
+        Ok(Self { store, receiver, filler, objects: Vec::new(), lists: None, begun: None })
+    }
+
+    /// Takes a batch that came over the first connection.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    pub fn apply(&self, batch: &[u8]) -> Result<(), PagesError> {
+        self.store.apply(batch)?;
+        Ok(())
+    }
+
+    /// What the tasks share.
+    pub fn expect_shared(&mut self, objects: Vec<SharedObject>) {
+        self.objects = objects;
+    }
+
+    /// Waits until all of a round has come over the further connections.
+    ///
+    /// # Errors
+    /// What went wrong on one of them.
+    pub fn end_of(&mut self, round: u32, streams: u16, patience: Duration) -> Result<(), PagesError> {
+        Ok(self.receiver.wait_for(round, streams, patience)?)
+    }
+
+    /// Puts the images together; CRIU may restore them now.
+    ///
+    /// # Errors
+    /// When they do not hold together, or the handler has died.
+    pub fn compose(&mut self, images: &Path) -> Result<(), PagesError> {
+        let mut composed = compose(images, &self.store, self.filler.is_some())?;
+        tracing::debug!(eager = composed.eager_pages, lazy = composed.lazy_pages, "images composed");
+        if let Some(filler) = &mut self.filler {
+            filler.give(std::mem::take(&mut composed.lists))?;
+        }
+        self.lists = Some(composed);
+        Ok(())
+    }
+
+    /// Whether CRIU is to leave pages for later.
+    pub fn is_lazy(&self) -> bool {
+        self.filler.is_some()
+    }
+
+    /// Fills what the held tasks share, and checks every object.
+    ///
+    /// # Errors
+    /// When one of them is not there, or not whole afterwards.
+    pub fn fill_shared(&self, tasks: &BTreeSet<i32>) -> Result<(), PagesError> {
+        if self.objects.is_empty() {
+            return Ok(());
+        }
+        let by_vpid: BTreeMap<u32, i32> =
+            tasks.iter().filter_map(|pid| Some((innermost_pid(*pid)?, *pid))).collect();
+        for object in &self.objects {
+            let filled = fill_shared(&self.store, object, |vpid| by_vpid.get(&vpid).copied());
+            let filled = filled.map_err(|source| PagesError::Shared {
+                name: object.name.clone(),
+                bytes: object.bytes,
+                source,
+            })?;
+            tracing::debug!(?filled, name = object.name, "shared object filled");
+        }
+        Ok(())
+    }
+
+    /// The tasks run.
+    pub fn gone(&mut self) {
+        self.begun = Some(Instant::now());
+    }
+
+    /// Waits until every page is in its place.
+    ///
+    /// # Errors
+    /// When the handler cannot be kept alive.
+    pub fn finish(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<Option<FillReport>, PagesError> {
+        let Some(filler) = self.filler.take() else { return Ok(None) };
+        let filled = filler.wait(Instant::now() + FILL, progress)?;
+        Ok(Some(FillReport {
+            pages: filled.pages,
+            faults: filled.faults,
+            duration: self.begun.map(|begun| begun.elapsed()).unwrap_or_default(),
+            restarts: filled.restarts,
+        }))
+    }
+
+    /// Ends the handler: the tasks it served are gone.
+    pub fn abandon(&mut self) {
+        if let Some(filler) = self.filler.take() {
+            filler.abandon();
+        }
+    }
+
+    /// Bytes of memory that are more than before the move, because they are not shared any more.
+    pub fn unshared_bytes(&self) -> u64 {
+        self.lists.as_ref().map_or(0, |composed| composed.unshared_pages * PAGE_SIZE)
+    }
+}
+
+/// godwit itself, under its own name even when its file was replaced meanwhile.
+fn handler() -> PathBuf {
+    std::env::var_os("GODWIT_FILL").map_or_else(|| PathBuf::from("/proc/self/exe"), PathBuf::from)
+}
+
+/// The last number of `NSpid` in /proc/PID/status (proc_pid_status(5)): what the task calls itself.
+fn innermost_pid(pid: i32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    line.split_ascii_whitespace().last()?.parse().ok()
+}
