@@ -11,7 +11,8 @@
 //!
 //! It is written under another name and renamed at the end: a directory of that name is complete.
 
-use crate::dumper::{Dumped, Dumper};
+use crate::dumper::{Dumped, Dumper, PagelessDumper};
+use godwit_criu::pageless::Rung;
 use godwit_criu::{CriuError, DumpOptions};
 use godwit_engine::network::NetworkState;
 use godwit_engine::{EngineError, Facts, SourceContainer, Tree};
@@ -21,7 +22,7 @@ use godwit_transfer::message::TreeKind;
 use godwit_transfer::tree::{Options, RoundError, TreeDestination, TreeError, TreeIndex, TreeSource};
 use godwit_transfer::wire::HeldFrames;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -395,6 +396,14 @@ impl SourceContainer for Archived {
         &self.facts
     }
 
+    fn tasks(&self) -> Result<BTreeSet<i32>, EngineError> {
+        Ok(BTreeSet::new())
+    }
+
+    fn has_own_mounts(&self) -> bool {
+        true
+    }
+
     fn dump_options(&self, images: &Path, work: &Path) -> DumpOptions {
         DumpOptions::new(0, images, work)
     }
@@ -476,5 +485,11 @@ impl Dumper for ArchivedImages {
 
     fn pre_dump(&self, options: DumpOptions) -> Result<Dumped, CriuError> {
         self.dump(options)
+    }
+
+    /// What lies in a checkpoint has its pages with it.
+    fn pageless(&self, _: &Path, _: bool, _: Option<Rung>) -> Result<Box<dyn PagelessDumper>, CriuError> {
+        let detail = "a checkpoint is not dumped again".to_owned();
+        Err(CriuError::Protocol { operation: "dump without pages", detail })
     }
 }

@@ -84,7 +84,8 @@ pub fn tracker_for(strategy: Strategy, tracker: Option<Tracker>, job: &Path) -> 
         (Strategy::PreCopy, Some(Tracker::Checkpoint)) => {
             Box::new(Checkpoint { images: job.join("images"), work: job.join("work"), rounds: 0, useful: 1 })
         }
-        (Strategy::StopAndCopy, _) | (Strategy::PreCopy, None) => {
+        // what reads from outside has no need of this
+        (Strategy::StopAndCopy, _) | (Strategy::PreCopy, _) => {
             Box::new(Checkpoint { images: job.join("images"), work: job.join("work"), rounds: 0, useful: 0 })
         }
     }

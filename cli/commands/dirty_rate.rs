@@ -3,9 +3,9 @@
 use super::{Trouble, open};
 use crate::args::{Args, CheckArgs};
 use crate::draw::{Draw, table};
-use godwit_checkpoint::pages::{PageReader, method_of};
+use godwit_checkpoint::pages::method_of;
 use godwit_checkpoint::preflight::{abilities, check_privilege, usable_criu};
-use godwit_engine::{OpenRequest, SourceContainer};
+use godwit_engine::OpenRequest;
 use godwit_memory::ledger::PageLedger;
 use godwit_memory::source::{PageSink, SinkError, TreeMemory};
 use godwit_memory::{ImageId, PAGE_SIZE};

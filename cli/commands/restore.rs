@@ -7,13 +7,13 @@ use crate::progress::Show;
 use godwit_checkpoint::preflight::{check_privilege, usable_criu};
 use godwit_checkpoint::{Job, Order, Parties, Plan, archive};
 use godwit_migration::journal::{Event, Journal, VERSION};
-use godwit_migration::plan::{Limits, Strategy};
+use godwit_migration::plan::{Limits, Restoration, Strategy};
 use godwit_migration::quantity::show_duration;
 use godwit_migration::report::Summary;
 use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Role, Silent};
 use godwit_restore::preflight::host_facts;
 use godwit_restore::{Host, receive};
-use godwit_transfer::{Descriptors, Refusal, Wire};
+use godwit_transfer::{Compression, Descriptors, Refusal, Wire};
 use std::time::Duration;
 
 /// How long one half may wait for the other, both in this process.
@@ -34,6 +34,7 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
         root: args.global.root.clone(),
         engines: godwit_engine::all(),
         facts: host_facts(&criu).map_err(|error| Refusal::new(error.to_string())),
+        lazy: Err("the pages of a checkpoint lie in its images".into()),
         peer: name.clone(),
     };
     let plan = Plan {
@@ -45,7 +46,10 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
         carry: archived.carry,
         network_plan: command.network_plan.clone(),
         bandwidth: 0,
-        compress: None,
+        connections: 1,
+        compress: Compression::None,
+        restoration: Restoration::Eager,
+        highest_rung: None,
         facts: archived.host.clone(),
     };
     let id = MigrationId::generate().map_err(|error| cannot(&error))?;
@@ -95,7 +99,15 @@ fn serve(
     };
     journal.append(planned).map_err(|error| broken(&error))?;
     let dumper = archived.dumper();
-    let parties = Parties { container: Box::new(archived), criu: &dumper, wire, observer: show, cancel };
+    let parties = Parties {
+        container: Box::new(archived),
+        criu: &dumper,
+        wire,
+        dial: None,
+        reader: None,
+        observer: show,
+        cancel,
+    };
     godwit_checkpoint::migrate(parties, Order { plan, job, journal })
 }
 

@@ -616,7 +616,7 @@ impl Destination<'_> {
     }
 
     /// It ended before anything was made.
-    fn not_begun(&mut self, error: DestinationError) -> Result<Outcome, Failure> {
+    fn not_begun(mut self, error: DestinationError) -> Result<Outcome, Failure> {
         match error {
             DestinationError::Refused(reasons) => Ok(Outcome::Refused { reasons }),
             DestinationError::Cancelled(reason) => {

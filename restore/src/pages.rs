@@ -2,7 +2,8 @@
 
 use crate::compose::{ComposeError, Composed, compose};
 use crate::streams::{PageReceiver, StreamError};
-use godwit_memory::destination::{FillError, Filler, PageStore, SharedError, StoreError, fill_shared};
+use crate::stub::{FillError, Filler, SharedError, fill_shared};
+use godwit_memory::destination::{PageStore, StoreError};
 use godwit_memory::{PAGE_SIZE, SharedObject};
 use godwit_migration::report::FillReport;
 use std::collections::{BTreeMap, BTreeSet};

@@ -45,6 +45,18 @@ fn write_images(dir: &Path, before: Option<&Memory>, now: &Memory) {
         std::fs::write(dir.join(pages_name(1)), pages).unwrap();
     }
     std::fs::write(dir.join("core-1.img"), b"registers").unwrap();
+    std::fs::write(dir.join("mm-1.img"), mm_image()).unwrap();
+}
+
+/// One private anonymous mapping over everything: the two magic numbers of mm.img (CRIU's magic.h), the record's length, and
+/// in field 14 (mm.proto) the mapping with start, end, flags and status (vma.proto).
+fn mm_image() -> Vec<u8> {
+    let mapping = [0x08, 0x00, 0x10, 0x80, 0x80, 0x80, 0x80, 0x01, 0x30, 0x22, 0x38, 0x01];
+    let mut image = [0x5456_4319_u32.to_le_bytes(), 0x5749_2820_u32.to_le_bytes()].concat();
+    image.extend((mapping.len() as u32 + 2).to_le_bytes());
+    image.extend([14 << 3 | 2, mapping.len() as u8]);
+    image.extend(mapping);
+    image
 }
 
 /// Reads images back; every page must be there.
@@ -151,13 +163,13 @@ impl PagelessDumper for Pageless {
 pub struct Reader(pub Arc<Witness>);
 
 impl Reader {
-    fn read(&self, call: &'static str, sink: &mut dyn PageSink) -> Result<RoundStats, MemoryError> {
-        let world = self.0.enter(call).map_err(|error| MemoryError::Sink(error.to_string().into()))?;
+    fn hand_over(&self, call: &'static str, sink: &mut dyn PageSink) -> Result<RoundStats, MemoryError> {
+        let world = self.0.enter(call).map_err(|error| MemoryError::Method(error.to_string()))?;
         let memory = world.memory.clone();
         drop(world);
         for (page, value) in memory {
             let bytes = value.to_le_bytes().repeat(PAGE_SIZE as usize / 8);
-            sink.pages(ImageId::Task(1), page * PAGE_SIZE, &bytes)?;
+            sink.pages(ImageId::Task(1), page * PAGE_SIZE, &bytes).map_err(MemoryError::Sink)?;
         }
         self.0.look().beat();
         Ok(RoundStats { tasks: 1, ..RoundStats::default() })
@@ -166,11 +178,11 @@ impl Reader {
 
 impl PageReader for Reader {
     fn round(&mut self, _: &BTreeSet<i32>, sink: &mut dyn PageSink) -> Result<RoundStats, MemoryError> {
-        self.read("memory.round", sink)
+        self.hand_over("memory.round", sink)
     }
 
     fn frozen(&mut self, _: &BTreeSet<i32>, sink: &mut dyn PageSink) -> Result<RoundStats, MemoryError> {
-        self.read("memory.frozen", sink)
+        self.hand_over("memory.frozen", sink)
     }
 
     fn existing(&mut self, _: &BTreeSet<i32>) -> Result<Vec<(ImageId, Vec<PageRun>)>, MemoryError> {

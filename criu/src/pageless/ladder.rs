@@ -172,15 +172,21 @@ impl Ladder {
         let frozen = Frozen::look(options.pid);
         let mut rung = self.top;
         let mut fell = Vec::new();
+        let mut refused = false;
+        let mut notify = |question: &Notify| {
+            let answer = notify(question);
+            refused |= answer == NotifyAnswer::Refuse;
+            answer
+        };
         loop {
-            let attempt = self.attempt(rung, criu, &options, &frozen, notify);
+            let attempt = self.attempt(rung, criu, &options, &frozen, &mut notify);
             let why = match attempt {
                 Ok(Outcome::Done { report, found, omitted }) => {
                     let came_from = self.came_from(rung, found, &mut fell)?;
                     return Ok(PagelessReport { report, rung: came_from, fell, own_pages: found.pages, omitted });
                 }
                 Ok(Outcome::Surprise(why)) => why,
-                Err(error) if rung != Rung::Plain && frozen.allows_another(&error, &options) => {
+                Err(error) if rung != Rung::Plain && !refused && frozen.allows_another(&error, &options) => {
                     if matches!(error, CriuError::Crashed { .. }) {
                         // Whatever it was, not again.
                         self.preload = None;

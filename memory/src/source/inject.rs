@@ -114,6 +114,10 @@ fn hijack<T>(
             tracee.detach().map_err(gone)?;
             return Err(Untracked::Not64Bit);
         }
+        if !tracee.unfiltered && is_filtered(pid) {
+            tracee.detach().map_err(gone)?;
+            return Err(Untracked::Filtered);
+        }
         if tracee.dispatches() {
             tracee.detach().map_err(gone)?;
             return Err(Untracked::Dispatch);
@@ -214,6 +218,12 @@ impl Remote {
             self.tracee.resume(Resume::ToSyscall, 0).map_err(gone)?;
         }
     }
+}
+
+/// Whether seccomp filters apply to a task; they may kill it for our call.
+fn is_filtered(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() != "0"))
 }
 
 fn gone(_: Errno) -> Untracked {

@@ -106,27 +106,14 @@ impl Space {
         })
     }
 
-    /// Whether the space is still that of all of its tasks; those that have another now are taken out and given.
-    pub(super) fn check(&mut self, maps: &mut Maps) -> Vec<i32> {
-        let all = |members: &mut Vec<(i32, u32)>| members.drain(..).map(|(pid, _)| pid).collect();
-        // Reading /proc/PID/mem of a space that nobody has any more gives nothing; an address without a mapping, an error.
+    /// Takes out the tasks that have another space now, as far as that shows without a look at their mappings.
+    pub(super) fn check(&mut self) {
+        // Reading /proc/PID/mem of a space that nobody has any more gives nothing; of an address without a mapping, an error.
         if matches!(self.mem.read_at(&mut [0], self.signature.0), Ok(0)) {
-            return all(&mut self.members);
-        }
-        // Somebody else may keep it alive; a program that was executed lies elsewhere.
-        if maps.read(self.pid).is_err() || maps.signature != self.signature {
-            return all(&mut self.members);
+            self.members.clear();
         }
         let first = self.pid;
-        let mut left = Vec::new();
-        self.members.retain(|&(pid, _)| {
-            let stays = pid == first || task::same_memory(first, pid).unwrap_or(false);
-            if !stays {
-                left.push(pid);
-            }
-            stays
-        });
-        left
+        self.members.retain(|&(pid, _)| pid == first || task::same_memory(first, pid).unwrap_or(false));
     }
 
     /// In whose images its pages belong.
@@ -295,13 +282,8 @@ fn soft_dirty(
         && !all
     {
         for mapping in &maps.list {
-            match mapping.kind {
-                Kind::Anonymous => scanner.soft_dirty(pagemap, mapping.span, mapping.kind, out)?,
-                Kind::PrivateFile => {
-                    scanner.soft_dirty(pagemap, mapping.span, mapping.kind, out)?;
-                    scanner.swapped(pagemap, mapping.span, out)?;
-                }
-                _ => {}
+            if matches!(mapping.kind, Kind::Anonymous | Kind::PrivateFile) {
+                scanner.soft_dirty(pagemap, mapping.span, mapping.kind, out)?;
             }
         }
         if frozen || pages(out) <= before / 4 {

@@ -94,6 +94,9 @@ pub enum Untracked {
     /// Syscall user dispatch.
     #[error("it turns system calls into signals")]
     Dispatch,
+    /// Its seccomp filters cannot be suspended.
+    #[error("its seccomp filters cannot be suspended (that needs CAP_SYS_ADMIN)")]
+    Filtered,
     /// No thread of it could be stopped.
     #[error("it could not be stopped within 50 ms")]
     Busy,

@@ -134,6 +134,29 @@ impl TreeMemory {
         Ok(images)
     }
 
+    /// Under the freeze: hands over these pages of a task, whether they were written or not.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Sink`]; pages that cannot be read are left out.
+    pub fn read(
+        &mut self,
+        image: ImageId,
+        runs: &[PageRun],
+        sink: &mut dyn PageSink,
+    ) -> Result<(), MemoryError> {
+        let Self { spaces, scanner, reader, .. } = self;
+        let Some(space) = spaces.values().find(|space| space.images().any(|its| its == image)) else {
+            return Ok(());
+        };
+        let spans: Vec<Span> = runs.iter().map(|run| Span { start: run.start, end: run.end() }).collect();
+        let mut deliver = |address: u64, bytes: &[u8]| sink.pages(image, address, bytes);
+        reader
+            .read(space.origin(false), &spans, scanner, &mut Vec::new(), &mut deliver)
+            .map(drop)
+            .map_err(MemoryError::Sink)
+    }
+
     /// The tree's shared objects as of the last round.
     pub fn shared_objects(&self) -> &[SharedObject] {
         self.objects.list()
@@ -187,9 +210,8 @@ impl TreeMemory {
         let mut known = BTreeSet::new();
         for mut space in std::mem::take(&mut self.spaces).into_values() {
             space.members.retain(|(pid, _)| pids.contains(pid));
-            // `/proc/PID/maps` is read by the first task's number.
-            if space.members.first().is_some_and(|&(pid, _)| pid == space.pid) && self.rules.notice_exec {
-                space.check(&mut self.maps);
+            if self.rules.notice_exec {
+                space.check();
             }
             match space.members.first() {
                 Some(&(pid, _)) if pid == space.pid => {
@@ -276,6 +298,32 @@ impl TreeMemory {
         Ok(())
     }
 
+    /// Reads the mappings of the first task of a space; false if it is gone. Where they show that it executed another program
+    /// while somebody else kept its old memory alive, its space is a new one.
+    fn read_maps(&mut self, pid: i32, frozen: bool, stats: &mut RoundStats) -> Result<bool, MemoryError> {
+        for _ in 0..2 {
+            match self.maps.read(pid) {
+                Err(error) if is_gone(&error) => return Ok(false),
+                Err(source) => return Err(MemoryError::Task { pid, what: "read the mappings of", source }),
+                Ok(()) if self.maps.list.is_empty() => return Ok(false),
+                Ok(()) => {}
+            }
+            let Some(space) = self.spaces.get(&pid) else { return Ok(false) };
+            if space.signature == self.maps.signature || !self.rules.notice_exec {
+                return Ok(true);
+            }
+            self.left.extend(self.spaces.remove(&pid));
+            if !frozen {
+                self.left.clear();
+            }
+            self.find_space(pid, frozen, stats)?;
+            if let Some(space) = self.spaces.get_mut(&pid).filter(|_| self.method == Method::Uffd && !frozen) {
+                space.attach(&self.rules, stats);
+            }
+        }
+        Ok(true)
+    }
+
     /// Hands over what one space has.
     fn pass_space(
         &mut self,
@@ -285,15 +333,13 @@ impl TreeMemory {
         frozen: bool,
         stats: &mut RoundStats,
     ) -> Result<(), MemoryError> {
+        let start = Instant::now();
+        if !self.read_maps(pid, frozen, stats)? {
+            return Ok(());
+        }
         let Self { spaces, objects, scanner, reader, maps, rules, compared, .. } = self;
         let Some(space) = spaces.get_mut(&pid) else { return Ok(()) };
         stats.tasks += 1;
-        let start = Instant::now();
-        match maps.read(pid) {
-            Err(error) if is_gone(&error) => return Ok(()),
-            Err(source) => return Err(MemoryError::Task { pid, what: "read the mappings of", source }),
-            Ok(()) => {}
-        }
         let scanning = Instant::now();
         stats.seconds.maps += (scanning - start).as_secs_f64();
         let mut due = space.private(maps, scanner, rules, frozen, stats)?;
@@ -355,10 +401,9 @@ impl TreeMemory {
         let sharing = Instant::now();
         for mapping in maps.list.iter().filter(|mapping| mapping.kind == Kind::Object) {
             // Under the freeze, all of it is compared.
-            let written = if frozen {
-                Some(Vec::new())
-            } else {
-                space.shared(mapping, scanner, rules)
+            let written = match frozen && rules.compare_objects {
+                true => Some(Vec::new()),
+                false => space.shared(mapping, scanner, rules),
             };
             let vpids = space.members.iter().map(|&(_, vpid)| vpid);
             objects.mapping(pid, vpids, maps, mapping, written.as_deref())?;

@@ -60,16 +60,19 @@ struct DispatchConfiguration {
 #[derive(Debug)]
 pub(crate) struct Tracee {
     tid: i32,
+    /// Whether its seccomp filters do not apply while we trace it.
+    pub(crate) unfiltered: bool,
 }
 
 impl Tracee {
     /// Seizes the thread, without stopping it; its seccomp filters do not apply while we trace it, if we may ask for that.
     pub(crate) fn seize(tid: i32) -> Result<Self, Errno> {
         let options = libc::PTRACE_O_TRACESYSGOOD as usize;
-        let tracee = Self { tid };
-        tracee
-            .request(libc::PTRACE_SEIZE, 0, options | SUSPEND_SECCOMP)
-            .or_else(|_| tracee.request(libc::PTRACE_SEIZE, 0, options))?;
+        let mut tracee = Self { tid, unfiltered: true };
+        if tracee.request(libc::PTRACE_SEIZE, 0, options | SUSPEND_SECCOMP).is_err() {
+            tracee.request(libc::PTRACE_SEIZE, 0, options)?;
+            tracee.unfiltered = false;
+        }
         Ok(tracee)
     }
 

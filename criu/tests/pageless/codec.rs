@@ -1,0 +1,1 @@
+//! Our image codec against CRIU's own (pycriu).
