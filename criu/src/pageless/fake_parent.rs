@@ -4,14 +4,16 @@
 //! pages, not at the pages (page-xfer.c, check_pagehole_in_parent). A task that started after the parent's time gets its
 //! pages written (mem.c, detect_pid_reuse).
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::Path;
 
+use super::mappings::{Mapping, read_mappings};
 use super::take::PagemapName;
 use super::tasks::own_pid;
+use crate::dump::remove_stale;
 use crate::error::CriuError;
-use crate::images::file::create_private;
+use crate::images::file::{PARENT_LINK, create_private, write_private};
 use crate::images::pagemap::PE_PRESENT;
 use crate::images::{ImageError, Inventory, PAGE_SIZE, Pagemap, PagemapEntry};
 
@@ -36,8 +38,58 @@ pub(super) fn make(images: &Path, pids: &[i32]) -> Result<(), CriuError> {
     Ok(())
 }
 
+/// Makes the images of the tasks `pids` like those of the other rungs: without holes, and with the pages that a restore wants to
+/// find whatever else is left out (the vdso). CRIU has made holes of these too.
+pub(super) fn complete(images: &Path, pids: &[i32]) -> Result<(), CriuError> {
+    for pid in pids {
+        let Ok(vpid) = own_pid(*pid) else { continue };
+        let path = images.join(PagemapName::Task(vpid).file_name());
+        if path.exists() {
+            let map = Pagemap::read(&path)?;
+            let mappings = read_mappings(&images.join(format!("mm-{vpid}.img")))?;
+            let memory = File::open(format!("/proc/{pid}/mem"))
+                .map_err(CriuError::io(format!("cannot open the memory of {pid}")))?;
+            fill(images, &map, &mappings, &memory)?.write(&path)?;
+        }
+    }
+    remove(images)?;
+    remove_stale(&images.join(PARENT_LINK))
+}
+
+/// Writes the pages file anew: what is there, and the holes in mappings that are always written from `memory`. The list of it.
+fn fill(images: &Path, map: &Pagemap, mappings: &[Mapping], memory: &File) -> Result<Pagemap, CriuError> {
+    let mut full = Pagemap { pages_id: map.pages_id, entries: Vec::new() };
+    let (mut pages, mut at) = (Vec::new(), 0);
+    let path = images.join(map.pages_name());
+    for entry in &map.entries {
+        if entry.present() {
+            let file = File::open(&path).map_err(ImageError::io("read", &path))?;
+            let (from, length) = (pages.len(), entry.nr_pages * PAGE_SIZE);
+            pages.resize(from + length as usize, 0);
+            file.read_exact_at(&mut pages[from..], at).map_err(ImageError::io("read", &path))?;
+            at += length;
+            full.entries.push(*entry);
+            continue;
+        }
+        for mapping in mappings.iter().filter(|mapping| mapping.always_written()) {
+            let (start, end) = (entry.vaddr.max(mapping.start), entry.end().min(mapping.end));
+            if start < end {
+                let from = pages.len();
+                pages.resize(from + (end - start) as usize, 0);
+                memory
+                    .read_exact_at(&mut pages[from..], start)
+                    .map_err(CriuError::io(format!("cannot read memory at {start:#x}")))?;
+                let nr_pages = (end - start) / PAGE_SIZE;
+                full.entries.push(PagemapEntry { vaddr: start, nr_pages, flags: PE_PRESENT });
+            }
+        }
+    }
+    write_private(&path, &pages)?;
+    Ok(full)
+}
+
 /// Removes it.
-pub(super) fn remove(images: &Path) -> Result<(), CriuError> {
+fn remove(images: &Path) -> Result<(), CriuError> {
     let dir = images.join(DIRECTORY);
     match std::fs::remove_dir_all(&dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(ImageError::io("remove", &dir)(e).into()),
@@ -70,6 +122,7 @@ fn uptime() -> Result<u64, CriuError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::images::pagemap::PE_PARENT;
 
     #[test]
     fn covers_everything_without_gaps() {
@@ -78,6 +131,26 @@ mod tests {
         assert_eq!(entries.last().unwrap().end(), 0x7fff_ffff_f000);
         assert!(entries.windows(2).all(|pair| pair[0].end() == pair[1].vaddr));
         assert!(entries.iter().all(|entry| u32::try_from(entry.nr_pages).is_ok()));
+    }
+
+    #[test]
+    fn holes_that_must_not_be_are_filled() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = dir.path();
+        let page = |byte: u8| vec![byte; 4096];
+        std::fs::write(images.join("pages-3.img"), [page(1), page(2)].concat()).unwrap();
+        // Memory that has the number of its page in every byte.
+        std::fs::write(images.join("memory"), (0..32).flat_map(page).collect::<Vec<u8>>()).unwrap();
+        let memory = File::open(images.join("memory")).unwrap();
+        let entry = |page: u64, nr_pages, flags| PagemapEntry { vaddr: page << 12, nr_pages, flags };
+        let vdso = Mapping { start: 0x10000, end: 0x12000, prot: 1, flags: 2, status: 1 << 3 };
+        let heap = Mapping { start: 0x4000, end: 0x10000, prot: 3, flags: 2, status: 1 };
+        let entries = vec![entry(5, 1, PE_PRESENT), entry(8, 10, PE_PARENT), entry(20, 1, PE_PRESENT)];
+        let full = fill(images, &Pagemap { pages_id: 3, entries }, &[heap, vdso], &memory).unwrap();
+        let want = [entry(5, 1, PE_PRESENT), entry(16, 2, PE_PRESENT), entry(20, 1, PE_PRESENT)];
+        assert_eq!(full, Pagemap { pages_id: 3, entries: want.to_vec() });
+        let pages = std::fs::read(images.join("pages-3.img")).unwrap();
+        assert_eq!(pages, [page(1), page(16), page(17), page(2)].concat());
     }
 
     #[test]

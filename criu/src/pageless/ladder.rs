@@ -1,5 +1,6 @@
 //! Picks the rung, dumps, looks at the result, and falls.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -172,10 +173,10 @@ impl Ladder {
         let frozen = Frozen::look(options.pid);
         let mut rung = self.top;
         let mut fell = Vec::new();
-        let mut refused = false;
+        let refused = Cell::new(false);
         let mut notify = |question: &Notify| {
             let answer = notify(question);
-            refused |= answer == NotifyAnswer::Refuse;
+            refused.set(refused.get() || answer == NotifyAnswer::Refuse);
             answer
         };
         loop {
@@ -186,7 +187,7 @@ impl Ladder {
                     return Ok(PagelessReport { report, rung: came_from, fell, own_pages: found.pages, omitted });
                 }
                 Ok(Outcome::Surprise(why)) => why,
-                Err(error) if rung != Rung::Plain && !refused && frozen.allows_another(&error, &options) => {
+                Err(error) if rung != Rung::Plain && !refused.get() && frozen.allows_another(&error, &options) => {
                     if matches!(error, CriuError::Crashed { .. }) {
                         // Whatever it was, not again.
                         self.preload = None;
@@ -229,7 +230,7 @@ impl Ladder {
         let mut server = None;
         match rung {
             Rung::FakeParent => {
-                let pids: Vec<i32> = frozen.maps.keys().copied().collect();
+                let pids = frozen.pids();
                 fake_parent::make(&options.images_dir, &pids)?;
                 if self.clears_soft_dirty {
                     pids.iter().try_for_each(|pid| kdat::mark_clean(*pid))?;
@@ -256,7 +257,7 @@ impl Ladder {
         }
         let report = result?;
         if rung == Rung::FakeParent {
-            fake_parent::remove(&images)?;
+            fake_parent::complete(&images, &frozen.pids())?;
         }
         if report.stats.is_none() && rung != Rung::Plain {
             return Ok(Outcome::Surprise("criu left no statistics".into()));
@@ -361,6 +362,10 @@ impl Frozen {
             }
         }
         frozen
+    }
+
+    fn pids(&self) -> Vec<i32> {
+        self.maps.keys().copied().collect()
     }
 
     /// Whether the dump may be tried once more after this error: only when CRIU has put the tasks back or has not touched them,
