@@ -1,11 +1,14 @@
-//! The unsafe corner: what happens in the child between fork and exec.
+//! The unsafe corner: what happens in the child between fork and exec, and an ioctl.
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
+use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr::null;
+
+use godwit_shim::answer::{PAGE_IS_GUARD, PAGEMAP_SCAN, PageRegion, PmScanArg};
 
 /// What a CRIU child does to itself before exec.
 pub(crate) struct ChildSetup {
@@ -61,4 +64,23 @@ pub(crate) fn prepare(command: &mut Command, setup: ChildSetup) {
 pub(crate) fn adopt(number: RawFd) -> OwnedFd {
     // SAFETY: callers pass only numbers fresh from F_DUPFD_CLOEXEC or SCM_RIGHTS, which nobody else owns.
     unsafe { OwnedFd::from_raw_fd(number) }
+}
+
+/// Whether the task whose `/proc/PID/pagemap` this is has guard pages (madvise(2), MADV_GUARD_INSTALL). Kernels before 6.15 do
+/// not say, and answer EINVAL.
+pub(crate) fn has_guard_pages(pagemap: &File) -> nix::Result<bool> {
+    let mut found = PageRegion::default();
+    let mut scan = PmScanArg {
+        size: size_of::<PmScanArg>() as u64,
+        end: !0 << 12,
+        vec: (&raw mut found).expose_provenance() as u64,
+        vec_len: 1,
+        max_pages: 1,
+        category_mask: PAGE_IS_GUARD,
+        return_mask: PAGE_IS_GUARD,
+        ..Default::default()
+    };
+    // SAFETY: the structures are those of this request, and live until it returns.
+    let regions = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut scan) };
+    Ok(nix::errno::Errno::result(regions)? > 0)
 }

@@ -12,6 +12,15 @@ use std::time::Duration;
 /// Ends when the next step must be gone with a failure here, on either side.
 const QUICK: Duration = Duration::from_secs(2);
 
+/// Every way of moving memory.
+const WAYS: [fn() -> Play; 5] = [
+    Play::pre_dump,
+    Play::checkpoint,
+    Play::stop_and_copy,
+    Play::pages_beside_all_else,
+    Play::pages_by_themselves,
+];
+
 fn all_text(ended: &Ended) -> String {
     let failure = ended.failure();
     format!("{} {}", failure, failure.hints.join(" "))
@@ -19,8 +28,13 @@ fn all_text(ended: &Ended) -> String {
 
 #[test]
 fn a_step_that_fails_at_the_source_is_rolled_back() {
-    for scene in [Play::pre_dump, Play::checkpoint, Play::stop_and_copy] {
+    for scene in WAYS {
         for (call, nth) in [
+            ("criu.pageless", 1),
+            ("memory.round", 1),
+            ("memory.round", 2),
+            ("memory.frozen", 1),
+            ("memory.frozen", 2),
             ("criu.pre_dump", 1),
             ("criu.pre_dump", 2),
             ("criu.dump", 1),
@@ -264,7 +278,7 @@ const DESTINATION_SAYS: &[&str] =
 
 #[test]
 fn the_link_breaks_at_each_message() {
-    for scene in [Play::pre_dump, Play::checkpoint, Play::stop_and_copy] {
+    for scene in WAYS {
         for message in SOURCE_SAYS {
             for cut in [Cut::Before(message), Cut::After(message)] {
                 check_cut(scene().cut_source(cut), &format!("the source's link, {cut:?}"));
@@ -313,20 +327,35 @@ fn a_link_lost_around_the_commit_is_told_as_it_is() {
 
 #[test]
 fn the_link_breaks_at_every_place() {
-    let whole = play(Play::pre_dump());
-    whole.assert_moved();
-    let (ours, theirs) = &whole.marks;
-    for at in places(ours, 90) {
-        check_cut(
-            Play::pre_dump().cut_source(Cut::AfterBytes(at)),
-            &format!("after {at} bytes of the source"),
-        );
+    for scene in [Play::pre_dump, Play::pages_beside_all_else] {
+        let whole = play(scene());
+        whole.assert_moved();
+        let (ours, theirs) = &whole.marks;
+        for at in places(ours, 90) {
+            check_cut(
+                scene().cut_source(Cut::AfterBytes(at)),
+                &format!("after {at} bytes of the source"),
+            );
+        }
+        for at in places(theirs, 60) {
+            check_cut(
+                scene().cut_destination(Cut::AfterBytes(at)),
+                &format!("after {at} bytes of the destination"),
+            );
+        }
     }
-    for at in places(theirs, 60) {
-        check_cut(
-            Play::pre_dump().cut_destination(Cut::AfterBytes(at)),
-            &format!("after {at} bytes of the destination"),
-        );
+}
+
+#[test]
+fn more_memory_than_there_is_room_for_leaves_the_container_where_it_is() {
+    for scene in [Play::pages_beside_all_else, Play::pages_by_themselves] {
+        for (call, nth) in [("memory.round", 1), ("memory.round", 2), ("memory.frozen", 1)] {
+            let ended = play(scene().flooded_at(call, nth));
+            ended.assert_sound(call);
+            let text = all_text(&ended);
+            assert!(text.contains("the destination has room for 16404 pages"), "{call} {nth}: {text}");
+            assert!(ended.took < QUICK, "{call}: {:?}", ended.took);
+        }
     }
 }
 

@@ -86,9 +86,25 @@ impl Play {
         Self { tracker: Some(Tracker::Hash), connections, ..Self::pre_dump() }
     }
 
+    /// As [`Play::pages`], all over the only connection.
+    pub fn pages_beside_all_else() -> Self {
+        Self::pages(1)
+    }
+
+    /// As [`Play::pages`], over two connections of their own.
+    pub fn pages_by_themselves() -> Self {
+        Self::pages(3)
+    }
+
     /// Everything under one freeze.
     pub fn stop_and_copy() -> Self {
         Self { strategy: Strategy::StopAndCopy, tracker: None, ..Self::pre_dump() }
+    }
+
+    /// When a call comes for the n-th time the container has more memory than the destination keeps room for.
+    pub fn flooded_at(mut self, call: &'static str, nth: usize) -> Self {
+        self.traps.push(Trap { call, nth, then: Then::Flood });
+        self
     }
 
     pub fn failing(mut self, call: &'static str, nth: usize) -> Self {

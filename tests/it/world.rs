@@ -10,6 +10,9 @@ use std::sync::{Mutex, MutexGuard};
 /// Pages by their number: what the container has in memory.
 pub type Memory = BTreeMap<u64, u64>;
 
+/// Pages of a flood: more than the 64 MiB that are kept beyond what a container has.
+const FLOOD: u64 = 20_000;
+
 /// What happens when a call comes for the n-th time.
 #[derive(Clone, Debug)]
 pub struct Trap {
@@ -30,6 +33,8 @@ pub enum Then {
     Interrupt(Cancel),
     /// Somebody removes the destination's volume; the call goes on.
     RemoveVolumeThere,
+    /// The container has far more memory all at once; the call goes on.
+    Flood,
 }
 
 /// Everything that is true at one moment.
@@ -108,6 +113,10 @@ impl Witness {
             }
             Some(Then::RemoveVolumeThere) => {
                 std::fs::remove_dir_all(&world.volume_there).unwrap();
+                Ok(world)
+            }
+            Some(Then::Flood) => {
+                world.memory.extend((1 << 20..(1 << 20) + FLOOD).map(|page| (page, page)));
                 Ok(world)
             }
             Some(Then::Fail) => Err(EngineError::Tool {

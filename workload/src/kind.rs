@@ -67,7 +67,10 @@ impl Kind {
     pub fn named(name: &str) -> Result<Self, String> {
         let found = Self::ALL.iter().find(|(_, of)| *of == name);
         found.map(|(kind, _)| *kind).ok_or_else(|| {
-            format!("there is no kind of memory `{name}`; there are {}", Self::ALL.map(|(_, name)| name).join(", "))
+            format!(
+                "there is no kind of memory `{name}`; there are {}",
+                Self::ALL.map(|(_, name)| name).join(", ")
+            )
         })
     }
 

@@ -1,2 +1,81 @@
-//! To come.
-fn main() {}
+//! Programs that use memory in every way they can, and check every page of it: what tests and measurements move.
+
+mod args;
+mod content;
+mod dirty;
+mod heartbeat;
+mod kind;
+mod operations;
+mod process;
+mod random;
+mod region;
+mod report;
+mod settings;
+mod sys;
+mod table;
+mod team;
+
+use args::Args;
+use settings::Settings;
+use std::io::Write;
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+godwit-workload: uses memory, and checks all of it when asked
+
+  godwit-workload chaos --dir DIR [--seed N] [--threads T] [--processes P] [--size MIB] [--file FILE] [--no-direct]
+                        [--rate N] [--kinds KIND,…]
+      does everything to memory of every kind. --file is made anew, read into memory (also past the page cache), and
+      mapped. --rate: operations a second of each thread, 0 for as many as it can (default: 20000)
+  godwit-workload dirty --dir DIR --size MIB [--rate PAGES|full]
+      fills memory with what does not compress, then writes PAGES a second, each pass over all pages in a scattered
+      order; appends to DIR/gaps each time that CLOCK_REALTIME went on by more than 1 ms between two beats
+  godwit-workload tree --dir DIR [--size MIB] [--own MIB] [--children N] [--rate N]
+      children that share their parent's memory copy-on-write, and write parts of it
+  godwit-workload special KIND --dir DIR [--size MIB] [--rate N] [--file FILE]
+      memory of one kind
+  godwit-workload nothing
+
+DIR/ready is made when a run is in full swing. When DIR/check is made, or SIGUSR1 comes to the first process, all
+processes stand still, each compares each page with what it must hold, and DIR/result.N (N counts from 1) gets a line
+of JSON of each process. `pass` is true when no page is bad and no system call failed that should not. SIGTERM ends it.
+";
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    let command = words.next().unwrap_or_default();
+    let done = Args::parse(words, &["no-direct"]).and_then(|args| run(&command, args));
+    match done {
+        Ok(code) => code,
+        Err(message) => {
+            let _ = writeln!(std::io::stderr(), "godwit-workload: {message}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: &str, mut args: Args) -> Result<ExitCode, String> {
+    let settings = match command {
+        "nothing" => return Ok(ExitCode::SUCCESS),
+        "" | "help" | "--help" => {
+            let _ = std::io::stdout().write_all(USAGE.as_bytes());
+            return Ok(ExitCode::SUCCESS);
+        }
+        "dirty" => return dirty::run(args),
+        "chaos" => Settings::chaos(&mut args),
+        "tree" => Settings::tree(&mut args),
+        "special" => Settings::special(&mut args),
+        _ => Err(format!("there is no command `{command}`; `godwit-workload help` names them")),
+    };
+    let mut settings = settings?;
+    args.done()?;
+    std::fs::create_dir_all(&settings.dir)
+        .map_err(|error| format!("`{}` cannot be made: {error}", settings.dir.display()))?;
+    sys::process::listen();
+    // blocks of malloc stay in the heap, and are not mappings of their own
+    sys::memory::keep_in_heap(8 << 20);
+    let workers = settings.workers()?;
+    let team = team::Team::new().map_err(|failure| failure.to_string())?;
+    let code = process::Process::first(settings, team, workers).run();
+    Ok(ExitCode::from(code as u8))
+}

@@ -42,6 +42,8 @@ pub struct Region {
     pub table: Table,
     /// What it maps, if that is a descriptor or a segment.
     pub object: i32,
+    /// Whether it is one mapping for sure: mremap(2) takes no more than one at a time.
+    pub is_whole: bool,
     version: u32,
     share: Share,
 }
@@ -69,7 +71,10 @@ impl Region {
             Kind::PrivateFile | Kind::SharedFile => {
                 object = file.ok_or(Failure { call: "mmap without a file", errno: libc::EBADF })?;
                 let shared = kind == Kind::SharedFile;
-                Pages::map(if shared { Source::SharedFile(object) } else { Source::PrivateFile(object) }, count)?
+                Pages::map(
+                    if shared { Source::SharedFile(object) } else { Source::PrivateFile(object) },
+                    count,
+                )?
             }
             Kind::Heap => memory::heap(count)?,
             Kind::Brk => memory::grow_data(count)?,
@@ -78,7 +83,9 @@ impl Region {
         match kind {
             Kind::Thp => pages.advise("madvise huge", 0, count, libc::MADV_HUGEPAGE)?,
             Kind::Guard => {
-                (0..count).filter(|&page| kind.is_guard(page)).try_for_each(|page| pages.protect(page, 1, Access::None))?;
+                (0..count)
+                    .filter(|&page| kind.is_guard(page))
+                    .try_for_each(|page| pages.protect(page, 1, Access::None))?;
             }
             Kind::GuardMarkers => (0..count)
                 .filter(|&page| kind.is_guard(page))
@@ -107,7 +114,16 @@ impl Region {
 
     fn with(number: u64, kind: Kind, backing: Backing, table: Table, object: i32) -> Result<Self, Failure> {
         let version = mix(number) as u32;
-        Ok(Self { number, kind, backing, table, object, version, share: Share { of: 1, mine: 0 } })
+        Ok(Self {
+            number,
+            kind,
+            backing,
+            table,
+            object,
+            is_whole: true,
+            version,
+            share: Share { of: 1, mine: 0 },
+        })
     }
 
     /// After a fork the two sides count on from different versions, so that a page of one is never right in the other.
@@ -141,11 +157,7 @@ impl Region {
         (page..self.count()).chain(0..page).find(|&page| self.is_mine(page))
     }
 
-    /// What a page must hold.
-    pub fn content(&self, page: usize) -> Content {
-        self.content_of(page, self.table.get(page))
-    }
-
+    /// What a page must hold if `entry` is right.
     fn content_of(&self, page: usize, entry: Entry) -> Content {
         let unwritten = if self.kind.wants_file() { Unwritten::File } else { Unwritten::Zero };
         Content::of(self.number, page, entry, unwritten)
@@ -213,7 +225,11 @@ impl Region {
 
     /// Writes every page that is this process's.
     pub fn write_all(&mut self) -> Result<(), Failure> {
-        (0..self.count()).filter(|&page| self.is_mine(page)).collect::<Vec<_>>().into_iter().try_for_each(|page| self.write(page))
+        (0..self.count())
+            .filter(|&page| self.is_mine(page))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .try_for_each(|page| self.write(page))
     }
 
     /// Compares every page with what it must hold, and the table with its checksum.
@@ -232,6 +248,9 @@ impl Region {
                 }
             }
             Backing::Mapped(pages) => {
+                if self.kind == Kind::ProtNone && pages.is_readable(0) {
+                    findings.bad_page(self.kind, self.number, 0, pages.address(0), "what nobody may read");
+                }
                 let compared = accessible(self.kind, pages, 0, pages.count(), || {
                     (0..pages.count()).for_each(|page| self.verify_mapped(pages, page, findings));
                     Ok(())
@@ -241,16 +260,9 @@ impl Region {
                 }
             }
         }
-        if self.kind == Kind::ProtNone && self.backing_is_readable() {
-            findings.bad_page(self.kind, self.number, 0, 0, "readable");
-        }
     }
 
-    fn backing_is_readable(&self) -> bool {
-        matches!(&self.backing, Backing::Mapped(pages) if pages.is_readable(0))
-    }
-
-    fn verify_mapped(&self, pages: &Pages, page: usize, findings: &mut Findings) {
+    pub fn verify_mapped(&self, pages: &Pages, page: usize, findings: &mut Findings) {
         if self.kind.is_guard(page) {
             findings.pages += 1;
             if pages.is_readable(page) {

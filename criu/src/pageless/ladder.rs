@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::check::{Found, find_pages};
@@ -13,14 +14,18 @@ use super::shared::{SharedObject, add_mapped};
 use super::smaps::Smaps;
 use super::take::PagemapName;
 use super::{Rung, fake_parent, kdat, tasks};
-use crate::binary::{CriuBinary, soft_dirty_works};
+use crate::binary::{CriuBinary, Version, soft_dirty_works};
 use crate::dump::{DUMP_LOG, Dump, DumpOptions, DumpReport, PageServer, make_private_dir};
 use crate::error::CriuError;
 use crate::session::{Bind, Notify, NotifyAnswer};
+use crate::sys::has_guard_pages;
 
 /// Says of a task's page (whose image, address, content) whether it has not changed and is to be dropped, on
 /// [`Rung::PageServer`].
 pub type PageFilter = Box<dyn FnMut(PagemapName, u64, &[u8]) -> bool + Send>;
+
+/// The CRIU that knows guard pages (commit of mem.c's collect_madv_guards).
+const GUARDS_SINCE: Version = Version { major: 4, minor: 2, sublevel: 0 };
 
 /// The ways to dump that one migration has.
 pub struct Ladder {
@@ -34,6 +39,10 @@ pub struct Ladder {
     altered_cache: Option<Bind>,
     clears_soft_dirty: bool,
     omit_shared: bool,
+    /// This CRIU finds and restores guard pages.
+    knows_guards: bool,
+    /// A task that has some.
+    guarded: Option<i32>,
     smaps: BTreeMap<i32, Smaps>,
     filter: Option<PageFilter>,
 }
@@ -73,14 +82,17 @@ impl Ladder {
     ) -> Result<Ladder, CriuError> {
         make_private_dir(work)?;
         let max = max.unwrap_or(Rung::ShimWithSmaps);
+        let version = criu.version()?;
         let mut ladder = Ladder {
             top: Rung::Plain,
             missing: Vec::new(),
             preload: None,
-            frame: Frame::of(criu.version()?),
+            frame: Frame::of(version),
             altered_cache: None,
             clears_soft_dirty: false,
             omit_shared,
+            knows_guards: version >= GUARDS_SINCE,
+            guarded: None,
             smaps: BTreeMap::new(),
             filter: None,
         };
@@ -148,13 +160,24 @@ impl Ladder {
         self.filter = Some(unchanged);
     }
 
-    /// Notes the mappings of these tasks, for [`Rung::ShimWithSmaps`]. Right before the freeze: the younger the better. A task
+    /// Notes the mappings of these tasks, for [`Rung::ShimWithSmaps`], and whether there is something that this CRIU would lose
+    /// without its pages: then [`Self::dump`] refuses. Right before the freeze: the younger the better. A task
     /// whose mappings cannot be read is left out.
     pub fn snapshot(&mut self, pids: &BTreeSet<i32>) {
+        self.look_for_guards(pids);
         self.smaps.clear();
         if self.top == Rung::ShimWithSmaps {
             self.smaps = pids.iter().filter_map(|pid| Some((*pid, Smaps::read(*pid).ok()?))).collect();
         }
+    }
+
+    /// Notes whether one of the tasks has guard pages, which an older CRIU would lose unnoticed when it does not look at pages.
+    fn look_for_guards(&mut self, pids: &BTreeSet<i32>) {
+        let has_guards = |pid: &i32| {
+            let pagemap = File::open(format!("/proc/{pid}/pagemap"));
+            pagemap.is_ok_and(|pagemap| has_guard_pages(&pagemap).unwrap_or(false))
+        };
+        self.guarded = if self.knows_guards { None } else { pids.iter().copied().find(has_guards) };
     }
 
     /// Dumps the tree, which must be frozen. A rung that does not work is told in the report, and the next one is taken.
@@ -168,6 +191,10 @@ impl Ladder {
         options: DumpOptions,
         notify: &mut dyn FnMut(&Notify) -> NotifyAnswer,
     ) -> Result<PagelessReport, CriuError> {
+        if let Some(pid) = self.guarded {
+            let reason = format!("process {pid} has guard pages, which criu knows since {GUARDS_SINCE}");
+            return Err(CriuError::Unusable { reason });
+        }
         make_private_dir(&options.images_dir)?;
         let before = names_in(&options.images_dir)?;
         let frozen = Frozen::look(options.pid);

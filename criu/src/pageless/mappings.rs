@@ -16,17 +16,17 @@ const GUARD: u64 = 1 << 16;
 
 /// A mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Mapping {
+pub struct Mapping {
     /// First address.
-    pub(super) start: u64,
+    pub start: u64,
     /// Address after the last.
-    pub(super) end: u64,
+    pub end: u64,
     /// PROT_ flags of mmap(2).
-    pub(super) prot: u64,
+    pub prot: u64,
     /// MAP_ flags of mmap(2).
-    pub(super) flags: u64,
+    pub flags: u64,
     /// CRIU's VMA_ flags.
-    pub(super) status: u64,
+    pub status: u64,
 }
 
 impl Mapping {
@@ -43,8 +43,8 @@ impl Mapping {
     }
 }
 
-/// The mappings in this image, ascending.
-pub(super) fn read_mappings(mm_image: &Path) -> Result<Vec<Mapping>, ImageError> {
+/// The mappings in this image, ascending. Guard pages inside of one are not told.
+pub fn read_mappings(mm_image: &Path) -> Result<Vec<Mapping>, ImageError> {
     let records = read_records(mm_image, Kind::Mm)?;
     let record = records.first().ok_or_else(|| ImageError::broken(mm_image, "it is empty"))?;
     parse(record).map_err(|_| ImageError::broken(mm_image, "its record is malformed"))

@@ -29,6 +29,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use ladder::{Ladder, PageFilter, PagelessReport};
+pub use mappings::{Mapping, read_mappings};
 pub use shared::SharedObject;
 pub use take::{PagemapName, TakenPages, take_pages};
 

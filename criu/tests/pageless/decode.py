@@ -8,6 +8,6 @@ import pycriu
 KINDS = ("pagemap-", "mm-", "inventory", "pstree", "stats-")
 for directory in sys.argv[1:]:
     for name in sorted(os.listdir(directory)):
-        if name.startswith(KINDS) and not os.path.isdir(os.path.join(directory, name)):
+        if name.startswith(KINDS):
             with open(os.path.join(directory, name), "rb") as image:
-                print(json.dumps([name, pycriu.images.load(image, pretty=False)], default=str))
+                print(json.dumps([directory, name, pycriu.images.load(image, pretty=False)], default=str))

@@ -11,7 +11,7 @@ import zlib
 
 PAGE = 4096
 PAGEMAP_SCAN = 0xC0606610
-FILE, PRESENT, SWAPPED, PFNZERO = 1 << 2, 1 << 3, 1 << 4, 1 << 5
+FILE, PRESENT, SWAPPED, PFNZERO, GUARD = 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 8
 
 
 def ranges(pid):
@@ -20,11 +20,14 @@ def ranges(pid):
     at, end = 0, 0x7FFFFFFFF000
     while at < end:
         scan = bytearray(struct.pack("12Q", 96, 0, at, end, 0, ctypes.addressof(room), 4096, 0,
-                                     PFNZERO | FILE, PFNZERO | FILE, PRESENT | SWAPPED, PRESENT))
+                                     PFNZERO | FILE, PFNZERO | FILE, PRESENT | SWAPPED, PRESENT | GUARD))
         got = fcntl.ioctl(fd, PAGEMAP_SCAN, scan)
         at = struct.unpack_from("Q", scan, 32)[0]
         for i in range(got):
-            yield struct.unpack_from("QQ", room, i * 24)
+            start, end_of_range, categories = struct.unpack_from("QQQ", room, i * 24)
+            # A guard looks like a page in swap.
+            if not categories & GUARD:
+                yield start, end_of_range
     os.close(fd)
 
 

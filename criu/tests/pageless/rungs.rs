@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use godwit_criu::CriuBinary;
+use godwit_criu::{CriuBinary, CriuError, NotifyAnswer, Version};
 use godwit_criu::images::Pagemap;
 use godwit_criu::pageless::{Ladder, Rung};
 
@@ -38,7 +38,8 @@ fn assert_same(got: &Memory, want: &Memory, what: &str) {
 
 fn every_rung(criu: &CriuBinary, own_mounts: bool) {
     let version = criu.version().unwrap();
-    let tree = Tree::start(24, "tree", own_mounts);
+    let knows_guards = version >= Version { major: 4, minor: 2, sublevel: 0 };
+    let tree = Tree::start(24, if knows_guards { "guarded" } else { "tree" }, own_mounts);
     tree.freeze(true);
     // Each dump leaves traces in the tasks (stacks, a page that CRIU's code was in): a first one makes them.
     dump(&mut ladder(criu, &tree, own_mounts, Rung::Plain), criu, &tree, tree.options("first"));
@@ -76,6 +77,11 @@ fn every_rung(criu: &CriuBinary, own_mounts: bool) {
         dump(&mut ladder(criu, &tree, own_mounts, Rung::Plain), criu, &tree, tree.options(&format!("{number}p")));
         let (want, _) = take(&tree.dir.join(format!("{number}p")));
         assert_same(&got, &want, &what);
+        for pid in want.keys() {
+            // Guard pages are in there too, where CRIU knows them.
+            let image = |name: &str| fs::read(tree.dir.join(name).join(format!("mm-{pid}.img"))).unwrap();
+            assert!(image(&number.to_string()) == image(&format!("{number}p")), "{what}: mappings of {pid}");
+        }
         let total: usize = want.values().map(|pages| pages.len()).sum();
         assert!(total > 3 * 24 * 256);
     }
@@ -170,6 +176,46 @@ fn nothing_that_criu_starts_sees_the_library_or_the_altered_cache() {
             fs::remove_file(&told).unwrap();
             assert!(text.contains("PATH=") && text.contains("criu.kdat"), "{text}");
             assert!(!text.contains("LD_PRELOAD") && !text.contains("GODWIT_SHIM"), "{rung}: {text}");
+        }
+    }
+}
+
+/// CRIU asks for the limits of each task, which for another user's takes CAP_SYS_RESOURCE.
+#[test]
+fn tasks_of_another_user() {
+    for criu in crius("tasks_of_another_user") {
+        let tree = Tree::start(4, "user", false);
+        for rung in [Rung::ShimWithSmaps, Rung::PageServer, Rung::Plain] {
+            let mut with = ladder(&criu, &tree, false, rung);
+            with.snapshot(&tree.pids());
+            tree.freeze(true);
+            let report = dump(&mut with, &criu, &tree, tree.options(&format!("{rung:?}")));
+            tree.freeze(false);
+            assert_eq!((report.rung, report.fell.len()), (rung, 0), "{report:?}");
+        }
+        // The limits that it was told are those that there are.
+        let told: Vec<Vec<u8>> = ["ShimWithSmaps", "Plain"]
+            .iter()
+            .map(|name| fs::read(tree.dir.join(name).join(format!("core-{}.img", tree.pid))).unwrap())
+            .collect();
+        assert_eq!(told[0].len(), told[1].len());
+    }
+}
+
+/// Before 4.2 CRIU does not know guard pages: it fails to dump them, and left to itself would not notice that there are any.
+#[test]
+fn guard_pages_are_not_lost() {
+    for criu in crius("guard_pages_are_not_lost") {
+        let tree = Tree::start(4, "guarded", false);
+        let mut with = ladder(&criu, &tree, false, Rung::ShimWithSmaps);
+        with.snapshot(&tree.pids());
+        tree.freeze(true);
+        let result = with.dump(&criu, tree.options("1"), &mut |_| NotifyAnswer::Continue);
+        if criu.version().unwrap() < (Version { major: 4, minor: 2, sublevel: 0 }) {
+            let Err(error @ CriuError::Unusable { .. }) = result else { panic!("{result:?}") };
+            assert!(error.to_string().contains("guard pages"), "{error}");
+        } else {
+            assert_eq!(result.unwrap().rung, Rung::ShimWithSmaps);
         }
     }
 }

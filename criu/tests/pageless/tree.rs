@@ -52,7 +52,7 @@ impl Tree {
         let pid = child.id() as i32;
         let tree = Tree { dir, cgroup, pid, child: Some(child) };
         fs::write(tree.cgroup.join("cgroup.procs"), pid.to_string()).unwrap();
-        let tasks = if kind == "tree" { 3 } else { 1 };
+        let tasks = if ["tree", "guarded"].contains(&kind) { 3 } else { 1 };
         wait_for("the tree", || {
             let pids = tree.pids();
             pids.len() == tasks && pids.iter().all(|pid| name_of(*pid) == "ready")

@@ -1,4 +1,4 @@
-"""A tree with memory of all kinds: workload.py MIB plain|tree. Says `ready` in its name when it is all there."""
+"""A tree with memory of all kinds: workload.py MIB plain|tree|guarded|user. Says `ready` in its name when it is all there."""
 import ctypes
 import mmap
 import os
@@ -36,12 +36,16 @@ def nap():
 
 
 mib, kind = int(sys.argv[1]), sys.argv[2]
+if kind == "user":
+    os.setgid(1000)
+    os.setuid(1000)
+    libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE
 big = anonymous(mib * 256)
 # Small pages: it is these that cost something.
 big.madvise(mmap.MADV_NOHUGEPAGE)
 fill(big, range(mib * 256), 1)
 keep = [big]
-if kind == "tree":
+if kind in ("tree", "guarded"):
     # holes, a part that cannot be read, one that can only be written
     holes = anonymous(1024)
     fill(holes, range(0, 1024, 3), 2)
@@ -54,6 +58,11 @@ if kind == "tree":
     os.ftruncate(memfd, 256 * PAGE)
     named = mmap.mmap(memfd, 256 * PAGE)
     fill(named, range(0, 256, 2), 4)
+    # guard pages, where the kernel has them (6.13; MADV_GUARD_INSTALL)
+    guarded = anonymous(64)
+    fill(guarded, range(0, 32), 8)
+    if kind == "guarded":
+        libc.madvise(ctypes.c_void_p(address(guarded) + 40 * PAGE), ctypes.c_size_t(8 * PAGE), 102)
     # pages of a file that were written to, and others that were not
     file = os.open("/usr/bin/perl" if os.path.exists("/usr/bin/perl") else sys.executable, os.O_RDONLY)
     private = mmap.mmap(file, 64 * PAGE, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
@@ -63,7 +72,7 @@ if kind == "tree":
     # a page of zeroes that is only read
     zeroes = anonymous(64)
     sum(zeroes[page * PAGE] for page in range(64))
-    keep += [holes, shared, named, private, zeroes]
+    keep += [holes, shared, named, guarded, private, zeroes]
     for _ in range(3):
         threading.Thread(target=nap, daemon=True).start()
     for child in range(2):

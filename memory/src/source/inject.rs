@@ -135,6 +135,7 @@ fn hijack<T>(
         std::thread::sleep(Duration::from_micros(100));
         start = Instant::now();
     };
+    let saved = restarted(saved);
     // Handlers must not run with our registers. SIGTRAP and faults need not be left out: none is raised.
     let blocked = tracee.blocked().map_err(gone)?;
     tracee.block(u64::MAX).map_err(gone)?;
@@ -159,6 +160,25 @@ fn hijack<T>(
     tracee.block(blocked).map_err(gone)?;
     tracee.detach().map_err(gone)?;
     result.map(|value| Injected { value, stopped: start.elapsed() })
+}
+
+/// An interrupted wait without end that the kernel would answer with EINTR, though no handler runs, as one that it repeats.
+/// With a handler, it still is EINTR: signal(7), "Interruption of system calls and library functions by stop signals".
+fn restarted(mut registers: libc::user_regs_struct) -> libc::user_regs_struct {
+    /// `ERESTARTNOHAND`.
+    const REPEAT_UNLESS_HANDLED: i64 = -514;
+    let endless = match registers.orig_rax as i64 {
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => registers.r10 as i32 == -1,
+        libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => registers.r10 == 0,
+        libc::SYS_semop => true,
+        libc::SYS_rt_sigtimedwait => registers.rdx == 0,
+        libc::SYS_io_getevents => registers.r8 == 0,
+        _ => false,
+    };
+    if endless && registers.rax as i64 == -i64::from(libc::EINTR) {
+        registers.rax = REPEAT_UNLESS_HANDLED as u64;
+    }
+    registers
 }
 
 /// Interrupts the thread and waits for it. A signal that comes first is delivered as it would have been.

@@ -45,6 +45,8 @@ pub(super) struct Space {
     pub(super) tracking: Tracking,
     /// A task joined: it needs all of it.
     pub(super) all: bool,
+    /// Nothing of it was registered by us yet; what is, was by somebody else.
+    fresh: bool,
     /// Rounds until the next attempt to track it, and how many to wait if that fails.
     retry: (u32, u32),
     /// Devices may write to it.
@@ -100,6 +102,7 @@ impl Space {
             vdso: maps.vdso,
             tracking: Tracking::Nothing(why),
             all: false,
+            fresh: true,
             retry: (0, 1),
             direct: false,
             history: Vec::new(),
@@ -138,6 +141,7 @@ impl Space {
                 stats.attached += 1;
                 stats.longest_stop = stats.longest_stop.max(stopped);
                 self.tracking = Tracking::Uffd(uffd);
+                self.fresh = true;
             }
             Err(reason) => {
                 tracing::debug!(pid = self.pid, %reason, "not tracked");
@@ -168,8 +172,10 @@ impl Space {
         let mut due = Due::default();
         let all = std::mem::take(&mut self.all);
         let result = match &mut self.tracking {
-            Tracking::Uffd(uffd) => Walk { pagemap: &self.pagemap, uffd, maps, scanner, rules, frozen, all, stats }
-                .walk(&mut due),
+            Tracking::Uffd(uffd) => {
+                let fresh = std::mem::take(&mut self.fresh);
+                Walk { pagemap: &self.pagemap, uffd, maps, scanner, rules, frozen, all, fresh, stats }.walk(&mut due)
+            }
             Tracking::SoftDirty(base) => {
                 soft_dirty(self.pid, &self.pagemap, base, maps, scanner, frozen, all, &mut due.written)
             }
@@ -311,6 +317,7 @@ struct Walk<'a> {
     rules: &'a Rules,
     frozen: bool,
     all: bool,
+    fresh: bool,
     stats: &'a mut RoundStats,
 }
 
@@ -357,11 +364,11 @@ impl Walk<'_> {
     fn find_fresh(&mut self, groups: &[std::ops::Range<usize>]) -> Result<Vec<usize>, Errno> {
         let mut fresh = Vec::new();
         for group in groups {
-            if !self.scanner.unregistered(self.pagemap, self.span(group))? {
+            if !self.fresh && !self.scanner.unregistered(self.pagemap, self.span(group))? {
                 continue;
             }
             for index in group.clone() {
-                if self.scanner.unregistered(self.pagemap, self.maps.list[index].span)? {
+                if self.fresh || self.scanner.unregistered(self.pagemap, self.maps.list[index].span)? {
                     fresh.push(index);
                 }
             }
@@ -372,7 +379,7 @@ impl Walk<'_> {
     /// Registers mappings, with their neighbours in one call: an application that moves an area of which only a part is
     /// registered gets an error from the kernel, and the less often a part is, the better.
     fn register(&self, fresh: &[usize]) {
-        if !self.rules.register_new && self.stats.attached == 0 {
+        if !self.rules.register_new && !self.fresh {
             return;
         }
         let carried = |index: usize| self.maps.list[index].kind != Kind::Other;

@@ -112,6 +112,12 @@ impl Followed {
         pid
     }
 
+    /// Executes the same program anew, as the same process.
+    pub fn exec(&mut self) {
+        writeln!(self.input.as_mut().unwrap(), "exec").unwrap();
+        self.tell("loops");
+    }
+
     /// All processes there are of it, found by asking who the children are.
     pub fn find_kin(&mut self) -> BTreeSet<i32> {
         let mut found = BTreeSet::new();

@@ -73,6 +73,18 @@ fn obey(command: &str, n: &[u64], last: &str) -> i64 {
             }
             child => child.into(),
         },
+        // A child that makes one system call and leaves the result.
+        "fork-call" => match sys::fork() {
+            0 => {
+                let arguments = [n[2], n[3], n[4], n[5], n[6], n[7]];
+                let result = sys::raw_syscall(n[1] as i64, arguments);
+                sys::poke(n[0], result as u64);
+                loop {
+                    sys::syscall(libc::SYS_pause, [0; 6]);
+                }
+            }
+            child => child.into(),
+        },
         "clone-vm" => {
             extern "C" fn stay(_: *mut libc::c_void) -> i32 {
                 loop {
@@ -120,7 +132,6 @@ fn obey(command: &str, n: &[u64], last: &str) -> i64 {
             0
         }
         "signals" => sys::SIGNALS.load(Ordering::SeqCst) as i64,
-        // Sleeps in one system call of every thread-safe kind that is restarted or not; gives its result.
         "exec" => {
             use std::os::unix::process::CommandExt;
             let error = std::process::Command::new(std::env::current_exe().unwrap())

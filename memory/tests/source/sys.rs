@@ -11,6 +11,17 @@ pub fn syscall(number: i64, a: [u64; 6]) -> i64 {
     }
 }
 
+/// The same for a child of a fork.
+pub fn raw_syscall(number: i64, a: [u64; 6]) -> i64 {
+    // SAFETY: as in `syscall`; `errno` is the thread's own.
+    unsafe {
+        match libc::syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]) {
+            -1 => -i64::from(*libc::__errno_location()),
+            result => result,
+        }
+    }
+}
+
 /// Writes eight bytes; the address must be mapped.
 pub fn poke(address: u64, value: u64) {
     // SAFETY: the tests only write to mappings they made.

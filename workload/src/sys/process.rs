@@ -35,8 +35,7 @@ pub fn fork() -> Result<Forked, Failure> {
 /// Forks, executes this program with one argument, and waits for its end.
 pub fn exec_self(argument: &str) -> Result<(), Failure> {
     let program = c"/proc/self/exe";
-    let argument =
-        CString::new(argument).map_err(|_| Failure { call: "execv", errno: libc::EINVAL })?;
+    let argument = CString::new(argument).map_err(|_| Failure { call: "execv", errno: libc::EINVAL })?;
     let words = [program.as_ptr(), argument.as_ptr(), std::ptr::null()];
     // SAFETY: the child calls execv and _exit only; the words are strings that end, and a null.
     let pid = unsafe {
