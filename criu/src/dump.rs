@@ -148,22 +148,24 @@ impl DumpOptions {
     }
 
     /// Starts the CRIU process for one [`Dump`] with these options: a guardian can be put on it before anything happens.
-    pub fn start(self, criu: &CriuBinary) -> Result<Dump, CriuError> {
-        make_private_dir(&self.images_dir)?;
-        make_private_dir(&self.work_dir)?;
-        let mut options = self;
-        let (pass, page_server) = match options.page_server.take() {
+    pub fn start(mut self, criu: &CriuBinary) -> Result<Dump, CriuError> {
+        let session = Session::start(criu, self.session_options())?;
+        Dump::over(session, self)
+    }
+
+    /// What the CRIU process of this dump starts with; taken out of the options.
+    pub(crate) fn session_options(&mut self) -> SessionOptions {
+        let (pass, page_server) = match self.page_server.take() {
             Some(PageServer::Socket(fd)) => (vec![fd], None),
             other => (Vec::new(), other),
         };
-        options.page_server = page_server;
-        let session = SessionOptions {
-            cgroups: options.criu_cgroups.clone(),
+        self.page_server = page_server;
+        SessionOptions {
+            cgroups: self.criu_cgroups.clone(),
             pass,
-            env: std::mem::take(&mut options.env),
-            bind: options.bind.take(),
-        };
-        Ok(Dump { session: Session::start(criu, session)?, options })
+            env: std::mem::take(&mut self.env),
+            bind: self.bind.take(),
+        }
     }
 }
 
@@ -184,6 +186,13 @@ pub struct Dump {
 }
 
 impl Dump {
+    /// A dump by a CRIU that was started with the [`DumpOptions::session_options`] of such a dump.
+    pub(crate) fn over(session: Session, options: DumpOptions) -> Result<Dump, CriuError> {
+        make_private_dir(&options.images_dir)?;
+        make_private_dir(&options.work_dir)?;
+        Ok(Dump { session, options })
+    }
+
     /// CRIU's process id.
     pub fn criu_pid(&self) -> Option<u32> {
         self.session.pid()

@@ -89,7 +89,10 @@ impl RestoreOptions {
     pub fn start(mut self, criu: &CriuBinary) -> Result<Restore, CriuError> {
         make_private_dir(&self.work_dir)?;
         let (pass, keys) = std::mem::take(&mut self.inherit_fd).into_iter().unzip();
-        let session = Session::start(criu, SessionOptions { cgroups: self.criu_cgroups.clone(), pass, ..Default::default() })?;
+        let session = Session::start(
+            criu,
+            SessionOptions { cgroups: self.criu_cgroups.clone(), pass, ..Default::default() },
+        )?;
         Ok(Restore { session, keys, options: self })
     }
 }

@@ -69,10 +69,12 @@ pub(crate) fn adopt(number: RawFd) -> OwnedFd {
 /// Whether the task whose `/proc/PID/pagemap` this is has guard pages (madvise(2), MADV_GUARD_INSTALL). Kernels before 6.15 do
 /// not say, and answer EINVAL.
 pub(crate) fn has_guard_pages(pagemap: &File) -> nix::Result<bool> {
+    // No higher address is taken; with longer page tables no task has one that did not ask for it.
+    const END: u64 = if cfg!(target_arch = "aarch64") { 0xffff_ffff_f000 } else { 0x7fff_ffff_f000 };
     let mut found = PageRegion::default();
     let mut scan = PmScanArg {
         size: size_of::<PmScanArg>() as u64,
-        end: !0 << 12,
+        end: END,
         vec: (&raw mut found).expose_provenance() as u64,
         vec_len: 1,
         max_pages: 1,

@@ -172,9 +172,9 @@ impl IncomingPages {
     }
 }
 
-/// godwit itself, under its own name even when its file was replaced meanwhile.
+/// godwit itself, also when its file was replaced meanwhile.
 fn handler() -> PathBuf {
-    std::env::var_os("GODWIT_FILL").map_or_else(|| PathBuf::from("/proc/self/exe"), PathBuf::from)
+    std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| "/proc/self/exe".into())
 }
 
 /// The last number of `NSpid` in /proc/PID/status (proc_pid_status(5)): what the task calls itself.

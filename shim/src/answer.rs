@@ -203,7 +203,14 @@ mod tests {
         assert_eq!(smaps_of(b"12/smaps", Some(b"/srv")), None);
         assert_eq!(smaps_of(b"/proc/5/smaps", None), Some(5));
         assert_eq!(smaps_of(b"/proc/5/smaps", Some(b"/srv")), Some(5));
-        for other in [&b"/proc/5/smaps_rollup"[..], b"/proc/self/smaps", b"/srv/5/smaps", b"maps", b"/proc//smaps", b""] {
+        for other in [
+            &b"/proc/5/smaps_rollup"[..],
+            b"/proc/self/smaps",
+            b"/srv/5/smaps",
+            b"maps",
+            b"/proc//smaps",
+            b"",
+        ] {
             assert_eq!(smaps_of(other, proc), None, "{other:?}");
         }
     }

@@ -118,7 +118,11 @@ mod tests {
     fn answers() {
         assert_eq!(Answers::parse(b""), Answers::NONE);
         assert_eq!(Answers::parse(b"pages,limits"), Answers::PAGES | Answers::LIMITS);
-        assert_eq!(Answers::parse(b"smaps,shared,tea"), Answers::SMAPS | Answers::SHARED, "a name of a later version");
+        assert_eq!(
+            Answers::parse(b"smaps,shared,tea"),
+            Answers::SMAPS | Answers::SHARED,
+            "a name of a later version"
+        );
         let set = Answers::parse(b"pages,shared");
         assert!(set.has(Answers::PAGES) && set.has(Answers::SHARED) && !set.has(Answers::SMAPS));
         assert!(set.has(Answers::NONE) && !Answers::NONE.has(Answers::PAGES));
@@ -136,6 +140,6 @@ mod tests {
     #[test]
     fn life_fits() {
         assert_eq!(Life::Limits as usize, LIFE_WORDS - 1);
-        assert!(LIFE_WORDS * 8 <= LIFE_SIZE);
+        const { assert!(LIFE_WORDS * 8 <= LIFE_SIZE) };
     }
 }

@@ -166,7 +166,7 @@ impl Bed {
     }
 
     /// Removes every container and all that was made for one, by us or by godwit.
-    fn wipe(&self) {
+    pub fn wipe(&self) {
         for host in [SRC, DST] {
             self.sh(host, WIPE);
         }

@@ -8,6 +8,7 @@ mod cgroup_v1;
 mod container;
 mod files;
 mod godwit;
+mod memory;
 mod moves;
 mod probe;
 mod refusals;

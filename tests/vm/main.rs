@@ -31,7 +31,7 @@ fn digest(machines: &Machines) -> String {
 
 /// One test and not several: a pair of machines takes long to boot, and each step needs the one before.
 #[test]
-fn redis_moves_there_and_back_in_pre_dump_rounds() {
+fn redis_moves_there_and_back_with_every_tracker_of_this_kernel() {
     let Some(machines) = machines() else { return };
     machines.sh(SRC, &format!("testbed-container create vmt {ADDRESS} --ram 24"));
     // memory.max comes back with the container: its own runtime sets it, from the same bundle
@@ -44,7 +44,7 @@ fn redis_moves_there_and_back_in_pre_dump_rounds() {
     );
     let probe = machines.start("client", &probe);
     machines.wait_until("client", "test -e /run/vmt.ready");
-    let summary = migrate(&machines, SRC, DST, "--max-rounds 3 --on-timeout switchover");
+    let summary = migrate(&machines, SRC, DST, "--tracker pre-dump --max-rounds 3 --on-timeout switchover");
     assert_eq!((&summary["strategy"], &summary["tracker"]), (&"pre-copy".into(), &"pre-dump".into()));
     let rounds = summary["rounds"].as_array().unwrap();
     assert!(rounds.len() >= 3, "two rounds and the final one: {summary}");
@@ -72,11 +72,21 @@ fn redis_moves_there_and_back_in_pre_dump_rounds() {
     // back, idle: every byte is the same, and no wish for a tracker is needed
     let before = digest(&machines);
     let summary = migrate(&machines, DST, SRC, "--tracker auto --max-rounds 2 --on-timeout switchover");
-    assert_eq!(summary["tracker"], "pre-dump");
+    assert_eq!(summary["tracker"], "uffd");
+    assert_eq!(summary["memory"]["restoration"], "local-lazy", "{summary}");
     assert_eq!(digest(&machines), before);
 
     // and once more with a checkpoint first: the two ways meet on one container
     let summary = migrate(&machines, SRC, DST, "--tracker checkpoint --on-timeout switchover");
     assert_eq!(summary["tracker"], "checkpoint");
+    assert_eq!(digest(&machines), before);
+
+    // the kernel's soft-dirty bit, with no help of CRIU's
+    let flags = "--tracker soft-dirty --max-rounds 3 --on-timeout switchover";
+    let summary = migrate(&machines, DST, SRC, flags);
+    assert_eq!(summary["tracker"], "soft-dirty");
+    let rounds = summary["rounds"].as_array().unwrap();
+    let memory = |round: usize| rounds[round]["memory_bytes"].as_u64().unwrap();
+    assert!(memory(rounds.len() - 1) < memory(0) / 2, "only what was written goes again: {summary}");
     assert_eq!(digest(&machines), before);
 }

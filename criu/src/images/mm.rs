@@ -108,7 +108,8 @@ mod tests {
         vmas.iter().for_each(|vma| put_bytes(&mut record, 14, vma));
         let mappings = parse(&record).unwrap();
         assert_eq!(mappings.len(), vmas.len());
-        let lazy: Vec<u64> = mappings.iter().filter(|mapping| mapping.lazy).map(|mapping| mapping.start).collect();
+        let lazy: Vec<u64> =
+            mappings.iter().filter(|mapping| mapping.lazy).map(|mapping| mapping.start).collect();
         assert_eq!(lazy, [0x1000, 0x7000]);
         put_bytes(&mut record, 14, &vmas[0]);
         assert_eq!(parse(&record), Err(Malformed), "not ascending");

@@ -164,7 +164,14 @@ mod tests {
         let mut names: Vec<_> =
             std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort_unstable();
-        assert_eq!(names, ["inventory.img".to_owned(), PagemapName::Task(own_pid(own).unwrap()).file_name(), "pages-1.img".into()]);
+        assert_eq!(
+            names,
+            [
+                "inventory.img".to_owned(),
+                PagemapName::Task(own_pid(own).unwrap()).file_name(),
+                "pages-1.img".into()
+            ]
+        );
         remove(images.path()).unwrap();
         remove(images.path()).unwrap();
         assert!(!dir.exists());

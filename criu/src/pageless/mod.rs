@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 pub use ladder::{Ladder, PageFilter, PagelessReport};
 pub use mappings::{Mapping, read_mappings};
 pub use shared::SharedObject;
-pub use take::{PagemapName, TakenPages, take_pages};
+pub use take::{EachPage, PagemapName, TakenPages, take_pages};
 
 /// A way to dump without pages, the best first (so the best is the smallest).
 ///

@@ -57,7 +57,9 @@ impl Preload {
         match criu.linkage() {
             Linkage::Dynamic => {}
             Linkage::Static => return Ok(Err("criu is statically linked".into())),
-            Linkage::Unknown => return Ok(Err(format!("`{}` is not a program but a wrapper", criu.path().display()))),
+            Linkage::Unknown => {
+                return Ok(Err(format!("`{}` is not a program but a wrapper", criu.path().display())));
+            }
         }
         let name = dir.as_os_str().as_bytes();
         if !dir.is_absolute() || name.len() > MAX_DIRECTORY || name.iter().any(|b| b" \t:;\n$".contains(b)) {
@@ -121,7 +123,8 @@ impl Preload {
     /// The signs of life since [`Self::reset`]; `None` when there are none.
     pub(super) fn signs(&self) -> Result<Option<Signs>, CriuError> {
         let path = self.file(LIFE_FILE);
-        let bytes = std::fs::read(&path).map_err(CriuError::io(format!("cannot read `{}`", path.display())))?;
+        let bytes =
+            std::fs::read(&path).map_err(CriuError::io(format!("cannot read `{}`", path.display())))?;
         let mut words = [0; LIFE_WORDS];
         for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
             *word = u64::from_ne_bytes(*bytes);
@@ -139,29 +142,38 @@ impl Preload {
 
     /// Gives CRIU this text for `/proc/PID/smaps`.
     pub(super) fn put_smaps(&self, pid: i32, text: &[u8]) -> Result<(), CriuError> {
-        let path = self.smaps_file(pid);
+        let path = self.file(&[SMAPS_FILE, pid.to_string().as_bytes()].concat());
         create_private(&path)?
             .write_all(text)
             .map_err(CriuError::io(format!("cannot write `{}`", path.display())))
     }
 
-    /// Lets CRIU read `/proc/PID/smaps` itself.
-    pub(super) fn remove_smaps(&self, pid: i32) -> Result<(), CriuError> {
-        remove_stale(&self.smaps_file(pid))
+    /// Lets CRIU read every `/proc/PID/smaps` itself again.
+    pub(super) fn remove_smaps(&self) -> Result<(), CriuError> {
+        let failed = || CriuError::io(format!("cannot clear `{}`", self.dir.display()));
+        for entry in std::fs::read_dir(&self.dir).map_err(failed())? {
+            let entry = entry.map_err(failed())?;
+            if entry.file_name().as_bytes().starts_with(SMAPS_FILE) {
+                remove_stale(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Has the data of just these objects left out.
-    pub(super) fn put_shared<'a>(&self, objects: impl IntoIterator<Item = &'a SharedObject>) -> Result<(), CriuError> {
+    pub(super) fn put_shared<'a>(
+        &self,
+        objects: impl IntoIterator<Item = &'a SharedObject>,
+    ) -> Result<(), CriuError> {
         let path = self.file(SHARED_FILE);
-        let bytes: Vec<u8> =
-            objects.into_iter().flat_map(|object| [object.device, object.inode]).flat_map(u64::to_ne_bytes).collect();
+        let bytes: Vec<u8> = objects
+            .into_iter()
+            .flat_map(|object| [object.device, object.inode])
+            .flat_map(u64::to_ne_bytes)
+            .collect();
         create_private(&path)?
             .write_all(&bytes)
             .map_err(CriuError::io(format!("cannot write `{}`", path.display())))
-    }
-
-    fn smaps_file(&self, pid: i32) -> PathBuf {
-        self.file(&[SMAPS_FILE, pid.to_string().as_bytes()].concat())
     }
 
     fn file(&self, name: &[u8]) -> PathBuf {
@@ -225,9 +237,15 @@ mod tests {
     #[test]
     fn why_it_cannot_be_used() {
         let dir = tempfile::tempdir().unwrap();
-        let why = |criu: &CriuBinary, name: &str| Preload::install(criu, dir.path().join(name)).unwrap().unwrap_err();
+        let why = |criu: &CriuBinary, name: &str| {
+            Preload::install(criu, dir.path().join(name)).unwrap().unwrap_err()
+        };
         let script = dir.path().join("criu");
-        std::fs::write(&script, "#!/bin/sh\nunset LD_PRELOAD\nexec /usr/bin/env\n# as long as the header of an ELF file\n").unwrap();
+        std::fs::write(
+            &script,
+            "#!/bin/sh\nunset LD_PRELOAD\nexec /usr/bin/env\n# as long as the header of an ELF file\n",
+        )
+        .unwrap();
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
         assert!(why(&CriuBinary::at(&script).unwrap(), "s").contains("wrapper"));
         assert!(why(&env(), "with space").contains("cannot be given"));

@@ -99,7 +99,8 @@ impl Server {
         frame: Frame,
         unchanged: Option<PageFilter>,
     ) -> Result<(Server, OwnedFd), CriuError> {
-        let (ours, theirs) = UnixStream::pair().map_err(CriuError::io("cannot make a socket pair for pages"))?;
+        let (ours, theirs) =
+            UnixStream::pair().map_err(CriuError::io("cannot make a socket pair for pages"))?;
         let mut receiver = Receiver {
             socket: ours,
             frame,
@@ -222,7 +223,8 @@ impl Receiver {
     fn pages(&mut self, message: Message) -> io::Result<()> {
         let Message { mut vaddr, flags, .. } = message;
         let image = self.open.as_mut().ok_or_else(|| broken("pages before an image"))?;
-        let end = (message.pages <= MAX_PAGES).then(|| vaddr.checked_add(message.pages * PAGE_SIZE)).flatten();
+        let end =
+            (message.pages <= MAX_PAGES).then(|| vaddr.checked_add(message.pages * PAGE_SIZE)).flatten();
         let end = end.ok_or_else(|| broken("too many pages"))?;
         let flags = flags & (PE_PRESENT | PE_LAZY | PE_PARENT);
         if flags & PE_PRESENT == 0 || flags & PE_PARENT != 0 || vaddr % PAGE_SIZE != 0 {
@@ -237,7 +239,9 @@ impl Receiver {
             self.socket.read_exact(part)?;
             match (&mut self.unchanged, image.name) {
                 (Some(unchanged), PagemapName::Task(_)) => {
-                    for (page, at) in part.chunks_exact(PAGE_SIZE as usize).zip((vaddr..).step_by(PAGE_SIZE as usize)) {
+                    for (page, at) in
+                        part.chunks_exact(PAGE_SIZE as usize).zip((vaddr..).step_by(PAGE_SIZE as usize))
+                    {
                         if unchanged(image.name, at, page) {
                             self.dropped += 1;
                         } else {
@@ -311,8 +315,9 @@ mod tests {
             });
             let (server, theirs) = Server::start(&images, frame, Some(odd)).unwrap();
             let mut criu = UnixStream::from(theirs);
-            let content =
-                |first: u64, count: u64| (first..first + count).flat_map(|n| [n as u8; 4096]).collect::<Vec<u8>>();
+            let content = |first: u64, count: u64| {
+                (first..first + count).flat_map(|n| [n as u8; 4096]).collect::<Vec<u8>>()
+            };
             let mut answer = [9; 4];
             criu.write_all(&encode(frame, PARENT, 0, 0, 0, task(7))).unwrap();
             criu.read_exact(&mut answer).unwrap();
@@ -358,8 +363,17 @@ mod tests {
         ends(&[0; 32]);
         ends(&encode(Frame::Long, OPEN2, 0, 0, 0, 9));
         ends(&encode(Frame::Long, ADD_PAGES_WITH_FLAGS, 4, 1, 0x1000, task(1)));
-        for (flags, pages, vaddr) in [(4, u64::MAX, 0x1000), (4, 1, 0x1001), (1, 1, 0x1000), (0, 1, 0x1000), (4, 2, 0x1000)] {
-            ends(&[&open[..], &encode(Frame::Long, ADD_PAGES_WITH_FLAGS, flags, pages, vaddr, task(1)), &[0; 4096]].concat());
+        for (flags, pages, vaddr) in
+            [(4, u64::MAX, 0x1000), (4, 1, 0x1001), (1, 1, 0x1000), (0, 1, 0x1000), (4, 2, 0x1000)]
+        {
+            ends(
+                &[
+                    &open[..],
+                    &encode(Frame::Long, ADD_PAGES_WITH_FLAGS, flags, pages, vaddr, task(1)),
+                    &[0; 4096],
+                ]
+                .concat(),
+            );
         }
         ends(&[&open[..], &encode(Frame::Long, HOLE, 0, 1, 0x1000, task(1))].concat());
     }

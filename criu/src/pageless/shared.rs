@@ -31,7 +31,8 @@ fn parse_line(line: &[u8]) -> Option<(SharedObject, &str)> {
     let mut words = line.splitn(6, ' ');
     let (range, permissions, _offset) = (words.next()?, words.next()?, words.next()?);
     let (device, inode, name) = (words.next()?, words.next()?, words.next()?.trim_start());
-    if permissions.as_bytes().get(3) != Some(&b's') || !godwit_shim::answer::is_shared_memory(name.as_bytes()) {
+    if permissions.as_bytes().get(3) != Some(&b's') || !godwit_shim::answer::is_shared_memory(name.as_bytes())
+    {
         return None;
     }
     let (major, minor) = device.split_once(':')?;
@@ -50,12 +51,16 @@ mod tests {
 
     #[test]
     fn lines() {
-        let parsed = |line: &str| parse_line(line.as_bytes()).map(|(object, range)| (object.inode, range.to_owned()));
+        let parsed =
+            |line: &str| parse_line(line.as_bytes()).map(|(object, range)| (object.inode, range.to_owned()));
         let memfd = "7f0000-7f1000 rw-s 00000000 00:01 1027                       /memfd:a b (deleted)";
         assert_eq!(parsed(memfd), Some((1027, "7f0000-7f1000".into())));
         assert_eq!(parse_line(memfd.as_bytes()).unwrap().0.device, 1);
         assert_eq!(parsed("7f0000-7f1000 r--s 00000000 00:01 5 /dev/zero (deleted)").unwrap().0, 5);
-        assert_eq!(parsed("7f0000-7f1000 r--s 00000000 00:01 32769    /SYSV00000000 (deleted)").unwrap().0, 32769);
+        assert_eq!(
+            parsed("7f0000-7f1000 r--s 00000000 00:01 32769    /SYSV00000000 (deleted)").unwrap().0,
+            32769
+        );
         for other in [
             "7f0000-7f1000 rw-p 00000000 00:01 1027 /memfd:x (deleted)",
             "7f0000-7f1000 rw-s 00000000 00:05 12 /dev/shm/x",
@@ -75,7 +80,11 @@ mod tests {
         file.set_len(8192).unwrap();
         // cat(1) does not map it: take any task's maps, and a line of one that does not exist.
         let metadata = file.metadata().unwrap();
-        let line = format!("1000-2000 rw-s 00000000 00:{:02x} {} /memfd:x (deleted)", metadata.dev(), metadata.ino());
+        let line = format!(
+            "1000-2000 rw-s 00000000 00:{:02x} {} /memfd:x (deleted)",
+            metadata.dev(),
+            metadata.ino()
+        );
         let (object, _) = parse_line(line.as_bytes()).unwrap();
         assert_eq!(object, SharedObject { device: metadata.dev(), inode: metadata.ino() });
         let mut found = BTreeSet::new();

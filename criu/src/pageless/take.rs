@@ -14,6 +14,9 @@ use crate::images::{ImageError, PAGE_SIZE, PARENT_LINK, Pagemap};
 /// Size of the buffer pages are read through, pages.
 const AT_ONCE: u64 = 256;
 
+/// Gets a page: whose image it is of, its address, its content.
+pub type EachPage<'a, E> = dyn FnMut(PagemapName, u64, &[u8]) -> Result<(), E> + 'a;
+
 /// Whose pages an image has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum PagemapName {
@@ -57,10 +60,7 @@ pub struct TakenPages {
 ///
 /// # Errors
 /// A broken image, or what `each` returns: then the images may be taken from again.
-pub fn take_pages<E: From<ImageError>>(
-    images: &Path,
-    each: &mut dyn FnMut(PagemapName, u64, &[u8]) -> Result<(), E>,
-) -> Result<TakenPages, E> {
+pub fn take_pages<E: From<ImageError>>(images: &Path, each: &mut EachPage<'_, E>) -> Result<TakenPages, E> {
     let mut taken = TakenPages::default();
     let mut done = Vec::new();
     for (name, map) in read_pagemaps(images)? {
@@ -70,7 +70,7 @@ pub fn take_pages<E: From<ImageError>>(
             }
             PagemapName::Task(_) => {
                 taken.pages += map.present_pages();
-                each_page(images, &map, &mut |vaddr, page| each(name, vaddr, page))?;
+                each_page(images, &map, |vaddr, page| each(name, vaddr, page))?;
                 done.push((name, map));
             }
         }
@@ -107,7 +107,7 @@ pub(super) fn read_pagemaps(images: &Path) -> Result<BTreeMap<PagemapName, Pagem
 fn each_page<E: From<ImageError>>(
     images: &Path,
     map: &Pagemap,
-    each: &mut dyn FnMut(u64, &[u8]) -> Result<(), E>,
+    mut each: impl FnMut(u64, &[u8]) -> Result<(), E>,
 ) -> Result<(), E> {
     if map.present_pages() == 0 {
         // CRIU makes the file with the first page.
@@ -161,8 +161,11 @@ mod tests {
         }
         std::fs::write(images.join("pages-7.img"), &pages).unwrap();
         std::fs::write(images.join("pages-8.img"), &pages[..8192]).unwrap();
-        let entries =
-            vec![entry(0x10000, 1, PE_PRESENT), entry(0x20000, 9, PE_PARENT), entry(0x80000, 299, PE_PRESENT)];
+        let entries = vec![
+            entry(0x10000, 1, PE_PRESENT),
+            entry(0x20000, 9, PE_PARENT),
+            entry(0x80000, 299, PE_PRESENT),
+        ];
         Pagemap { pages_id: 7, entries }.write(&images.join("pagemap-5.img")).unwrap();
         Pagemap { pages_id: 8, entries: vec![entry(0, 2, PE_PRESENT)] }
             .write(&images.join("pagemap-shmem-99.img"))

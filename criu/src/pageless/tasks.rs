@@ -53,7 +53,8 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         assert_eq!((tree.len(), tree[0]), (2, root));
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(tree[1]), nix::sys::signal::Signal::SIGKILL).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(tree[1]), nix::sys::signal::Signal::SIGKILL)
+            .unwrap();
         shell.wait().unwrap();
         assert_eq!(tree_of(root), [root], "one that is gone has no children");
     }

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use godwit_criu::{CriuBinary, Version};
 use godwit_criu::images::{Inventory, Pagemap, PagemapEntry, read_tasks, stats};
 use godwit_criu::pageless::{PagemapName, Rung, read_mappings, take_pages};
+use godwit_criu::{CriuBinary, Version};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -68,7 +68,11 @@ fn optional(value: &Value) -> Option<u64> {
 
 fn pagemap_of(records: &[Value]) -> Pagemap {
     let entries = records[1..].iter().map(|entry| {
-        let compat = number(if entry["compat_nr_pages"].is_null() { &entry["nr_pages"] } else { &entry["compat_nr_pages"] });
+        let compat = number(if entry["compat_nr_pages"].is_null() {
+            &entry["nr_pages"]
+        } else {
+            &entry["compat_nr_pages"]
+        });
         PagemapEntry {
             vaddr: number(&entry["vaddr"]),
             nr_pages: optional(&entry["nr_pages"]).unwrap_or(compat),
@@ -101,7 +105,8 @@ fn assert_agree(library: &str, images: &Path, work: &Path) {
             assert_eq!(u64::from(ours.img_version), number(&records[0]["img_version"]));
             assert_eq!(ours.dump_uptime, optional(&records[0]["dump_uptime"]));
             assert_eq!(ours.pre_dump_mode.map(u64::from), optional(&records[0]["pre_dump_mode"]));
-            let ids = ["files_id", "pid_ns_id", "net_ns_id", "ipc_ns_id", "uts_ns_id", "mnt_ns_id", "user_ns_id"];
+            let ids =
+                ["files_id", "pid_ns_id", "net_ns_id", "ipc_ns_id", "uts_ns_id", "mnt_ns_id", "user_ns_id"];
             for (field, id) in ids.iter().zip([2, 5, 6, 7, 8, 9, 10]) {
                 let theirs = optional(&records[0]["root_ids"][field]).unwrap_or(0);
                 assert_eq!(u64::from(ours.root_ids[id]), theirs, "{field}");
@@ -111,14 +116,19 @@ fn assert_agree(library: &str, images: &Path, work: &Path) {
             assert_eq!(ours.len(), records.len());
             for (ours, theirs) in ours.iter().zip(&records) {
                 let theirs_of = |field: &str| number(&theirs[field]) as u32;
-                assert_eq!([ours.pid, ours.ppid, ours.pgid, ours.sid], ["pid", "ppid", "pgid", "sid"].map(theirs_of));
-                let threads: Vec<u32> = theirs["threads"].as_array().unwrap().iter().map(|t| number(t) as u32).collect();
+                assert_eq!(
+                    [ours.pid, ours.ppid, ours.pgid, ours.sid],
+                    ["pid", "ppid", "pgid", "sid"].map(theirs_of)
+                );
+                let threads: Vec<u32> =
+                    theirs["threads"].as_array().unwrap().iter().map(|t| number(t) as u32).collect();
                 assert_eq!(ours.threads, threads);
             }
         } else if name == "stats-dump" {
             let ours = stats::read_dump(work).unwrap().unwrap();
             let theirs = |field: &str| optional(&records[0]["dump"][field]).unwrap_or(0);
-            let micros = [ours.freezing_time, ours.frozen_time, ours.memdump_time, ours.memwrite_time].map(|t| t.as_micros() as u64);
+            let micros = [ours.freezing_time, ours.frozen_time, ours.memdump_time, ours.memwrite_time]
+                .map(|t| t.as_micros() as u64);
             assert_eq!(micros, ["freezing_time", "frozen_time", "memdump_time", "memwrite_time"].map(theirs));
             assert_eq!(
                 [ours.pages_scanned, ours.pages_skipped_parent, ours.pages_written, ours.pages_lazy],

@@ -24,9 +24,11 @@ fn a_library_that_crashes() {
         // Its code is overwritten: every instruction is a trap.
         let library = tree.dir.join("ladder/shim/godwit-shim.so");
         let mut bytes = fs::read(&library).unwrap();
-        let word = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+        let word =
+            |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
         let headers = word(&bytes, 32);
-        let code = (0..8).map(|i| headers + i * 56).find(|at| bytes[*at] == 1 && bytes[*at + 4] & 1 == 1).unwrap();
+        let code =
+            (0..8).map(|i| headers + i * 56).find(|at| bytes[*at] == 1 && bytes[*at + 4] & 1 == 1).unwrap();
         let (offset, length) = (word(&bytes, code + 8), word(&bytes, code + 32));
         bytes[offset..offset + length].fill(0xcc);
         fs::write(&library, bytes).unwrap();
@@ -44,7 +46,10 @@ fn a_criu_that_cannot_be_preloaded() {
     for criu in crius("a_criu_that_cannot_be_preloaded") {
         let tree = Tree::start(4, "plain", false);
         let script = tree.dir.join("criu");
-        let text = format!("#!/bin/bash\n# what a static program would do with it\nunset LD_PRELOAD\nexec {} \"$@\"\n", criu.path().display());
+        let text = format!(
+            "#!/bin/bash\n# what a static program would do with it\nunset LD_PRELOAD\nexec {} \"$@\"\n",
+            criu.path().display()
+        );
         fs::write(&script, text).unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
         let wrapper = CriuBinary::at(&script).unwrap();
@@ -66,7 +71,8 @@ fn a_library_that_is_ignored_after_all() {
     for criu in crius("a_library_that_is_ignored_after_all") {
         let tree = Tree::start(4, "plain", false);
         let script = tree.dir.join("criu");
-        fs::write(&script, format!("#!/bin/bash\nunset LD_PRELOAD\nexec {} \"$@\"\n", criu.path().display())).unwrap();
+        fs::write(&script, format!("#!/bin/bash\nunset LD_PRELOAD\nexec {} \"$@\"\n", criu.path().display()))
+            .unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
         let mut with = ladder(&criu, &tree, false, Rung::ShimWithSmaps);
         with.snapshot(&tree.pids());
@@ -100,6 +106,10 @@ fn mappings_that_changed_since_they_were_noted() {
             let image = |name: &str| fs::read(tree.dir.join(name).join(format!("mm-{pid}.img"))).unwrap();
             assert!(image("1") == image("2"), "mappings of {pid}");
         }
+        // What was noted for one dump does not serve another.
+        with.snapshot(&Default::default());
+        let report = dump(&mut with, &criu, &tree, tree.options("3"));
+        assert_eq!(report.rung, Rung::Shim);
     }
 }
 

@@ -21,7 +21,12 @@ def ranges(pid):
     while at < end:
         scan = bytearray(struct.pack("12Q", 96, 0, at, end, 0, ctypes.addressof(room), 4096, 0,
                                      PFNZERO | FILE, PFNZERO | FILE, PRESENT | SWAPPED, PRESENT | GUARD))
-        got = fcntl.ioctl(fd, PAGEMAP_SCAN, scan)
+        try:
+            got = fcntl.ioctl(fd, PAGEMAP_SCAN, scan)
+        except OSError:
+            # Kernels before 6.15 do not tell guards.
+            struct.pack_into("Q", scan, 88, PRESENT)
+            got = fcntl.ioctl(fd, PAGEMAP_SCAN, scan)
         at = struct.unpack_from("Q", scan, 32)[0]
         for i in range(got):
             start, end_of_range, categories = struct.unpack_from("QQQ", room, i * 24)

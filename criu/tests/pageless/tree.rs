@@ -27,17 +27,22 @@ pub struct Tree {
 impl Tree {
     pub fn start(mib: u32, kind: &str, own_mounts: bool) -> Tree {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!("godwit-pageless-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let base = std::env::var_os("GODWIT_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+        let name =
+            format!("godwit-pageless-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let base =
+            std::env::var_os("GODWIT_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
         let (dir, cgroup) = (base.join(&name), Path::new(CGROUP_ROOT).join(&name));
         fs::create_dir(&dir).unwrap();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
         fs::create_dir(&cgroup).unwrap();
         // What CRIU cannot dump is closed or unmounted first.
-        let close = r#"for f in /proc/$$/fd/*; do n=${f##*/}; if [ $n -gt 2 ]; then eval "exec $n>&-"; fi; done;"#;
+        let close =
+            r#"for f in /proc/$$/fd/*; do n=${f##*/}; if [ $n -gt 2 ]; then eval "exec $n>&-"; fi; done;"#;
         let away = r#"for m in /srv /var/lib/godwit /mnt/share; do while umount -l $m; do :; done 2> /dev/null; done;"#;
         let script = if own_mounts {
-            format!(r#"{close} exec setsid unshare -m --propagation private bash -c '{away} exec "$@"' - "$@""#)
+            format!(
+                r#"{close} exec setsid unshare -m --propagation private bash -c '{away} exec "$@"' - "$@""#
+            )
         } else {
             format!(r#"{close} exec setsid "$@""#)
         };
@@ -151,7 +156,9 @@ pub fn take(images: &Path) -> (Memory, TakenPages) {
 pub fn crc32(bytes: &[u8]) -> u32 {
     static TABLE: std::sync::OnceLock<[u32; 256]> = std::sync::OnceLock::new();
     let table = TABLE.get_or_init(|| {
-        std::array::from_fn(|i| (0..8).fold(i as u32, |c, _| c >> 1 ^ if c & 1 == 1 { 0xedb8_8320 } else { 0 }))
+        std::array::from_fn(|i| {
+            (0..8).fold(i as u32, |c, _| c >> 1 ^ if c & 1 == 1 { 0xedb8_8320 } else { 0 })
+        })
     });
     !bytes.iter().fold(!0, |crc, byte| crc >> 8 ^ table[((crc ^ u32::from(*byte)) & 0xff) as usize])
 }

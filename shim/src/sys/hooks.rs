@@ -8,8 +8,8 @@ use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use super::call::{self, AT_FDCWD, ENXIO, EPERM};
 use super::state;
 use crate::answer::{
-    PAGEMAP_SCAN, PmScanArg, SEEK_DATA, digits, is_shared_memory, lists_pages, only_reads_limits, reads_pages,
-    smaps_of,
+    PAGEMAP_SCAN, PmScanArg, SEEK_DATA, digits, is_shared_memory, lists_pages, only_reads_limits,
+    reads_pages, smaps_of,
 };
 use crate::config::{Answers, Life, SHARED_FILE, SMAPS_FILE};
 use crate::limits::limit_of;
@@ -91,7 +91,13 @@ pub unsafe extern "C" fn pread(fd: c_int, buffer: *mut c_void, length: usize, of
 /// # Safety
 /// As libc's.
 #[cfg_attr(godwit_shim, unsafe(no_mangle))]
-pub unsafe extern "C" fn __pread64_chk(fd: c_int, buffer: *mut c_void, length: usize, offset: i64, room: usize) -> isize {
+pub unsafe extern "C" fn __pread64_chk(
+    fd: c_int,
+    buffer: *mut c_void,
+    length: usize,
+    offset: i64,
+    room: usize,
+) -> isize {
     if length > room {
         call::abort();
     }
@@ -104,7 +110,13 @@ pub unsafe extern "C" fn __pread64_chk(fd: c_int, buffer: *mut c_void, length: u
 /// # Safety
 /// As libc's.
 #[cfg_attr(godwit_shim, unsafe(no_mangle))]
-pub unsafe extern "C" fn __pread_chk(fd: c_int, buffer: *mut c_void, length: usize, offset: i64, room: usize) -> isize {
+pub unsafe extern "C" fn __pread_chk(
+    fd: c_int,
+    buffer: *mut c_void,
+    length: usize,
+    offset: i64,
+    room: usize,
+) -> isize {
     // SAFETY: the caller's arguments as they are.
     unsafe { __pread64_chk(fd, buffer, length, offset, room) }
 }
@@ -148,7 +160,9 @@ fn is_filled_by_godwit(fd: c_int) -> bool {
     let mut pairs = [0u8; 16 * 64];
     let found = loop {
         // Files of this kind are read whole pairs at a time.
-        let Some(got) = usize::try_from(call::read(list, &mut pairs)).ok().filter(|got| *got > 0) else { break false };
+        let Some(got) = usize::try_from(call::read(list, &mut pairs)).ok().filter(|got| *got > 0) else {
+            break false;
+        };
         let word = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_ne_bytes);
         if pairs[..got].chunks_exact(16).any(|pair| (word(&pair[..8]), word(&pair[8..])) == wanted) {
             break true;
@@ -293,7 +307,12 @@ fn limits_of(pid: i32, resource: u32) -> Option<(u64, u64)> {
 /// # Safety
 /// As libc's.
 #[cfg_attr(godwit_shim, unsafe(no_mangle))]
-pub unsafe extern "C" fn prlimit64(pid: c_int, resource: c_uint, new: *const c_void, old: *mut c_void) -> c_int {
+pub unsafe extern "C" fn prlimit64(
+    pid: c_int,
+    resource: c_uint,
+    new: *const c_void,
+    old: *mut c_void,
+) -> c_int {
     let (new, old) = (new.addr(), old.expose_provenance());
     libc_result(limits(call::prlimit64(pid, resource, new, old), pid, resource, new, old)) as c_int
 }
@@ -303,7 +322,12 @@ pub unsafe extern "C" fn prlimit64(pid: c_int, resource: c_uint, new: *const c_v
 /// # Safety
 /// As libc's.
 #[cfg_attr(godwit_shim, unsafe(no_mangle))]
-pub unsafe extern "C" fn prlimit(pid: c_int, resource: c_uint, new: *const c_void, old: *mut c_void) -> c_int {
+pub unsafe extern "C" fn prlimit(
+    pid: c_int,
+    resource: c_uint,
+    new: *const c_void,
+    old: *mut c_void,
+) -> c_int {
     // SAFETY: the caller's arguments as they are.
     unsafe { prlimit64(pid, resource, new, old) }
 }
@@ -324,7 +348,8 @@ pub unsafe extern "C" fn syscall(
 ) -> c_long {
     // SAFETY: the caller's arguments as they are.
     let result = unsafe { call::raw(number as usize, [a, b, c, d, e, f]) };
-    let result = if number as usize == call::PRLIMIT64 { limits(result, a as i32, b as u32, c, d) } else { result };
+    let result =
+        if number as usize == call::PRLIMIT64 { limits(result, a as i32, b as u32, c, d) } else { result };
     libc_result(result) as c_long
 }
 

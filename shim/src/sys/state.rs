@@ -137,8 +137,12 @@ fn come_to_life() {
     let Some(page) = page else { return };
     let life: *mut AtomicU64 = core::ptr::with_exposed_provenance_mut(page);
     let (device, inode) = call::identity(b"/proc/self/exe\0").unwrap_or((0, 0));
-    let words =
-        [(Life::Pid, call::getpid() as u64), (Life::ExeDevice, device), (Life::ExeInode, inode), (Life::Magic, LIFE_MAGIC)];
+    let words = [
+        (Life::Pid, call::getpid() as u64),
+        (Life::ExeDevice, device),
+        (Life::ExeInode, inode),
+        (Life::Magic, LIFE_MAGIC),
+    ];
     for (word, value) in words {
         // SAFETY: within the page just mapped, which is never unmapped, and aligned.
         unsafe { &*life.add(word as usize) }.store(value, Ordering::Release);

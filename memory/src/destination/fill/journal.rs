@@ -1,0 +1,200 @@
+//! What a successor must know if the handler dies, in memory that outlives it: every change of the lists, written down
+//! before it is acted on; and the counters.
+
+use super::message::SpaceId;
+use super::runs::Runs;
+use crate::sys::mapping::{self, Mapping};
+use nix::errno::Errno;
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Room for 1.6 million changes. A change is only noted if it takes or moves pages that are in the list, so that there are
+/// seldom more than a few thousand. The memory is only taken as it is written.
+pub(super) const BYTES: u64 = 64 << 20;
+/// Words before the first record.
+const HEADER: usize = 32;
+/// Words of a record.
+const RECORD: usize = 5;
+
+/// Counters, by their word in the header.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Counter {
+    /// Pages that were put into place.
+    Pages = 2,
+    /// Faults that were answered.
+    Faults = 3,
+    /// Of these, with a zero page.
+    ZeroFaults = 4,
+    /// Forks that were followed.
+    Forks = 5,
+    /// madvise calls that gave pages up.
+    Removes = 6,
+    /// Unmapped ranges.
+    Unmaps = 7,
+    /// Moved ranges.
+    Remaps = 8,
+    /// Pages that were there already.
+    Existing = 9,
+    /// Pages that are in a list but not registered.
+    Unregistered = 10,
+    /// Pages still to be filled.
+    Remaining = 11,
+    /// All pages to be filled, those of forked children included.
+    Total = 12,
+}
+
+/// A change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Record {
+    /// The address space of this task was handed over.
+    Root { id: SpaceId, vpid: u32 },
+    /// A child was forked; it has the list of its parent.
+    Fork { id: SpaceId, parent: SpaceId },
+    /// A range is not to be filled any more.
+    Cut { id: SpaceId, start: u64, end: u64 },
+    /// A range moved.
+    Move { id: SpaceId, from: u64, to: u64, len: u64 },
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Journal {
+    memory: Mapping,
+}
+
+impl Journal {
+    /// A new one, and its file for the handlers.
+    pub(super) fn create() -> Result<(Self, std::fs::File), Errno> {
+        let file = mapping::memfd(c"godwit-fill-journal", BYTES)?;
+        Ok((Self { memory: Mapping::writable(&file, BYTES)? }, file))
+    }
+
+    /// One that exists.
+    pub(super) fn open(file: impl AsFd, bytes: u64) -> Result<Self, Errno> {
+        match bytes >= (HEADER * size_of::<u64>()) as u64 {
+            true => Ok(Self { memory: Mapping::writable(file, bytes)? }),
+            false => Err(Errno::EINVAL),
+        }
+    }
+
+    pub(super) fn counter(&self, counter: Counter) -> &AtomicU64 {
+        &self.memory.words()[counter as usize]
+    }
+
+    pub(super) fn count(&self, counter: Counter, by: u64) {
+        self.counter(counter).fetch_add(by, Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self, counter: Counter) -> u64 {
+        self.counter(counter).load(Ordering::Relaxed)
+    }
+
+    /// Something did not fit any more: no successor can continue.
+    pub(super) fn is_overfull(&self) -> bool {
+        self.memory.words()[1].load(Ordering::Acquire) != 0
+    }
+
+    /// Writes a change down. Only one thread of one process may do so at a time.
+    pub(super) fn note(&self, record: Record) {
+        let words = self.memory.words();
+        let number = words[0].load(Ordering::Relaxed);
+        let at = HEADER + number as usize * RECORD;
+        let Some(place) = words.get(at..at + RECORD) else {
+            words[1].store(1, Ordering::Release);
+            return;
+        };
+        let parts = match record {
+            Record::Root { id, vpid } => [1, id, u64::from(vpid), 0, 0],
+            Record::Fork { id, parent } => [2, id, parent, 0, 0],
+            Record::Cut { id, start, end } => [3, id, start, end, 0],
+            Record::Move { id, from, to, len } => [4, id, from, to, len],
+        };
+        for (word, part) in place.iter().zip(parts) {
+            word.store(part, Ordering::Relaxed);
+        }
+        // The record is there when its number says so, whenever the process is killed.
+        words[0].store(number + 1, Ordering::Release);
+    }
+
+    fn records(&self) -> impl Iterator<Item = Record> + '_ {
+        let words = self.memory.words();
+        let count = words[0].load(Ordering::Acquire) as usize;
+        words[HEADER..].chunks_exact(RECORD).take(count).filter_map(|place| {
+            let word = |at: usize| place[at].load(Ordering::Relaxed);
+            let id = word(1);
+            Some(match word(0) {
+                1 => Record::Root { id, vpid: word(2) as u32 },
+                2 => Record::Fork { id, parent: word(2) },
+                3 => Record::Cut { id, start: word(2), end: word(3) },
+                4 => Record::Move { id, from: word(2), to: word(3), len: word(4) },
+                _ => return None,
+            })
+        })
+    }
+
+    /// The lists of all address spaces there ever were, as they are by now.
+    pub(super) fn replay(&self, lists: &HashMap<u32, Runs>) -> HashMap<SpaceId, Runs> {
+        let mut spaces: HashMap<SpaceId, Runs> = HashMap::new();
+        for record in self.records() {
+            match record {
+                Record::Root { id, vpid } => {
+                    spaces.insert(id, lists.get(&vpid).cloned().unwrap_or_default());
+                }
+                Record::Fork { id, parent } => {
+                    spaces.insert(id, spaces.get(&parent).cloned().unwrap_or_default());
+                }
+                Record::Cut { id, start, end } => {
+                    if let Some(list) = spaces.get_mut(&id) {
+                        list.cut(start, end);
+                    }
+                }
+                Record::Move { id, from, to, len } => {
+                    if let Some(list) = spaces.get_mut(&id) {
+                        list.move_range(from, to, len);
+                    }
+                }
+            }
+        }
+        spaces
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::runs::Run;
+    use super::*;
+
+    #[test]
+    fn a_successor_reads_what_was_noted() {
+        let (journal, file) = Journal::create().unwrap();
+        let list = Runs::collect([Run { start: 0x10000, pages: 16, slot: 0 }].into_iter());
+        let lists = HashMap::from([(5, list)]);
+        for record in [
+            Record::Root { id: 0, vpid: 5 },
+            Record::Cut { id: 0, start: 0x10000, end: 0x12000 },
+            Record::Fork { id: 9, parent: 0 },
+            Record::Move { id: 9, from: 0x14000, to: 0x50000, len: 0x1000 },
+        ] {
+            journal.note(record);
+        }
+        let successor = Journal::open(&file, BYTES).unwrap();
+        let spaces = successor.replay(&lists);
+        assert_eq!((spaces[&0].pages(), spaces[&9].pages()), (14, 14));
+        assert_eq!(spaces[&9].find(0x50000), Some(Run { start: 0x50000, pages: 1, slot: 4 }));
+        assert!(spaces[&0].find(0x14000).is_some() && spaces[&9].find(0x14000).is_none());
+    }
+
+    #[test]
+    fn a_full_journal_says_so() {
+        let file = mapping::memfd(c"test", 4096).unwrap();
+        let journal = Journal::open(&file, 4096).unwrap();
+        for id in 0..96 {
+            journal.note(Record::Root { id, vpid: 1 });
+            assert!(!journal.is_overfull());
+        }
+        journal.note(Record::Root { id: 96, vpid: 1 });
+        assert!(journal.is_overfull());
+        assert_eq!(journal.replay(&HashMap::new()).len(), 96);
+    }
+}
