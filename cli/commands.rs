@@ -80,7 +80,13 @@ pub fn run(args: &Args, draw: &Draw) -> Result<u8, Trouble> {
 
 /// The handler of page faults; `receive` starts it, and speaks with it over the descriptors that it inherits.
 fn fill() -> Result<u8, Trouble> {
-    Ok(0)
+    use std::os::fd::AsFd;
+    let control = std::io::stdin().as_fd().try_clone_to_owned();
+    let cannot = |error: &(dyn std::error::Error + 'static)| -> Trouble {
+        Failure::new(FailureKind::Failed, "memory cannot be filled on demand").because_of(error).into()
+    };
+    let control = control.map_err(|error| cannot(&error))?;
+    godwit_memory::destination::fill::run_fill(control).map(|()| 0).map_err(|error| cannot(&error))
 }
 
 fn probe(args: &Args, command: &crate::probe::ProbeArgs) -> Result<u8, Trouble> {

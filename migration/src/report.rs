@@ -74,7 +74,7 @@ pub struct FillReport {
     #[serde(rename = "duration_us", with = "micros")]
     pub duration: Duration,
     /// How often the handler had to be started again.
-    pub restarts: u32,
+    pub restarts: u64,
 }
 
 /// The whole migration.

@@ -2,7 +2,8 @@
 
 use crate::compose::{ComposeError, Composed, compose};
 use crate::streams::{PageReceiver, StreamError};
-use crate::stub::{FillError, Filler, SharedError, fill_shared};
+use crate::stub::{SharedError, fill_shared};
+use godwit_memory::destination::fill::{FillError, Filler};
 use godwit_memory::destination::{PageStore, StoreError};
 use godwit_memory::{PAGE_SIZE, SharedObject};
 use godwit_migration::report::FillReport;
@@ -105,7 +106,7 @@ impl IncomingPages {
     pub fn compose(&mut self, images: &Path) -> Result<(), PagesError> {
         let mut composed = compose(images, &self.store, self.filler.is_some())?;
         tracing::debug!(eager = composed.eager_pages, lazy = composed.lazy_pages, "images composed");
-        if let Some(filler) = &mut self.filler {
+        if let Some(filler) = &self.filler {
             filler.give(std::mem::take(&mut composed.lists))?;
         }
         self.lists = Some(composed);
@@ -149,7 +150,7 @@ impl IncomingPages {
     /// # Errors
     /// When the handler cannot be kept alive.
     pub fn finish(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<Option<FillReport>, PagesError> {
-        let Some(filler) = self.filler.take() else { return Ok(None) };
+        let Some(mut filler) = self.filler.take() else { return Ok(None) };
         let filled = filler.wait(Instant::now() + FILL, progress)?;
         Ok(Some(FillReport {
             pages: filled.pages,

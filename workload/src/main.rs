@@ -72,8 +72,7 @@ fn run(command: &str, mut args: Args) -> Result<ExitCode, String> {
     std::fs::create_dir_all(&settings.dir)
         .map_err(|error| format!("`{}` cannot be made: {error}", settings.dir.display()))?;
     sys::process::listen();
-    // blocks of malloc stay in the heap, and are not mappings of their own
-    sys::memory::keep_in_heap(8 << 20);
+    sys::memory::keep_out_of_heap(128 << 10);
     let workers = settings.workers()?;
     let team = team::Team::new().map_err(|failure| failure.to_string())?;
     let code = process::Process::first(settings, team, workers).run();

@@ -389,7 +389,11 @@ mod tests {
             if matches!(kind, Kind::HugeTlb | Kind::GuardMarkers | Kind::SharedFile | Kind::Stack) {
                 continue;
             }
-            let count = if kind == Kind::Thp { 1024 } else { 64 };
+            let count = match kind {
+                Kind::Thp => 1024,
+                Kind::Heap => 24,
+                _ => 64,
+            };
             let region = Region::new(7, kind, count, Some(files.buffered)).unwrap();
             let mut worker = Worker::new(vec![region], 5, files);
             for round in 0..20 {

@@ -136,7 +136,12 @@ impl Settings {
             {
                 continue;
             }
-            for _ in 0..if kind == Kind::Anon && self.load == Load::Chaos { 2 } else { 1 } {
+            let how_many = match kind {
+                Kind::Anon if self.load == Load::Chaos => 2,
+                Kind::Heap => 8,
+                _ => 1,
+            };
+            for _ in 0..how_many {
                 number += 1;
                 match Region::new(number, kind, self.pages_of(kind), Some(files.buffered)) {
                     Ok(region) => regions.push(region),
@@ -176,7 +181,8 @@ impl Settings {
             // each guard is two mappings more
             Kind::Guard => tenth.min(64),
             Kind::Brk => tenth.min(64),
-            Kind::Heap => tenth.min(256),
+            // bigger ones are mappings of their own
+            Kind::Heap => tenth.min(24),
             Kind::Anon => 2 * tenth,
             _ => tenth,
         }

@@ -9,26 +9,24 @@ use crate::images::{ImageError, Pagemap};
 /// The pages in the images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Found {
+    /// Tasks with images of their memory.
+    pub(super) tasks: u64,
     /// Pages of tasks.
     pub(super) pages: u64,
     /// Those of them that CRIU did not have to write.
     pub(super) needless: u64,
-    /// Pages of shared memory.
-    pub(super) shared: u64,
 }
 
 /// Counts the pages in the images; `must` says whether those of a mapping have to be there.
 pub(super) fn find_pages(images: &Path, must: fn(&Mapping) -> bool) -> Result<Found, ImageError> {
     let mut found = Found::default();
     for (name, map) in read_pagemaps(images)? {
-        match name {
-            PagemapName::Shared(_) => found.shared += map.present_pages(),
-            PagemapName::Task(_) if map.present_pages() == 0 => {}
-            PagemapName::Task(pid) => {
-                let mappings = read_mappings(&images.join(format!("mm-{pid}.img")))?;
-                found.pages += map.present_pages();
-                found.needless += needless(&map, &mappings, must);
-            }
+        let PagemapName::Task(pid) = name else { continue };
+        found.tasks += 1;
+        if map.present_pages() > 0 {
+            let mappings = read_mappings(&images.join(format!("mm-{pid}.img")))?;
+            found.pages += map.present_pages();
+            found.needless += needless(&map, &mappings, must);
         }
     }
     Ok(found)

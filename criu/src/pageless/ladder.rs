@@ -27,6 +27,9 @@ pub type PageFilter = Box<dyn FnMut(PagemapName, u64, &[u8]) -> bool + Send>;
 /// The CRIU that knows guard pages (commit of mem.c's collect_madv_guards).
 const GUARDS_SINCE: Version = Version { major: 4, minor: 2, sublevel: 0 };
 
+/// Most pages of a task that CRIU's code in it is expected to write to: the page it comes in by, stacks, rseq areas.
+const OWN_TRACES: u64 = 64;
+
 /// The ways to dump that one migration has.
 pub struct Ladder {
     /// The highest rung there is, to begin with.
@@ -362,8 +365,8 @@ impl Ladder {
 
     /// The rung that images made on `rung` really come from, by what was found in them.
     fn came_from(&self, rung: Rung, found: Found, fell: &mut Vec<(Rung, String)>) -> Result<Rung, CriuError> {
-        let needless = |fell: &mut Vec<(Rung, String)>| {
-            if found.needless > 0 {
+        let needless = |fell: &mut Vec<(Rung, String)>, expected: u64| {
+            if found.needless > expected {
                 // They cost time, which another attempt would not give back, and are right.
                 tracing::warn!(%rung, pages = found.needless, "criu wrote pages that were not asked for");
                 fell.push((rung, format!("criu wrote {} pages all the same", found.needless)));
@@ -378,7 +381,7 @@ impl Ladder {
                     fell.push((rung, "criu did not ask the shim for pages".into()));
                     return Ok(Rung::Plain);
                 }
-                needless(fell);
+                needless(fell, 0);
                 if rung == Rung::ShimWithSmaps && smaps == 0 {
                     fell.push((rung, "no task had a valid smaps snapshot".into()));
                     return Ok(Rung::Shim);
@@ -386,7 +389,8 @@ impl Ladder {
                 Ok(rung)
             }
             Rung::FakeParent => {
-                needless(fell);
+                // Where written pages are tracked, those that CRIU's own code wrote to are some.
+                needless(fell, if self.clears_soft_dirty { OWN_TRACES * found.tasks } else { 0 });
                 Ok(rung)
             }
             Rung::PageServer | Rung::Plain => Ok(rung),

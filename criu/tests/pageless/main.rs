@@ -13,7 +13,7 @@ mod tree;
 use std::path::Path;
 
 use godwit_criu::pageless::{Ladder, PagelessReport, Rung};
-use godwit_criu::{CriuBinary, DumpOptions, NotifyAnswer};
+use godwit_criu::{CriuBinary, DumpOptions, NotifyAnswer, binary};
 
 /// The CRIUs, or the reason to skip said aloud.
 fn crius(test: &str) -> Vec<CriuBinary> {
@@ -53,4 +53,9 @@ fn ladder(criu: &CriuBinary, tree: &tree::Tree, own_mounts: bool, rung: Rung) ->
     let ladder = Ladder::prepare(criu, &tree.dir.join("ladder"), own_mounts, Some(rung), false).unwrap();
     assert_eq!(ladder.rung(), rung, "{:?}", ladder.missing());
     ladder
+}
+
+/// The rung below those of the library for a tree in our mount namespace.
+fn below_the_library() -> Rung {
+    if binary::soft_dirty_works().unwrap() { Rung::FakeParent } else { Rung::PageServer }
 }

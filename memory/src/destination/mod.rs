@@ -1,5 +1,6 @@
 //! The destination half: keeps the pages that come before the freeze, and gives them to the restored tasks after it.
 
+pub mod fill;
 pub mod store;
 
 pub use store::{Applied, Content, PageStore, StoreError};

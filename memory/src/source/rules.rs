@@ -22,8 +22,6 @@ pub struct Rules {
     pub read_unregistered: bool,
     /// Shared objects are compared under the freeze.
     pub compare_objects: bool,
-    /// Shared objects are compared when a mapping of them is new.
-    pub compare_new: bool,
     /// Pages that forked tasks share are not read with process_vm_readv.
     pub keep_shared: bool,
     /// Forked children are relieved of our descriptor.
@@ -44,7 +42,6 @@ impl Default for Rules {
             register_new: true,
             read_unregistered: true,
             compare_objects: true,
-            compare_new: true,
             keep_shared: true,
             close_leaked: true,
             notice_exec: true,

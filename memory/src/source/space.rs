@@ -190,29 +190,23 @@ impl Space {
         Ok(due)
     }
 
-    /// What was written through a mapping of a shared object since the last call; none if that is not known.
-    pub(super) fn shared(
-        &self,
-        mapping: &Mapping,
-        scanner: &mut Scanner,
-        rules: &Rules,
-    ) -> Option<Vec<Span>> {
+    /// What was written through a mapping of a shared object since the last call; none if that is not known. Through a mapping
+    /// that is new, that is every page it has ever shown.
+    pub(super) fn shared(&self, mapping: &Mapping, scanner: &mut Scanner) -> Option<Vec<Span>> {
         let mut written = Vec::new();
         match &self.tracking {
             Tracking::Uffd(uffd) => {
-                match scanner.written_shared(&self.pagemap, mapping.span, &mut written) {
-                    Ok(()) => Some(written),
-                    Err(_) => {
-                        let _ = uffd.register(mapping.span.start, mapping.span.bytes(), MODE_WP);
-                        // From here on we are told; what was before, nobody knows.
-                        written.clear();
-                        let _ = scanner.written_shared(&self.pagemap, mapping.span, &mut written);
-                        (!rules.compare_new).then_some(Vec::new())
-                    }
+                if scanner.written_shared(&self.pagemap, mapping.span, &mut written).is_ok() {
+                    return Some(written);
                 }
+                written.clear();
+                uffd.register(mapping.span.start, mapping.span.bytes(), MODE_WP).ok()?;
+                scanner.written_shared(&self.pagemap, mapping.span, &mut written).ok()?;
+                Some(written)
             }
             Tracking::SoftDirty(Some(_)) => {
-                scanner.soft_dirty(&self.pagemap, mapping.span, mapping.kind, &mut written).ok().map(|()| written)
+                scanner.soft_dirty(&self.pagemap, mapping.span, mapping.kind, &mut written).ok()?;
+                Some(written)
             }
             _ => None,
         }

@@ -403,7 +403,7 @@ impl TreeMemory {
             // Under the freeze, all of it is compared.
             let written = match frozen && rules.compare_objects {
                 true => Some(Vec::new()),
-                false => space.shared(mapping, scanner, rules),
+                false => space.shared(mapping, scanner),
             };
             let vpids = space.members.iter().map(|&(_, vpid)| vpid);
             objects.mapping(pid, vpids, maps, mapping, written.as_deref())?;

@@ -54,3 +54,11 @@ pub(crate) fn receive(
     }
     Ok((message.bytes, descriptors))
 }
+
+/// Accepts a connection; the descriptor is closed on exec.
+pub(crate) fn accept(listener: impl AsFd) -> Result<OwnedFd, Errno> {
+    let flags = nix::sys::socket::SockFlag::SOCK_CLOEXEC;
+    let raw = nix::sys::socket::accept4(listener.as_fd().as_raw_fd(), flags)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}

@@ -37,8 +37,13 @@ impl Followed {
     }
 
     pub fn shell() -> Self {
-        let mut shell = Self::start("shell");
-        // The runtime has come to rest once it answers.
+        Self::shell_as(|_| {})
+    }
+
+    pub fn shell_as(change: impl FnOnce(&mut Command)) -> Self {
+        let mut shell = Self::start_as("shell", change);
+        shell.answer();
+        // The runtime has come to rest once it answers a command.
         shell.tell("loops");
         shell
     }
@@ -115,7 +120,7 @@ impl Followed {
     /// Executes the same program anew, as the same process.
     pub fn exec(&mut self) {
         writeln!(self.input.as_mut().unwrap(), "exec").unwrap();
-        self.tell("loops");
+        self.answer();
     }
 
     /// All processes there are of it, found by asking who the children are.

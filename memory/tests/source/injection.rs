@@ -108,8 +108,8 @@ fn waiting_system_calls_do_not_notice() {
         ("poll", libc::SYS_poll, [0, 0, 300, 0, 0, 0], 0),
         ("ppoll", libc::SYS_ppoll, [0, 0, data, 0, 8, 0], 0),
         ("futex", libc::SYS_futex, [data + 256, 0, 0, data, 0, 0], -i64::from(libc::ETIMEDOUT)),
-        ("epoll_wait", libc::SYS_epoll_wait, [epoll, data + 512, 1, u64::MAX, 0, 0], 1),
         ("read", libc::SYS_read, [reader, data + 640, 1, 0, 0, 0], 1),
+        ("epoll_wait", libc::SYS_epoll_wait, [epoll, data + 512, 1, u64::MAX, 0, 0], 1),
     ];
     for (name, number, arguments, expected) in sleeps {
         shell.tell(&format!("poke {result} 4242"));
@@ -176,10 +176,9 @@ fn a_task_of_another_user_is_tracked() {
         return;
     }
     use std::os::unix::process::CommandExt;
-    let mut shell = Followed::start_as("shell", |command| {
+    let mut shell = Followed::shell_as(|command| {
         command.uid(65534).gid(65534);
     });
-    shell.tell("loops");
     let (_memory, stats) = attach(&shell.find_kin());
     assert_eq!(stats.tracked, 1, "{stats:?}");
     assert_eq!(shell.tell("loops"), 0);
@@ -196,7 +195,7 @@ fn a_task_that_somebody_traces_is_read_in_full() {
     let mut memory = TreeMemory::new(Method::Uffd).unwrap();
     let mut mirror = Mirror::default();
     let stats = mirror.round(&mut memory, &shell.find_kin());
-    let by = std::process::id() as i32;
+    let by = nix::unistd::gettid().as_raw();
     assert_eq!(stats.untracked, [(shell.pid(), Untracked::Traced { by })]);
     assert!(stats.pages > 20);
     let stats = mirror.round(&mut memory, &shell.find_kin());

@@ -20,6 +20,7 @@ pub fn fill(address: u64, bytes: u64, seed: u64) {
 /// Serves the test that started us until it closes the pipe.
 pub fn serve() {
     let input = std::io::stdin();
+    let _ = writeln!(std::io::stdout(), "@0");
     for line in input.lock().lines() {
         let Ok(line) = line else { return };
         let words: Vec<&str> = line.split(' ').collect();
@@ -109,14 +110,17 @@ fn obey(command: &str, n: &[u64], last: &str) -> i64 {
             });
             0
         }
-        // Reads a file into memory over and over: descriptor, address, bytes of a read, bytes of the file.
+        // Reads a file into memory over and over: descriptor, address, bytes of a read, bytes of file and memory.
         "reads" => {
             let n = n.to_vec();
             std::thread::spawn(move || {
                 let mut at = 0;
+                let mut to = 0;
                 while !STOP.load(Ordering::SeqCst) {
-                    sys::syscall(libc::SYS_pread64, [n[0], n[1], n[2], at, 0, 0]);
+                    let read = sys::syscall(libc::SYS_pread64, [n[0], n[1] + to, n[2], at, 0, 0]);
+                    assert_eq!(read, n[2] as i64);
                     at = (at + n[2] + 4096 * 17) % (n[3] - n[2]) / 4096 * 4096;
+                    to = (to + n[2]) % n[3];
                     LOOPS.fetch_add(1, Ordering::SeqCst);
                 }
             });

@@ -258,8 +258,9 @@ fn heap_layout(count: usize) -> Layout {
     Layout::from_size_align(count.max(1) * PAGE, PAGE).unwrap_or(Layout::new::<[u64; WORDS]>())
 }
 
-/// Keeps `malloc` from using mappings of its own for blocks below `bytes`.
-pub fn keep_in_heap(bytes: i32) {
+/// Makes `malloc` take mappings of their own for blocks from `bytes` on, for good: once the end of the data segment was
+/// moved by another than itself, glibc fails to find room for big blocks there.
+pub fn keep_out_of_heap(bytes: i32) {
     // SAFETY: a plain setting.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, bytes) };
 }

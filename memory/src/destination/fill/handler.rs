@@ -111,6 +111,7 @@ pub fn run_fill(control: OwnedFd) -> Result<(), FillError> {
 
 impl Handler {
     fn run(&mut self) -> Result<(), FillError> {
+        while self.hear(true)? != Some(Message::Resume) {}
         let mut events = vec![EpollEvent::empty(); 64];
         let mut faults = Vec::new();
         while !(self.pool.is_started() && self.spaces.is_empty()) {
@@ -126,7 +127,7 @@ impl Handler {
             let mut touched = Vec::new();
             for event in &events[..count] {
                 match event.data() {
-                    CONTROL => self.hear()?,
+                    CONTROL => while self.hear(false)?.is_some() {},
                     DONE => {
                         let _ = self.pool.done().read();
                         touched.extend(self.spaces.keys().copied());
@@ -157,46 +158,44 @@ impl Handler {
         Ok(())
     }
 
-    /// Does what the supervisor says.
-    fn hear(&mut self) -> Result<(), FillError> {
-        loop {
-            let (message, descriptors) = match Message::receive(&self.control, false) {
-                Err(Errno::EAGAIN) => return Ok(()),
-                Ok(Some(message)) => message,
-                Ok(None) | Err(_) => {
-                    // Whatever became of it: the tasks need their pages.
-                    self.supervised = false;
-                    let _ = self.epoll.delete(&self.control);
-                    return self.start();
-                }
-            };
-            let descriptor = descriptors.into_iter().next();
-            match (message, descriptor) {
-                (Message::Lists, Some(file)) => self.take_lists(File::from(file))?,
-                (Message::Root { id, vpid }, Some(uffd)) => {
-                    let list = self.inherited.remove(&id);
-                    let list = list.unwrap_or_else(|| {
-                        self.pool.journal.note(Record::Root { id, vpid });
-                        self.lists.get(&vpid).cloned().unwrap_or_default()
-                    });
-                    self.adopt(id, Userfaultfd::from_fd(uffd), list.clone(), list)?;
-                }
-                (Message::Forked { id, parent }, Some(uffd)) => {
-                    // If the predecessor could not even note it, nothing happened to the parent since.
-                    let list = self.inherited.remove(&id).or_else(|| {
-                        self.pool.journal.note(Record::Fork { id, parent });
-                        let parent_here = self.spaces.get(&parent).map(|entry| entry.list.clone());
-                        parent_here.or_else(|| self.inherited.get(&parent).cloned())
-                    });
-                    let list = list.unwrap_or_default();
-                    self.next_fork = self.next_fork.max(id + 1);
-                    self.adopt(id, Userfaultfd::from_fd(uffd), list.clone(), list)?;
-                }
-                (Message::Start, _) => self.start()?,
-                (Message::Left { id }, _) => self.drop_space(id),
-                _ => return Err(FillError::Protocol),
+    /// Does the next thing the supervisor says. Gives what it was; nothing if there is nothing, without `wait`.
+    fn hear(&mut self, wait: bool) -> Result<Option<Message>, FillError> {
+        let (message, descriptors) = match Message::receive(&self.control, wait) {
+            Err(Errno::EAGAIN) => return Ok(None),
+            Ok(Some(message)) => message,
+            Ok(None) | Err(_) => {
+                // Whatever became of it: the tasks need their pages.
+                self.supervised = false;
+                let _ = self.epoll.delete(&self.control);
+                self.start();
+                return Ok(wait.then_some(Message::Resume));
             }
+        };
+        match (message, descriptors.into_iter().next()) {
+            (Message::Lists, Some(file)) => self.take_lists(File::from(file))?,
+            (Message::Root { id, vpid }, Some(uffd)) => {
+                let list = self.inherited.remove(&id).unwrap_or_else(|| {
+                    self.pool.journal.note(Record::Root { id, vpid });
+                    self.lists.get(&vpid).cloned().unwrap_or_default()
+                });
+                self.adopt(id, Userfaultfd::from_fd(uffd), list.clone(), list)?;
+            }
+            (Message::Forked { id, parent }, Some(uffd)) => {
+                let list = self.inherited.remove(&id).unwrap_or_else(|| {
+                    // The predecessor could not even note it: nothing happened to the parent since.
+                    self.pool.journal.note(Record::Fork { id, parent });
+                    let list = self.spaces.get(&parent).map(|entry| &entry.list);
+                    list.or_else(|| self.inherited.get(&parent)).cloned().unwrap_or_default()
+                });
+                self.next_fork = self.next_fork.max(id + 1);
+                self.adopt(id, Userfaultfd::from_fd(uffd), list.clone(), list)?;
+            }
+            (Message::Resume, _) => {}
+            (Message::Start, _) => self.start(),
+            (Message::Left { id }, _) => self.drop_space(id),
+            _ => return Err(FillError::Protocol),
         }
+        Ok(Some(message))
     }
 
     fn take_lists(&mut self, file: File) -> Result<(), FillError> {
@@ -227,7 +226,7 @@ impl Handler {
         Ok(())
     }
 
-    fn start(&mut self) -> Result<(), FillError> {
+    fn start(&mut self) {
         self.pool.start();
         let ids: Vec<SpaceId> = self.spaces.keys().copied().collect();
         for id in ids {
@@ -238,7 +237,6 @@ impl Handler {
                 self.finish(id);
             }
         }
-        Ok(())
     }
 
     /// Reads what happened to an address space. Faults are collected, the rest is acted on.

@@ -35,6 +35,9 @@ pub(super) enum Message {
         /// Whose child.
         parent: SpaceId,
     },
+    /// To the handler: that was all a predecessor had. Before this it reads no events: they would change the list of a
+    /// parent whose child is still to come.
+    Resume,
     /// To the handler: the restore has ended, now fill.
     Start,
     /// To the supervisor: this address space has everything, let go of it.
@@ -62,6 +65,7 @@ impl Message {
             Self::Leave { id } => [6, id, 0],
             Self::Left { id } => [7, id, 0],
             Self::Finished => [8, 0, 0],
+            Self::Resume => [9, 0, 0],
         }
     }
 
@@ -75,6 +79,7 @@ impl Message {
             6 => Self::Leave { id: a },
             7 => Self::Left { id: a },
             8 => Self::Finished,
+            9 => Self::Resume,
             _ => return None,
         })
     }
@@ -126,6 +131,7 @@ mod tests {
             Message::Leave { id: 7 },
             Message::Left { id: 8 },
             Message::Finished,
+            Message::Resume,
         ] {
             assert_eq!(Message::from_words(message.words()), Some(message));
         }

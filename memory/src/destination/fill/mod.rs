@@ -1,0 +1,99 @@
+//! Gives restored tasks their pages from the page store, while they run: what they ask for first, everything else behind.
+//!
+//! CRIU restores the tasks without their private memory, registers it with userfaultfd(2) and hands the descriptors over
+//! on `lazy-pages.socket` (criu/uffd.c). [`Filler`] lives in the process that conducts the restore: it speaks with CRIU,
+//! keeps a copy of every descriptor and starts a second process, the handler ([`run_fill`]), which does the work.
+//!
+//! The death of the handler loses nothing: the supervisor's copies keep the registrations alive, the tasks wait, and a
+//! successor goes on with the same descriptors, lists and journal. The death of the supervisor loses nothing either: the
+//! handler goes on to the end. What is not covered:
+//!
+//! - Both die at once: the kernel unregisters everything, missing pages read as zero.
+//! - The handler is killed in the moment (some hundred nanoseconds) between reading an event and noting it in the
+//!   journal: the kernel gives an event once. A fork would leave the child's missing pages zero, a madvise would let old
+//!   content come back, a move would leave the moved pages zero. A fault read and not answered is no loss.
+//! - After the death of the supervisor nobody starts another handler, and forked children are only known to the handler.
+//! - Two threads of a task that change the same addresses at the same moment may be heard of in the other order.
+
+mod background;
+mod handler;
+mod journal;
+mod lists;
+mod message;
+mod runs;
+mod space;
+mod supervisor;
+
+pub use handler::run_fill;
+pub use supervisor::Filler;
+
+use nix::errno::Errno;
+
+/// What can go wrong with the fill.
+#[derive(Debug, thiserror::Error)]
+pub enum FillError {
+    /// The kernel refused something.
+    #[error("cannot {doing}: {source}")]
+    System {
+        /// What.
+        doing: &'static str,
+        /// Why not.
+        source: Errno,
+    },
+    /// A file or a process.
+    #[error("cannot {doing}: {source}")]
+    Io {
+        /// What.
+        doing: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The other process said what it must not say.
+    #[error("the handler of page faults and its supervisor do not understand each other")]
+    Protocol,
+    /// The handler died again and again. The tasks keep waiting for their pages, nothing is lost yet.
+    #[error("the handler of page faults died {0} times")]
+    Dying(u64),
+    /// The handler died, and the journal has no room for what a successor must know.
+    #[error("the handler of page faults died, and the tasks changed their mappings too often to go on without it")]
+    Journal,
+    /// It is not done by then; it goes on.
+    #[error("the pages are not all in place yet, {left} of {total} are left")]
+    Deadline {
+        /// Pages left.
+        left: u64,
+        /// Pages in all.
+        total: u64,
+    },
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct FillReport {
+    /// Pages put into place.
+    pub pages: u64,
+    /// The same in bytes.
+    pub bytes: u64,
+    /// Page faults answered.
+    pub faults: u64,
+    /// Of these, with a zero page.
+    pub zero_faults: u64,
+    /// Forks that were followed.
+    pub forks: u64,
+    /// madvise calls that gave up pages.
+    pub removes: u64,
+    /// Ranges that were unmapped.
+    pub unmaps: u64,
+    /// Ranges that were moved.
+    pub remaps: u64,
+    /// Pages that were in place before their turn came.
+    pub existing: u64,
+    /// Pages in the lists that CRIU did not register: it restored them itself, or they are not mapped any more.
+    pub unregistered: u64,
+    /// How often the handler was started again.
+    pub restarts: u64,
+    /// From the end of the restore to the last page.
+    pub seconds: f64,
+    /// Gigabytes per second in that time.
+    pub gigabytes_per_second: f64,
+}
