@@ -58,7 +58,9 @@ pub fn run(_: &Args, command: &CheckArgs, container: &str, draw: &Draw) -> Resul
         about(Failure::new(FailureKind::Failed, "its memory cannot be read").because_of(error))
     };
     let mut memory = TreeMemory::new(method_of(tracker)).map_err(|error| unreadable(&error))?;
-    let mut seen = Seen { ledger: PageLedger::new(1, u64::from(u32::MAX) / 2, 1) };
+    // room to grow to twice its size while it is watched
+    let room = container.facts().memory_bytes / PAGE_SIZE * 2 + (1 << 18);
+    let mut seen = Seen { ledger: PageLedger::new(1, room, 1) };
     let mut look = || -> Result<(u64, usize), Trouble> {
         let before = seen.changed();
         let tasks = container.tasks().map_err(|error| unreadable(&error))?;

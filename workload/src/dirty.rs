@@ -184,7 +184,13 @@ fn lead(dir: &Path, written: &Mutex<Written>) -> std::io::Result<()> {
         std::fs::write(&part, line + "\n")?;
         std::fs::rename(&part, dir.join(name))
     };
-    put("ready", format!(r#"{{"pid":{},"notes":[]}}"#, std::process::id()))?;
+    let (address, count) = {
+        let written = written.lock().unwrap_or_else(PoisonError::into_inner);
+        (written.pages.address(0), written.pages.count())
+    };
+    let region =
+        format!(r#"{{"kind":"anon","region":{REGION},"pages":{count},"address":{address},"fd":-1}}"#);
+    put("ready", format!(r#"{{"pid":{},"notes":[],"regions":[{region}]}}"#, std::process::id()))?;
     while !ENDING.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(5));
         let (signals, file) = (ASKED.load(Ordering::Relaxed), dir.join("check"));

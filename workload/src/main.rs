@@ -36,7 +36,7 @@ godwit-workload: uses memory, and checks all of it when asked
       memory of one kind
   godwit-workload nothing
 
-DIR/ready is made when a run is in full swing. When DIR/check is made, or SIGUSR1 comes to the first process, all
+DIR/ready, which says where the memory is, is made when a run is in full swing. When DIR/check is made, or SIGUSR1 comes to the first process, all
 processes stand still, each compares each page with what it must hold, and DIR/result.N (N counts from 1) gets a line
 of JSON of each process. `pass` is true when no page is bad and no system call failed that should not. SIGTERM ends it.
 ";

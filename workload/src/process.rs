@@ -107,9 +107,10 @@ impl Process {
 
     /// What the first process does for all: it listens.
     fn lead(&mut self) {
-        if !self.is_ready && self.team.all(Own::Operations, FULL_SWING) {
+        let full_swing = self.settings.rate.map_or(FULL_SWING, |rate| FULL_SWING.min(rate / 10));
+        if !self.is_ready && self.team.all(Own::Operations, full_swing) {
             self.is_ready = true;
-            let ready = format!(r#"{{"pid":{},"notes":{:?}}}"#, std::process::id(), self.settings.notes);
+            let ready = self.describe();
             self.write_file("ready", &ready);
         }
         let by_signal = ASKED.load(Ordering::Relaxed);
@@ -123,6 +124,18 @@ impl Process {
             self.asked = by_signal;
             self.team.set(Shared::Wanted, self.checked + 1);
         }
+    }
+
+    /// What this process is and where its memory is now, as JSON.
+    fn describe(&self) -> String {
+        let workers = self.workers.clone();
+        let guards = hold(&workers);
+        let regions: Vec<String> =
+            guards.iter().flat_map(|worker| &worker.regions).map(Region::describe).collect();
+        drop(guards);
+        STILL.store(false, Ordering::SeqCst);
+        let (pid, notes) = (std::process::id(), &self.settings.notes);
+        format!(r#"{{"pid":{pid},"notes":{notes:?},"regions":[{}]}}"#, regions.join(","))
     }
 
     /// Puts a file into the directory, whole or not at all.

@@ -163,6 +163,18 @@ impl Region {
         Content::of(self.number, page, entry, unwritten)
     }
 
+    /// Where it is, as JSON; `fd` is -1 and `address` 0 where there is none.
+    pub fn describe(&self) -> String {
+        let (address, fd) = match &self.backing {
+            Backing::Mapped(pages) => (pages.address(0), -1),
+            Backing::Descriptor(descriptor, _) => (0, *descriptor),
+        };
+        let (kind, number, pages, table) = (self.kind, self.number, self.count(), self.table.place().0);
+        format!(
+            r#"{{"kind":"{kind}","region":{number},"pages":{pages},"address":{address},"fd":{fd},"table":{table}}}"#
+        )
+    }
+
     fn next_version(&mut self) -> u32 {
         self.version = self.version.wrapping_add(1);
         self.version
@@ -281,11 +293,17 @@ impl Region {
         if entry.may_be_zero() && Content::ZERO.first_difference(&read).is_none() {
             return;
         }
-        findings.bad_page(self.kind, self.number, page, address, &self.describe(page, entry, word, read));
+        findings.bad_page(
+            self.kind,
+            self.number,
+            page,
+            address,
+            &self.what_it_holds(page, entry, word, read),
+        );
     }
 
     /// What a bad page holds instead.
-    fn describe(&self, page: usize, entry: Entry, word: usize, read: impl Fn(usize) -> u64) -> String {
+    fn what_it_holds(&self, page: usize, entry: Entry, word: usize, read: impl Fn(usize) -> u64) -> String {
         if Content::ZERO.first_difference(&read).is_none() {
             return "zero".into();
         }

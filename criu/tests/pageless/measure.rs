@@ -1,8 +1,9 @@
-//! How long each rung takes, by size: a table, when `GODWIT_TEST_MEASURE` gives the number of dumps for each.
+//! How long each rung takes, by size: a table. `GODWIT_TEST_MEASURE` gives the number of dumps for each cell, and has larger
+//! trees measured too.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use godwit_criu::images::DumpStats;
 use godwit_criu::pageless::Rung;
 
 use crate::tree::{Tree, take};
@@ -15,23 +16,24 @@ fn median(times: &mut [Duration]) -> Duration {
 
 #[test]
 fn time_by_size_and_rung() {
-    let Some(times) = std::env::var("GODWIT_TEST_MEASURE").ok().and_then(|text| text.parse::<usize>().ok())
-    else {
-        return;
-    };
+    let times = std::env::var("GODWIT_TEST_MEASURE").ok().and_then(|text| text.parse::<usize>().ok());
+    let sizes: &[u32] = if times.is_some() { &[64, 512, 2048] } else { &[32, 256] };
     for criu in crius("time_by_size_and_rung") {
         let version = criu.version().unwrap();
         println!(
             "| criu {version} | MiB | whole call ms | request to exit ms | CRIU's frozen time ms | own pages |"
         );
+        let mut frozen_of = BTreeMap::new();
         for own_mounts in [false, true] {
-            for mib in [64, 512, 2048] {
-                let tree = Tree::start(mib, "plain", own_mounts);
+            for mib in sizes {
+                let tree = Tree::start(*mib, "plain", own_mounts);
                 let rungs: &[Rung] = if own_mounts { &[Rung::FakeParent] } else { &Rung::ALL };
+                let begun = Instant::now();
+                drop(ladder(&criu, &tree, own_mounts, rungs[0]));
+                println!("preparing: {:?}", begun.elapsed());
                 for rung in rungs.iter().copied().filter(|rung| own_mounts || *rung != Rung::FakeParent) {
-                    let (mut calls, mut walls, mut frozen, mut pages) =
-                        (Vec::new(), Vec::new(), Vec::new(), 0);
-                    for number in 0..times {
+                    let (mut calls, mut walls, mut frozen, mut pages) = (vec![], vec![], vec![], 0);
+                    for number in 0..times.unwrap_or(3) {
                         let mut with = ladder(&criu, &tree, own_mounts, rung);
                         let name = format!("{rung:?}-{number}");
                         with.start(&criu, &tree.options(&name)).unwrap();
@@ -43,26 +45,24 @@ fn time_by_size_and_rung() {
                         tree.freeze(false);
                         assert_eq!(report.rung, rung, "{report:?}");
                         walls.push(report.report.wall);
-                        frozen.push(
-                            report
-                                .report
-                                .stats
-                                .as_ref()
-                                .map_or(Duration::ZERO, |s: &DumpStats| s.frozen_time),
-                        );
+                        frozen.push(report.report.stats.unwrap().frozen_time);
                         pages = report.own_pages;
                         take(&tree.dir.join(&name));
                         std::fs::remove_dir_all(tree.dir.join(&name)).unwrap();
                     }
                     let ms = |time: Duration| time.as_secs_f64() * 1e3;
+                    let (call, wall, frozen) = (median(&mut calls), median(&mut walls), median(&mut frozen));
                     println!(
                         "| {rung} | {mib} | {:.1} | {:.1} | {:.1} | {pages} |",
-                        ms(median(&mut calls)),
-                        ms(median(&mut walls)),
-                        ms(median(&mut frozen))
+                        ms(call),
+                        ms(wall),
+                        ms(frozen)
                     );
+                    frozen_of.insert(rung, frozen);
                 }
             }
         }
+        // Of the largest tree: what all this is for.
+        assert!(frozen_of[&Rung::ShimWithSmaps] * 4 < frozen_of[&Rung::Plain], "{frozen_of:?}");
     }
 }

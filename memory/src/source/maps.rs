@@ -171,6 +171,23 @@ impl Maps {
         }
     }
 
+    /// The kind of the mapping an address is in.
+    pub(crate) fn kind_at(&self, address: u64) -> Kind {
+        let index = self.list.partition_point(|mapping| mapping.span.end <= address);
+        self.list.get(index).filter(|mapping| mapping.span.start <= address).map_or(Kind::Other, |mapping| mapping.kind)
+    }
+
+    /// Where private mappings are.
+    pub(crate) fn private(&self) -> Vec<Span> {
+        let mut spans = Vec::new();
+        for mapping in &self.list {
+            if matches!(mapping.kind, Kind::Anonymous | Kind::PrivateFile) {
+                mapping.span.push_to(&mut spans);
+            }
+        }
+        spans
+    }
+
     /// Neighbours of one kind, as index ranges of the list: mappings of other kinds do not lie between them. Shared
     /// objects and what is not carried are left out.
     pub(crate) fn private_groups(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {

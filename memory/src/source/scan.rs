@@ -184,6 +184,12 @@ impl Scanner {
         Ok(())
     }
 
+    /// Whether a page to carry is in the range.
+    pub(crate) fn exists(&mut self, pagemap: &File, span: Span, kind: Kind) -> bool {
+        let mut found = Vec::new();
+        kind != Kind::Other && self.all(pagemap, span, kind, false, &mut found).is_ok() && !found.is_empty()
+    }
+
     /// The pages of a mapping whose soft-dirty bit is set.
     pub(crate) fn soft_dirty(
         &mut self,

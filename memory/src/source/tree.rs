@@ -378,8 +378,13 @@ impl TreeMemory {
         stats.seconds.descriptors += looking.elapsed().as_secs_f64();
 
         let reading = Instant::now();
-        due.again.extend(space.direct_again(&due.written, rules, frozen));
-        Span::unite(&mut due.again);
+        let direct = space.direct_again(&due.written, rules, frozen);
+        if !direct.is_empty() {
+            // Some of it may be unmapped by now.
+            let elsewhere = Span::without(&direct, &maps.private());
+            due.again.extend(Span::without(&direct, &elsewhere));
+            Span::unite(&mut due.again);
+        }
         let again = reader
             .read(space.origin(alone), &due.again, scanner, &mut failed, &mut deliver)
             .map_err(MemoryError::Sink)?;
@@ -387,7 +392,8 @@ impl TreeMemory {
         stats.reread += again * copies;
         stats.seconds.read += reading.elapsed().as_secs_f64();
         for span in failed {
-            match frozen {
+            // Under the freeze, a page that is there and cannot be read will be missing.
+            match frozen && scanner.exists(&space.pagemap, span, maps.kind_at(span.start)) {
                 false => stats.vanished += span.pages(),
                 true => stats.unreadable.push(Unreadable {
                     pid,

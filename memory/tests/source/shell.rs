@@ -110,17 +110,15 @@ fn obey(command: &str, n: &[u64], last: &str) -> i64 {
             });
             0
         }
-        // Reads a file into memory over and over: descriptor, address, bytes of a read, bytes of file and memory.
+        // Reads a file into memory over and over: descriptor, address, bytes of a read, bytes of the file.
         "reads" => {
             let n = n.to_vec();
             std::thread::spawn(move || {
                 let mut at = 0;
-                let mut to = 0;
                 while !STOP.load(Ordering::SeqCst) {
-                    let read = sys::syscall(libc::SYS_pread64, [n[0], n[1] + to, n[2], at, 0, 0]);
+                    let read = sys::syscall(libc::SYS_pread64, [n[0], n[1], n[2], at, 0, 0]);
                     assert_eq!(read, n[2] as i64);
                     at = (at + n[2] + 4096 * 17) % (n[3] - n[2]) / 4096 * 4096;
-                    to = (to + n[2]) % n[3];
                     LOOPS.fetch_add(1, Ordering::SeqCst);
                 }
             });

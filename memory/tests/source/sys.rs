@@ -67,3 +67,9 @@ pub fn count_signal(signal: i32) {
 
 /// Signals counted by [`count_signal`].
 pub static SIGNALS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+/// Children leave no zombies.
+pub fn ignore_children() {
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}

@@ -48,7 +48,8 @@ struct State {
     abandoned: bool,
     pid: Option<u32>,
     restarts: u64,
-    outcome: Option<Result<f64, Fatal>>,
+    /// Seconds from the end of the restore, and pages put into place before it.
+    outcome: Option<Result<(f64, u64), Fatal>>,
 }
 
 /// Why no successor is started.
@@ -127,7 +128,7 @@ impl Filler {
             let left = self.shared.journal.get(Counter::Remaining).min(total);
             progress(total - left, total);
             match state.outcome {
-                Some(Ok(seconds)) => return Ok(self.report(seconds, state.restarts)),
+                Some(Ok((seconds, before))) => return Ok(self.report(seconds, before, state.restarts)),
                 Some(Err(Fatal::Dying)) => return Err(FillError::Dying(state.restarts)),
                 Some(Err(Fatal::Journal)) => return Err(FillError::Journal),
                 None => {}
@@ -160,7 +161,7 @@ impl Filler {
         let _ = self.shared.wake.write(1);
     }
 
-    fn report(&self, seconds: f64, restarts: u64) -> FillReport {
+    fn report(&self, seconds: f64, before: u64, restarts: u64) -> FillReport {
         let get = |counter| self.shared.journal.get(counter);
         let bytes = get(Counter::Pages) * crate::PAGE_SIZE;
         FillReport {
@@ -176,7 +177,7 @@ impl Filler {
             unregistered: get(Counter::Unregistered),
             restarts,
             seconds,
-            gigabytes_per_second: bytes as f64 / seconds.max(1e-9) / 1e9,
+            gigabytes_per_second: (bytes - before * crate::PAGE_SIZE) as f64 / seconds.max(1e-9) / 1e9,
         }
     }
 }
@@ -207,7 +208,8 @@ struct Supervisor {
     held: BTreeMap<SpaceId, (OwnedFd, Origin)>,
     next_root: SpaceId,
     lists: Option<File>,
-    started: Option<Instant>,
+    /// When the restore ended, and how many pages were in place then.
+    started: Option<(Instant, u64)>,
     handler: Option<Handler>,
     shared: Arc<Shared>,
 }
@@ -304,7 +306,8 @@ impl Supervisor {
         }
         let number = u32::from_ne_bytes(number);
         if number == RESTORE_FINISHED {
-            self.started.get_or_insert_with(Instant::now);
+            let before = self.shared.journal.get(Counter::Pages);
+            self.started.get_or_insert_with(|| (Instant::now(), before));
             self.tell(Message::Start, None);
             return true;
         }
@@ -349,8 +352,9 @@ impl Supervisor {
                 self.tell(Message::Left { id }, None);
             }
             Ok(Some((Message::Finished, _))) => {
-                let seconds = self.started.map_or(0.0, |start| start.elapsed().as_secs_f64());
-                self.shared.state().outcome = Some(Ok(seconds));
+                let (seconds, before) =
+                    self.started.map_or((0.0, 0), |(start, before)| (start.elapsed().as_secs_f64(), before));
+                self.shared.state().outcome = Some(Ok((seconds, before)));
                 self.shared.changed.notify_all();
                 return Ok(Next::Stop);
             }
