@@ -51,6 +51,8 @@ pub struct PagelessDumped {
     pub rung: Rung,
     /// The better ways that did not work, and why.
     pub fell: Vec<(Rung, String)>,
+    /// Inode numbers of the shared objects whose content is not in the images.
+    pub omitted: BTreeSet<u64>,
 }
 
 /// Dumps everything of a frozen tree but its pages; see [`godwit_criu::pageless`].
@@ -86,7 +88,9 @@ impl PagelessDumper for CriuLadder {
 
     fn dump(&mut self, options: DumpOptions) -> Result<PagelessDumped, CriuError> {
         let report = self.ladder.dump(&self.criu, options, &mut |_| NotifyAnswer::Continue)?;
-        Ok(PagelessDumped { frozen: summary(&report.report).frozen, rung: report.rung, fell: report.fell })
+        let omitted = report.omitted.iter().map(|object| object.inode).collect();
+        let frozen = summary(&report.report).frozen;
+        Ok(PagelessDumped { frozen, rung: report.rung, fell: report.fell, omitted })
     }
 }
 

@@ -29,6 +29,9 @@ pub enum PagesError {
     /// The destination has no room for more.
     #[error("the memory of the container cannot be sent")]
     Room(#[source] LedgerError<WireError>),
+    /// An object would be empty over there.
+    #[error("criu left out the shared memory with inode number {0}, which was not read")]
+    LeftOut(u64),
     /// CRIU's images do not hold together.
     #[error("the images do not hold together")]
     Images(#[from] godwit_criu::images::ImageError),
@@ -313,9 +316,17 @@ impl Remainder<'_> {
         Ok(())
     }
 
-    /// The objects that the tasks share.
-    pub fn shared_objects(&self) -> Vec<SharedObject> {
-        self.reader.shared_objects()
+    /// The objects that the tasks share and that CRIU has left out, by their inode numbers.
+    ///
+    /// # Errors
+    /// When one of them was never read: CRIU would restore it empty, and say nothing.
+    pub fn shared_objects(&self, omitted: &BTreeSet<u64>) -> Result<Vec<SharedObject>, PagesError> {
+        let mut objects = self.reader.shared_objects();
+        objects.retain(|object| omitted.contains(&object.inode));
+        match omitted.iter().find(|inode| !objects.iter().any(|object| object.inode == **inode)) {
+            Some(inode) => Err(PagesError::LeftOut(*inode)),
+            None => Ok(objects),
+        }
     }
 
     fn reconcile(

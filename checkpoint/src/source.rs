@@ -551,7 +551,7 @@ impl<'a> Source<'a> {
         self.journal.append(journal::Event::Dumped)?;
         let outlet = outlet(&self.streams, Some(&mut self.wire))?;
         let finished = memory.finish(&tasks, looked, &dir, outlet)?;
-        let objects = memory.shared_objects();
+        let objects = memory.shared_objects(&dumped.omitted)?;
         if let Some(streams) = &self.streams {
             streams.end_of(round)?;
         }

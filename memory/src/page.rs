@@ -38,6 +38,8 @@ impl PageRun {
 pub struct SharedObject {
     /// As in [`ImageId::Shared`].
     pub number: u32,
+    /// Its inode number at the source, by which other readers of the same tasks know it.
+    pub inode: u64,
     /// Its length.
     pub bytes: u64,
     /// What the kernel calls it in /proc/PID/maps: `/dev/zero (deleted)`, `/memfd:name (deleted)`, `/SYSV00000000 (deleted)`.

@@ -155,7 +155,7 @@ impl PagelessDumper for Pageless {
         world.must(frozen, "a full dump of a container that runs or is not locked");
         write_images(&options.images_dir, None, &Memory::new());
         std::thread::sleep(STEP);
-        Ok(PagelessDumped { frozen: STEP, rung: Rung::Shim, fell: vec![] })
+        Ok(PagelessDumped { frozen: STEP, rung: Rung::Shim, fell: vec![], omitted: BTreeSet::new() })
     }
 }
 

@@ -303,7 +303,9 @@ impl Ladder {
             None => options.start(criu),
         };
         let result = dump.and_then(|dump| dump.dump(notify));
-        if let Some(server) = server {
+        // A CRIU that gave no answer may live on, and with it the server; nobody waits for them.
+        let given_up = matches!(result, Err(CriuError::Timeout { .. }));
+        if let Some(server) = server.filter(|_| !given_up) {
             let (received, filter) = server.finish();
             self.filter = filter;
             if result.is_ok() {

@@ -56,6 +56,15 @@ pub(super) fn cgroup_path(config: &Value) -> Option<PathBuf> {
     config["linux"]["cgroupsPath"].as_str().map(PathBuf::from)
 }
 
+/// The device nodes of a container: those that every container has (runtime-spec, config-linux.md, Default Devices) and those
+/// it asks for.
+pub(super) fn devices(config: &Value) -> Vec<PathBuf> {
+    let default = ["null", "zero", "full", "random", "urandom", "tty", "console"];
+    let asked = config.pointer("/linux/devices").and_then(Value::as_array).into_iter().flatten();
+    let asked = asked.filter_map(|device| device.get("path")?.as_str());
+    default.iter().map(|name| Path::new("/dev").join(name)).chain(asked.map(PathBuf::from)).collect()
+}
+
 /// Paths that the runtime hides.
 pub(super) fn masked_paths(config: &Value) -> Vec<PathBuf> {
     let paths = config["linux"]["maskedPaths"].as_array().map(Vec::as_slice).unwrap_or_default();

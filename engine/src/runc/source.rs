@@ -189,6 +189,12 @@ fn external(
             external.push(format!("mnt[{}]:/dev/null", path.display()));
         }
     }
+    // in a user namespace nothing can make device nodes: the runtime binds the host's, and does so again at the restore
+    for path in oci::devices(config) {
+        if mounts.iter().any(|mount| mount.mount_point == path) {
+            external.push(format!("mnt[{0}]:{0}", path.display()));
+        }
+    }
     for below in oci::cgroup_mounts(config) {
         let v1 =
             mounts.iter().filter(|mount| mount.fs_type == "cgroup" && mount.mount_point.starts_with(&below));

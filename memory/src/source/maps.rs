@@ -177,6 +177,20 @@ impl Maps {
         self.list.get(index).filter(|mapping| mapping.span.start <= address).map_or(Kind::Other, |mapping| mapping.kind)
     }
 
+    /// Whether the list has this mapping of another list.
+    pub(crate) fn has(&self, other: &Mapping) -> bool {
+        let index = self.list.partition_point(|mapping| mapping.span.end <= other.span.start);
+        self.list.get(index).is_some_and(|mapping| {
+            (mapping.span, mapping.kind, mapping.file) == (other.span, other.kind, other.file)
+        })
+    }
+
+    /// Indices of mappings of shared objects.
+    pub(crate) fn objects(&self) -> impl Iterator<Item = usize> + '_ {
+        let is_object = |index: &usize| self.list[*index].kind == Kind::Object;
+        (0..self.list.len()).filter(is_object)
+    }
+
     /// Where private mappings are.
     pub(crate) fn private(&self) -> Vec<Span> {
         let mut spans = Vec::new();

@@ -135,15 +135,19 @@ impl Scanner {
         self.run(pagemap, span, &query, out)
     }
 
-    /// The pages of a mapping of a shared object that were written through it; also reports what it never looked at.
+    /// The pages of a mapping of a shared object that were written, or seen for the first time, through it. What was written
+    /// and then unmapped, page by page, is not among them.
     pub(crate) fn written_shared(
         &mut self,
         pagemap: &File,
         span: Span,
         out: &mut Vec<Span>,
     ) -> Result<(), Errno> {
-        // Exactly this query is answered by the kernel's short loop over the page table.
-        let query = Query { protect: true, check: true, all: WRITTEN, returned: WRITTEN, ..Query::default() };
+        // The kernel has a faster answer to a question without PRESENT and SWAPPED. But that also marks places without a
+        // page, which in private memory look like pages from then on; and the mapping may have been replaced by private
+        // memory a moment ago.
+        let any = PRESENT | SWAPPED;
+        let query = Query { protect: true, check: true, all: WRITTEN, any, returned: WRITTEN, ..Query::default() };
         self.run(pagemap, span, &query, out)
     }
 

@@ -102,6 +102,10 @@ impl Objects {
         if !self.by_key.contains_key(&key) {
             let path = format!("/proc/{pid}/map_files/{start:x}-{end:x}");
             let Some(file) = open(&path, pid)? else { return Ok(()) };
+            // Another object may have been mapped there meanwhile.
+            if file.metadata().map_or(0, |status| status.ino()) != inode {
+                return Ok(());
+            }
             self.insert(key, maps.name(mapping), file);
         }
         let Some(object) = self.by_key.get_mut(&key) else { return Ok(()) };
@@ -133,6 +137,9 @@ impl Objects {
             };
             if !self.by_key.contains_key(&key) {
                 let Some(file) = open(&path, pid)? else { continue };
+                if file.metadata().map_or(0, |status| status.ino()) != key.inode {
+                    continue;
+                }
                 let name = std::fs::read_link(&path).unwrap_or_default();
                 self.insert(key, name.to_string_lossy().into_owned(), file);
             }
@@ -179,7 +186,7 @@ impl Objects {
         self.buffer.resize(CHUNK, 0);
         let mut work = Work { buffer: &mut self.buffer, zeroes: &self.zeroes, zero_digest: self.zero_digest };
         self.public.clear();
-        for object in self.by_key.values_mut() {
+        for (key, object) in &mut self.by_key {
             let failed = |source| MemoryError::Object { name: object.name.clone(), source };
             object.bytes = object.file.metadata().map_err(failed)?.len();
             let whole = Span { start: 0, end: object.bytes.next_multiple_of(PAGE_SIZE) };
@@ -201,6 +208,7 @@ impl Objects {
                 object.descriptors.iter().map(|&(_, vpid, fd)| SharedDoor::Descriptor { vpid, fd });
             self.public.push(SharedObject {
                 number: object.number,
+                inode: key.inode,
                 bytes: object.bytes,
                 name: object.name.clone(),
                 doors: object.mappings.iter().copied().chain(descriptors).collect(),

@@ -53,6 +53,8 @@ pub(super) struct Space {
     pub(super) direct: bool,
     /// What was read when, to be read again.
     history: Vec<(Instant, Span)>,
+    /// Where a shared object was, and something else is: reports of private memory were taken for the object's.
+    mistaken: Vec<Span>,
 }
 
 /// What to hand over of a space in a round.
@@ -106,6 +108,7 @@ impl Space {
             retry: (0, 1),
             direct: false,
             history: Vec::new(),
+            mistaken: Vec::new(),
         })
     }
 
@@ -181,6 +184,17 @@ impl Space {
             }
             Tracking::Nothing(_) => all_pages(&self.pagemap, maps, scanner, &mut due.written),
         };
+        Span::unite(&mut self.mistaken);
+        for mistaken in self.mistaken.drain(..) {
+            for mapping in &maps.list {
+                let start = mapping.span.start.max(mistaken.start);
+                let end = mapping.span.end.min(mistaken.end);
+                if start < end && matches!(mapping.kind, Kind::Anonymous | Kind::PrivateFile) {
+                    let _ = scanner.all(&self.pagemap, Span { start, end }, mapping.kind, false, &mut due.written);
+                }
+            }
+        }
+        Span::unite(&mut due.written);
         match result {
             // The space is going away.
             Err(Errno::ESRCH | Errno::ENOMEM | Errno::EINVAL) if !frozen => {}
@@ -190,9 +204,36 @@ impl Space {
         Ok(due)
     }
 
-    /// What was written through a mapping of a shared object since the last call; none if that is not known. Through a mapping
-    /// that is new, that is every page it has ever shown.
-    pub(super) fn shared(&self, mapping: &Mapping, scanner: &mut Scanner) -> Option<Vec<Span>> {
+    /// What was written through the mappings of shared objects since the last call, by index of the list; none if that is not
+    /// known. Through a mapping that is new, that is every page it shows.
+    pub(super) fn shared(
+        &mut self,
+        maps: &Maps,
+        again: &mut Maps,
+        scanner: &mut Scanner,
+    ) -> Vec<(usize, Option<Vec<Span>>)> {
+        let mut all = Vec::new();
+        let mut asked = false;
+        for (index, mapping) in maps.list.iter().enumerate().filter(|(_, mapping)| mapping.kind == Kind::Object) {
+            let written = self.written_shared(mapping, scanner);
+            asked |= written.as_ref().is_none_or(|written| !written.is_empty());
+            all.push((index, written));
+        }
+        if asked && matches!(self.tracking, Tracking::Uffd(_)) {
+            // Private memory may have taken a place since the mappings were read. Its pages are protected now, and reported
+            // to nobody.
+            let _ = again.read(self.pid);
+            for &(index, _) in &all {
+                let mapping = &maps.list[index];
+                if !again.has(mapping) {
+                    self.mistaken.push(mapping.span);
+                }
+            }
+        }
+        all
+    }
+
+    fn written_shared(&self, mapping: &Mapping, scanner: &mut Scanner) -> Option<Vec<Span>> {
         let mut written = Vec::new();
         match &self.tracking {
             Tracking::Uffd(uffd) => {
@@ -370,29 +411,24 @@ impl Walk<'_> {
         Ok(fresh)
     }
 
-    /// Registers mappings, with their neighbours in one call: an application that moves an area of which only a part is
-    /// registered gets an error from the kernel, and the less often a part is, the better.
+    /// Registers mappings, neighbours in one call: an application that moves an area of which only a part is registered gets
+    /// an error from the kernel, and the less often a part is, the better. Nothing else is registered with them: what
+    /// appeared there since we looked must be found to be new.
     fn register(&self, fresh: &[usize]) {
         if !self.rules.register_new && !self.fresh {
             return;
         }
-        let carried = |index: usize| self.maps.list[index].kind != Kind::Other;
-        let mut behind = 0;
-        for &index in fresh {
-            if index < behind {
+        let list = &self.maps.list;
+        for run in fresh.chunk_by(|&one, &next| next == one + 1 && list[one].span.end == list[next].span.start) {
+            let span = self.span(&(run[0]..run[run.len() - 1] + 1));
+            if run.len() > 1 && self.uffd.register(span.start, span.bytes(), MODE_WP).is_ok() {
                 continue;
             }
-            let first = (0..index).rev().take_while(|&index| carried(index)).last().unwrap_or(index);
-            let last = (index..self.maps.list.len()).take_while(|&index| carried(index)).last().unwrap_or(index);
-            behind = last + 1;
-            let span = self.span(&(first..behind));
-            if self.uffd.register(span.start, span.bytes(), MODE_WP).is_err() {
-                // One of them cannot be, or is gone.
-                for &index in fresh.iter().filter(|&&index| (first..behind).contains(&index)) {
-                    let span = self.maps.list[index].span;
-                    if let Err(errno) = self.uffd.register(span.start, span.bytes(), MODE_WP) {
-                        tracing::trace!(start = span.start, end = span.end, %errno, "not registered");
-                    }
+            // One of them cannot be, or is gone.
+            for &index in run {
+                let span = list[index].span;
+                if let Err(errno) = self.uffd.register(span.start, span.bytes(), MODE_WP) {
+                    tracing::trace!(start = span.start, end = span.end, %errno, "not registered");
                 }
             }
         }

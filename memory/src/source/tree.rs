@@ -27,6 +27,7 @@ pub struct TreeMemory {
     scanner: Scanner,
     reader: Reader,
     maps: Maps,
+    again: Maps,
     /// The objects have been compared, and the descriptors looked through, since the tree was frozen.
     compared: bool,
 }
@@ -61,6 +62,7 @@ impl TreeMemory {
             scanner: Scanner::new(),
             reader,
             maps: Maps::default(),
+            again: Maps::default(),
             compared: false,
         })
     }
@@ -337,7 +339,7 @@ impl TreeMemory {
         if !self.read_maps(pid, frozen, stats)? {
             return Ok(());
         }
-        let Self { spaces, objects, scanner, reader, maps, rules, compared, .. } = self;
+        let Self { spaces, objects, scanner, reader, maps, again, rules, compared, .. } = self;
         let Some(space) = spaces.get_mut(&pid) else { return Ok(()) };
         stats.tasks += 1;
         let scanning = Instant::now();
@@ -385,11 +387,11 @@ impl TreeMemory {
             due.again.extend(Span::without(&direct, &elsewhere));
             Span::unite(&mut due.again);
         }
-        let again = reader
+        let reread = reader
             .read(space.origin(alone), &due.again, scanner, &mut failed, &mut deliver)
             .map_err(MemoryError::Sink)?;
-        stats.pages += again * copies;
-        stats.reread += again * copies;
+        stats.pages += reread * copies;
+        stats.reread += reread * copies;
         stats.seconds.read += reading.elapsed().as_secs_f64();
         for span in failed {
             // Under the freeze, a page that is there and cannot be read will be missing.
@@ -405,14 +407,14 @@ impl TreeMemory {
         }
 
         let sharing = Instant::now();
-        for mapping in maps.list.iter().filter(|mapping| mapping.kind == Kind::Object) {
-            // Under the freeze, all of it is compared.
-            let written = match frozen && rules.compare_objects {
-                true => Some(Vec::new()),
-                false => space.shared(mapping, scanner),
-            };
+        // Under the freeze, all of them are compared.
+        let objects_here = match frozen && rules.compare_objects {
+            true => maps.objects().map(|index| (index, Some(Vec::new()))).collect(),
+            false => space.shared(maps, again, scanner),
+        };
+        for (index, written) in objects_here {
             let vpids = space.members.iter().map(|&(_, vpid)| vpid);
-            objects.mapping(pid, vpids, maps, mapping, written.as_deref())?;
+            objects.mapping(pid, vpids, maps, &maps.list[index], written.as_deref())?;
         }
         stats.seconds.shared += sharing.elapsed().as_secs_f64();
         Ok(())

@@ -174,9 +174,9 @@ impl Mirror {
             let place = || format!("{image:?} {address:x} {}", line.name);
             match (mem.read_exact_at(&mut page, address), self.pages.get(&(image, address))) {
                 (Err(error), _) => verdict.missing.push(format!("{} {error}", place())),
-                (Ok(()), None) => verdict.missing.push(place()),
+                (Ok(()), None) => verdict.missing.push(format!("{} {:x}-{:x} {entry:x}", place(), line.start, line.end)),
                 (Ok(()), Some(&digest)) if digest == xxh3_64(&page) => verdict.good += 1,
-                (Ok(()), Some(_)) => verdict.bad.push(place()),
+                (Ok(()), Some(_)) => verdict.bad.push(format!("{} {:x}-{:x} {entry:x}", place(), line.start, line.end)),
             }
         }
     }
