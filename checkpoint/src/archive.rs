@@ -11,8 +11,7 @@
 //!
 //! It is written under another name and renamed at the end: a directory of that name is complete.
 
-use crate::dumper::{Dumped, Dumper, PagelessDumper};
-use godwit_criu::pageless::Rung;
+use crate::dumper::{Circumstances, Dumped, Dumper, PagelessDumper};
 use godwit_criu::{CriuError, DumpOptions};
 use godwit_engine::network::NetworkState;
 use godwit_engine::{EngineError, Facts, SourceContainer, Tree};
@@ -488,7 +487,7 @@ impl Dumper for ArchivedImages {
     }
 
     /// What lies in a checkpoint has its pages with it.
-    fn pageless(&self, _: &Path, _: bool, _: Option<Rung>) -> Result<Box<dyn PagelessDumper>, CriuError> {
+    fn pageless(&self, _: &Path, _: Circumstances) -> Result<Box<dyn PagelessDumper>, CriuError> {
         let detail = "a checkpoint is not dumped again".to_owned();
         Err(CriuError::Protocol { operation: "dump without pages", detail })
     }

@@ -29,17 +29,23 @@ pub trait Dumper: Send + Sync {
     /// What CRIU said. The tasks run.
     fn pre_dump(&self, options: DumpOptions) -> Result<Dumped, CriuError>;
 
-    /// Finds out how this CRIU can be kept from dumping pages; nothing is touched. `own_mounts` is whether the tree has a
-    /// mount namespace of its own.
+    /// Finds out how this CRIU can be kept from dumping pages; nothing is touched.
     ///
     /// # Errors
     /// When CRIU cannot be started.
-    fn pageless(
-        &self,
-        work: &Path,
-        own_mounts: bool,
-        highest: Option<Rung>,
-    ) -> Result<Box<dyn PagelessDumper>, CriuError>;
+    fn pageless(&self, work: &Path, circumstances: Circumstances)
+    -> Result<Box<dyn PagelessDumper>, CriuError>;
+}
+
+/// What a dump without pages depends on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Circumstances {
+    /// The tree has a mount namespace of its own.
+    pub own_mounts: bool,
+    /// Written pages are found by the soft-dirty bits, which the dump must leave alone.
+    pub by_soft_dirty: bool,
+    /// No better way than this.
+    pub highest: Option<Rung>,
 }
 
 /// What a dump without pages gave.
@@ -60,8 +66,11 @@ pub trait PagelessDumper: Send {
     /// How long a process of CRIU takes to start.
     fn start_time(&self) -> Duration;
 
-    /// Notes what will be needed under the freeze. Right before it.
-    fn snapshot(&mut self, pids: &BTreeSet<i32>);
+    /// Does what can be done before the freeze: starts CRIU for a dump with such options, and notes what will be needed.
+    ///
+    /// # Errors
+    /// When CRIU cannot be started.
+    fn warm_up(&mut self, pids: &BTreeSet<i32>, options: &DumpOptions) -> Result<(), CriuError>;
 
     /// Writes everything but pages. The container stays frozen.
     ///
@@ -82,8 +91,11 @@ impl PagelessDumper for CriuLadder {
         self.start_time
     }
 
-    fn snapshot(&mut self, pids: &BTreeSet<i32>) {
+    fn warm_up(&mut self, pids: &BTreeSet<i32>, options: &DumpOptions) -> Result<(), CriuError> {
+        self.ladder.start(&self.criu, options)?;
+        // the younger the better
         self.ladder.snapshot(pids);
+        Ok(())
     }
 
     fn dump(&mut self, options: DumpOptions) -> Result<PagelessDumped, CriuError> {
@@ -98,13 +110,16 @@ impl Dumper for CriuBinary {
     fn pageless(
         &self,
         work: &Path,
-        own_mounts: bool,
-        highest: Option<Rung>,
+        circumstances: Circumstances,
     ) -> Result<Box<dyn PagelessDumper>, CriuError> {
+        let Circumstances { own_mounts, by_soft_dirty, highest } = circumstances;
         let begun = std::time::Instant::now();
         self.version()?;
         let start_time = begun.elapsed();
-        let ladder = Ladder::prepare(self, work, own_mounts, highest, true)?;
+        let mut ladder = Ladder::prepare(self, work, own_mounts, highest, true)?;
+        if by_soft_dirty {
+            ladder.keep_soft_dirty();
+        }
         Ok(Box::new(CriuLadder { criu: self.clone(), ladder, start_time }))
     }
 

@@ -13,6 +13,6 @@ mod rounds;
 pub mod source;
 pub mod tracker;
 
-pub use dumper::{Dumped, Dumper, PagelessDumped, PagelessDumper};
+pub use dumper::{Circumstances, Dumped, Dumper, PagelessDumped, PagelessDumper};
 pub use pages::PageReader;
 pub use source::{Job, Order, Parties, Plan, migrate, rehearse};

@@ -2,7 +2,7 @@
 //! everything but pages.
 
 use crate::dumper::{PagelessDumped, PagelessDumper};
-use godwit_criu::CriuError;
+use godwit_criu::{CriuError, DumpOptions};
 use godwit_criu::pageless::{PagemapName, take_pages};
 use godwit_memory::ledger::{LedgerError, LedgerStatistics, PageLedger};
 use godwit_memory::source::{MemoryError, Method, PageSink, RoundStats, SinkError, TreeMemory};
@@ -213,9 +213,16 @@ impl PageMemory {
         Ok(pass)
     }
 
-    /// Right before the freeze.
-    pub fn about_to_freeze(&mut self, pids: &BTreeSet<i32>) {
-        self.ladder.snapshot(pids);
+    /// Right before the freeze, for a dump with such options.
+    ///
+    /// # Errors
+    /// When CRIU cannot be started.
+    pub fn about_to_freeze(
+        &mut self,
+        pids: &BTreeSet<i32>,
+        options: &DumpOptions,
+    ) -> Result<(), PagesError> {
+        Ok(self.ladder.warm_up(pids, options)?)
     }
 
     /// The dumper, and everything else, so that both can work at the same time.

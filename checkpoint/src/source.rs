@@ -4,11 +4,12 @@
 //! before the commit it runs here, as if nothing had been tried; after the commit this side never lets it run again.**
 //! The other half is `destination.rs` of the restore crate: the two lists of phases mirror each other.
 
-use crate::dumper::Dumper;
+use crate::dumper::{Circumstances, Dumper};
 use crate::connections;
 use crate::files::{Files, FilesError};
 use crate::pages::{Outlet, PageMemory, PageReader, PagesError};
 use crate::tracker::{MemoryTracker, TrackerError, tracker_for};
+use godwit_criu::DumpOptions;
 use godwit_engine::network::NetworkPlan;
 use godwit_engine::{EngineError, SourceContainer};
 use godwit_migration::downtime::{Downtime, Stopwatch};
@@ -442,8 +443,12 @@ impl<'a> Source<'a> {
             );
             let streams = self.streams.as_ref().map_or(1, PageStreams::count);
             let work = self.job.dir.join("work");
-            let own_mounts = self.container.has_own_mounts();
-            let ladder = self.criu.pageless(&work, own_mounts, self.plan.highest_rung)?;
+            let circumstances = Circumstances {
+                own_mounts: self.container.has_own_mounts(),
+                by_soft_dirty: self.plan.tracker == Some(Tracker::SoftDirty),
+                highest: self.plan.highest_rung,
+            };
+            let ladder = self.criu.pageless(&work, circumstances)?;
             let room = self.room_pages();
             self.pages = Some(PageMemory::new(reader, ladder, room, streams, self.cancel.clone()));
         }
@@ -457,8 +462,9 @@ impl<'a> Source<'a> {
         self.hurry()?;
         self.wire.set_patience(FROZEN_PATIENCE);
         self.journal.append(journal::Event::Freezing)?;
+        let options = self.last_dump();
         if let Some(pages) = &mut self.pages {
-            pages.about_to_freeze(&self.container.tasks()?);
+            pages.about_to_freeze(&self.container.tasks()?, &options)?;
         }
         self.stopwatch = Some(Stopwatch::start());
         self.container.lock_network()?;
@@ -524,8 +530,8 @@ impl<'a> Source<'a> {
         let round = self.rounds.len() as u32;
         self.wire.say(&Message::RoundBegin { round, last: true })?;
         let tasks = self.container.tasks()?;
-        let dir = self.job.dir.join("images").join("last");
-        let options = self.container.dump_options(&dir, &self.job.dir.join("work").join("last"));
+        let options = self.last_dump();
+        let dir = options.images_dir.clone();
         let (ladder, mut memory) = pages.split();
         let streams = self.streams.take();
         let (dumped, looked, files) = std::thread::scope(|scope| {
@@ -572,6 +578,12 @@ impl<'a> Source<'a> {
             memory_bytes: finished.changed_bytes,
             file_bytes,
         })
+    }
+
+    /// How CRIU is asked for the dump without pages.
+    fn last_dump(&self) -> DumpOptions {
+        let images = self.job.dir.join("images").join("last");
+        self.container.dump_options(&images, &self.job.dir.join("work").join("last"))
     }
 
     /// The destination has all of it.

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154
 # The two ways to move a container, and godwit-workload as what is in it. Sourced by `bench`.
 
 # what runs in the hosts; their clocks are one, so that times of both can be compared
@@ -35,7 +35,7 @@ runc checkpoint --image-path $images --work-path $images "$@" "$name" > $images/
     { cat $images/out; tail -n 5 $images/dump.log; exit 1; } >&2
 [ -z "${AFTER_DUMP:-}" ] || $AFTER_DUMP
 cd $images
-tar -c . ${MORE:-} | socat -u STDIN TCP:dst:7900,sndbuf=4194304
+tar -c . | socat -u STDIN TCP:dst:7900,sndbuf=4194304
 du -sb $images | cut -f1
 E2
     chmod +x "$work"/{receive,send}
@@ -52,6 +52,7 @@ clear_hosts() {
     for host in src dst; do
         in_host "$host" sh -c "
             testbed-container remove $container > /dev/null 2>&1
+            for namespace in /run/netns/*; do ip netns del \${namespace##*/} 2> /dev/null; done
             for process in \$(pgrep -x socat); do kill \$process; done
             rm -rf /srv/* /var/lib/godwit/* /run/bench-* /tmp/*; true"
     done
@@ -61,16 +62,16 @@ clear_hosts() {
 move_stock() { # move_stock KIND
     local receiver sent began ended options=()
     [ "$1" != redis ] || options=(--tcp-established)
-    in_host src sh -c "rsync -a --numeric-ids /srv/$container /srv/$container-data dst:/srv/" || return 1
+    in_host src sh -c "touch /run/bench-copying; rsync -a --numeric-ids /srv/$container /srv/$container-data dst:/srv/" || return 1
     "before_stock_$1" || return 1
     in_host dst env AFTER_TRANSFER="${after_transfer:-}" AFTER_RESTORE="${after_restore:-}" \
-        timeout --kill-after=5 300 bench-receive $container "${options[@]}" > "$work/received" &
+        timeout --kill-after=5 300 bench-receive "$container" "${options[@]}" > "$work/received" &
     receiver=$!
     in_host dst timeout 20 sh -c 'until [ -e /run/bench-listens ] && ss -Hltn "sport = :7900" | grep -q .; do sleep 0.05; done' ||
         { wait $receiver; return 1; }
-    sent=$(in_host src env AFTER_DUMP="${after_dump:-}" MORE="${more:-}" \
-        timeout --kill-after=5 300 bench-send $container "${options[@]}") || { sent='' ; }
-    [ -n "$sent" ] || in_host dst sh -c 'kill $(pgrep -x socat)' || true
+    sent=$(in_host src env AFTER_DUMP="${after_dump:-}" \
+        timeout --kill-after=5 300 bench-send "$container" "${options[@]}") || sent=''
+    [ -n "$sent" ] || in_host dst pkill -x socat || true
     wait $receiver && [ -n "$sent" ] || return 1
     began=$(head -n 1 <<< "$sent") ended=$(cat "$work/received")
     jq -nc --argjson began "$began" --argjson ended "$ended" --argjson bytes "$(tail -n 1 <<< "$sent")" \
@@ -92,12 +93,12 @@ move_godwit() { # move_godwit KIND
 
 # a container with SIZE MiB that are written as LOAD says
 begin_memory() { # begin_memory SIZE LOAD
-    in_host src testbed-container create $container --command \
+    in_host src testbed-container create "$container" --command \
         "/godwit-workload dirty --dir /data/w --size $1 --rate $(pages_of "$2")" > /dev/null &&
         in_host src timeout 120 sh -c "until [ -e /srv/$container-data/w/ready ]; do sleep 0.1; done" && sleep 1
 }
 
-before_stock_memory() { after_transfer='' after_restore='' after_dump='' more=''; }
+before_stock_memory() { after_transfer='' after_restore='' after_dump=''; }
 
 note_begin_memory() { date +%s%N > "$work/began"; }
 

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154,SC2034
 # A redis with a client on a third host, as what is moved. Sourced by `bench`.
 
 redis_address=10.77.0.100
@@ -9,7 +9,7 @@ ask_probe() { in_host client socat -t 20 - "UNIX-CONNECT:$probe_socket" <<< "$1"
 
 # a redis with SIZE MiB of values that do not compress, and a client that writes to it
 begin_redis() { # begin_redis SIZE LOAD
-    in_host src testbed-container create $container $redis_address > /dev/null || return 1
+    in_host src testbed-container create "$container" "$redis_address" > /dev/null || return 1
     in_host src sh -c "python3 - $1 | redis-cli -h $redis_address --pipe > /dev/null" <<'E2' || return 1
 import os, sys
 VALUE = 4000  # with its header one allocation of 4 KiB; key and entry take about 80 bytes more
@@ -34,7 +34,7 @@ E2
 }
 
 # the network of the container is made at the destination beforehand, and joined to the link once the container is there;
-# its append-only file grows until it stands still, so that what is new of it follows with the images
+# its append-only file grows until it stands still: files written since the copy follow with the images
 before_stock_redis() {
     in_host dst sh -c "
         ip netns add $container
@@ -42,14 +42,15 @@ before_stock_redis() {
         ip -n $container link set lo up
         ip -n $container addr add $redis_address/24 dev eth0
         ip -n $container link set eth0 up" || return 1
-    printf '%s\n' '#!/bin/bash' "ip link del v-$container; cp -a /srv/$container-data /run/bench-images/data" > "$work/after-dump"
+    printf '%s\n' '#!/bin/bash' "ip link del v-$container; mkdir /run/bench-images/data; cd /srv/$container-data" \
+        'find . -type f -newer /run/bench-copying -exec cp -a --parents {} /run/bench-images/data ";"' > "$work/after-dump"
     printf '%s\n' '#!/bin/bash' "cp -a /run/bench-images/data/. /srv/$container-data/" > "$work/after-transfer"
     # a frame of the container tells the switches where it is now
     printf '%s\n' '#!/bin/bash' "ip link set v-$container master br0 up; ip netns exec $container ping -c 1 -W 1 10.77.0.3 > /dev/null &" > "$work/after-restore"
     chmod +x "$work"/after-*
     local step
     for step in dump transfer restore; do "$testbed" push "$work/after-$step" "/usr/local/bin/bench-after-$step"; done
-    after_dump=bench-after-dump after_transfer=bench-after-transfer after_restore=bench-after-restore more=''
+    after_dump=bench-after-dump after_transfer=bench-after-transfer after_restore=bench-after-restore
 }
 
 note_begin_redis() { ask_probe gap > /dev/null; }

@@ -31,6 +31,7 @@ fn a_step_that_fails_at_the_source_is_rolled_back() {
     for scene in WAYS {
         for (call, nth) in [
             ("criu.pageless", 1),
+            ("criu.warm_up", 1),
             ("memory.round", 1),
             ("memory.round", 2),
             ("memory.frozen", 1),

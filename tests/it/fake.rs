@@ -1,7 +1,7 @@
 //! A CRIU and an engine that only pretend: images are real (CRIU's page maps), processes are not.
 
 use crate::world::{Memory, Witness};
-use godwit_checkpoint::{Dumped, Dumper, PageReader, PagelessDumped, PagelessDumper};
+use godwit_checkpoint::{Circumstances, Dumped, Dumper, PageReader, PagelessDumped, PagelessDumper};
 use godwit_criu::images::pagemap::{PE_PARENT, PE_PRESENT, pages_name};
 use godwit_criu::images::{PAGE_SIZE, Pagemap, PagemapEntry};
 use godwit_criu::pageless::Rung;
@@ -123,12 +123,7 @@ impl Dumper for Criu {
         self.write("criu.pre_dump", &options)
     }
 
-    fn pageless(
-        &self,
-        _: &Path,
-        _: bool,
-        _: Option<Rung>,
-    ) -> Result<Box<dyn PagelessDumper>, CriuError> {
+    fn pageless(&self, _: &Path, _: Circumstances) -> Result<Box<dyn PagelessDumper>, CriuError> {
         let entered = self.witness.enter("criu.pageless");
         entered.map_err(|error| CriuError::Protocol { operation: "check", detail: error.to_string() })?;
         Ok(Box::new(Pageless(self.witness.clone())))
@@ -143,8 +138,14 @@ impl PagelessDumper for Pageless {
         Duration::from_millis(1)
     }
 
-    fn snapshot(&mut self, _: &BTreeSet<i32>) {
-        drop(self.0.enter("criu.snapshot"));
+    fn warm_up(&mut self, _: &BTreeSet<i32>, _: &DumpOptions) -> Result<(), CriuError> {
+        let mut world = self
+            .0
+            .enter("criu.warm_up")
+            .map_err(|error| CriuError::Protocol { operation: "start", detail: error.to_string() })?;
+        let runs = world.source_runs;
+        world.must(runs, "what can be done before the freeze is done in it");
+        Ok(())
     }
 
     fn dump(&mut self, options: DumpOptions) -> Result<PagelessDumped, CriuError> {

@@ -1,9 +1,11 @@
 //! Programs that use memory in every way they can, and check every page of it: what tests and measurements move.
 
 mod args;
+mod bench_table;
 mod content;
 mod dirty;
 mod heartbeat;
+mod json;
 mod kind;
 mod operations;
 mod process;
@@ -34,7 +36,8 @@ godwit-workload: uses memory, and checks all of it when asked
       children that share their parent's memory copy-on-write, and write parts of it
   godwit-workload special KIND --dir DIR [--size MIB] [--rate N] [--file FILE]
       memory of one kind
-  godwit-workload nothing
+  godwit-workload bench-table [--json] < LINES
+      what the lines of scripts/bench come to
 
 DIR/ready, which says where the memory is, is made when a run is in full swing. When DIR/check is made, or SIGUSR1 comes to the first process, all
 processes stand still, each compares each page with what it must hold, and DIR/result.N (N counts from 1) gets a line
@@ -44,7 +47,7 @@ of JSON of each process. `pass` is true when no page is bad and no system call f
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     let command = words.next().unwrap_or_default();
-    let done = Args::parse(words, &["no-direct"]).and_then(|args| run(&command, args));
+    let done = Args::parse(words, &["no-direct", "json"]).and_then(|args| run(&command, args));
     match done {
         Ok(code) => code,
         Err(message) => {
@@ -62,6 +65,7 @@ fn run(command: &str, mut args: Args) -> Result<ExitCode, String> {
             return Ok(ExitCode::SUCCESS);
         }
         "dirty" => return dirty::run(args),
+        "bench-table" => return bench_table::run(args),
         "chaos" => Settings::chaos(&mut args),
         "tree" => Settings::tree(&mut args),
         "special" => Settings::special(&mut args),

@@ -85,7 +85,7 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         // SIGTERM, lest a System V segment stays; the children end with it
-        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+        let _ = Command::new("kill").arg(self.child.id().to_string()).stderr(Stdio::null()).status();
         let _ = self.child.wait();
     }
 }

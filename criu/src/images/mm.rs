@@ -42,15 +42,18 @@ fn parse(record: &[u8]) -> Result<Vec<Mapping>, Malformed> {
     for field in Fields(record) {
         let (number, value) = field?;
         if number == VMAS {
-            mappings.push(mapping(value.bytes()?)?);
+            mappings.extend(mapping(value.bytes()?)?);
         }
     }
     if mappings.is_sorted_by(|one, next| one.end <= next.start) { Ok(mappings) } else { Err(Malformed) }
 }
 
-fn mapping(vma: &[u8]) -> Result<Mapping, Malformed> {
+/// Nothing for a guard region, which CRIU notes besides the mapping that it is in.
+fn mapping(vma: &[u8]) -> Result<Option<Mapping>, Malformed> {
     /// `status` of the vsyscall, vdso and vvar mappings (CRIU's image.h).
     const KERNELS_OWN: u64 = 1 << 2 | 1 << 3 | 1 << 12;
+    /// `status` of a guard region (VMA_AREA_GUARD, CRIU 4.2).
+    const GUARD: u64 = 1 << 16;
     let (mut start, mut end, mut flags, mut status) = (0, 0, 0, 0);
     for field in Fields(vma) {
         let (number, value) = field?;
@@ -61,6 +64,9 @@ fn mapping(vma: &[u8]) -> Result<Mapping, Malformed> {
             7 => status = value.u64()?,
             _ => {}
         }
+    }
+    if status & GUARD != 0 {
+        return Ok(None);
     }
     if start >= end {
         return Err(Malformed);
@@ -73,7 +79,7 @@ fn mapping(vma: &[u8]) -> Result<Mapping, Malformed> {
         // the page at a thread's stack pointer must be there at once (CRIU's mem.c, is_stack)
         && !flag(libc::MAP_GROWSDOWN)
         && status & KERNELS_OWN == 0;
-    Ok(Mapping { start, end, lazy })
+    Ok(Some(Mapping { start, end, lazy }))
 }
 
 #[cfg(test)]
@@ -106,6 +112,8 @@ mod tests {
         let mut record = Vec::new();
         put_varint(&mut record, 1, 0x400000);
         vmas.iter().for_each(|vma| put_bytes(&mut record, 14, vma));
+        // the guard regions come last, wherever they are
+        put_bytes(&mut record, 14, &vma(0x3000, anonymous, 1 << 16));
         let mappings = parse(&record).unwrap();
         assert_eq!(mappings.len(), vmas.len());
         let lazy: Vec<u64> =

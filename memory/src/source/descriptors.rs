@@ -71,7 +71,8 @@ mod tests {
 
     #[test]
     fn memfds_are_found() {
-        let memfd = nix::sys::memfd::memfd_create(c"descriptors", nix::sys::memfd::MFdFlags::empty()).unwrap();
+        let memfd =
+            nix::sys::memfd::memfd_create(c"descriptors", nix::sys::memfd::MFdFlags::empty()).unwrap();
         assert!(Descriptors::of(std::process::id() as i32, false).memfds.contains(&memfd.as_raw_fd()));
     }
 }

@@ -13,13 +13,12 @@ use nix::errno::Errno;
 use std::fs::File;
 use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 /// How long a thread may take to stop: it does at once unless it waits uninterruptibly.
 const STOP_PATIENCE: Duration = Duration::from_millis(50);
-/// How long we wait for all of it before we leave the task to the thread that deals with it.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// How often a thread is caught where it must not be disturbed before we give up.
 const TRIES: usize = 20;
 /// `UFFD_USER_MODE_ONLY`.
@@ -42,9 +41,10 @@ pub(crate) fn userfaultfd(
     mem: &File,
     linger: Duration,
 ) -> Result<Injected<Userfaultfd>, Untracked> {
-    let mem = mem.try_clone().map_err(|error| Untracked::Failed { what: "dup".into(), why: error.to_string() })?;
-    in_a_thread(move || {
-        hijack(pid, vdso, &mem, |remote| {
+    let mem =
+        mem.try_clone().map_err(|error| Untracked::Failed { what: "dup".into(), why: error.to_string() })?;
+    in_a_thread(move |progress| {
+        hijack(pid, vdso, &mem, progress, |remote| {
             let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
             let mut fd = remote.call(libc::SYS_userfaultfd, flags as u64)?;
             if fd == -i64::from(libc::EPERM) {
@@ -67,22 +67,38 @@ pub(crate) fn userfaultfd(
 
 /// Closes a descriptor in a task.
 pub(crate) fn close(pid: i32, vdso: Span, mem: &File, fd: RawFd) -> Result<Injected<()>, Untracked> {
-    let mem = mem.try_clone().map_err(|error| Untracked::Failed { what: "dup".into(), why: error.to_string() })?;
-    in_a_thread(move || {
-        hijack(pid, vdso, &mem, |remote| remote.call(libc::SYS_close, fd as u64).map(drop))
+    let mem =
+        mem.try_clone().map_err(|error| Untracked::Failed { what: "dup".into(), why: error.to_string() })?;
+    in_a_thread(move |progress| {
+        hijack(pid, vdso, &mem, progress, |remote| remote.call(libc::SYS_close, fd as u64).map(drop))
     })
 }
 
-/// Runs it in a thread of its own, whose end lets go of a tracee that did not stop.
+/// Whether a thread has stopped, or is not waited for any more.
+type Progress = AtomicU8;
+const WAITING: u8 = 0;
+const STOPPED: u8 = 1;
+const ABANDONED: u8 = 2;
+
+/// Runs it in a thread of its own, which can be left alone with a task that does not stop.
 fn in_a_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Untracked> + Send + 'static,
+    work: impl FnOnce(&Progress) -> Result<T, Untracked> + Send + 'static,
 ) -> Result<T, Untracked> {
+    let progress = Arc::new(Progress::new(WAITING));
     let (sender, receiver) = mpsc::channel();
+    let shared = Arc::clone(&progress);
     std::thread::Builder::new()
         .name("inject".into())
-        .spawn(move || drop(sender.send(work())))
+        .spawn(move || drop(sender.send(work(&shared))))
         .map_err(|error| Untracked::Failed { what: "thread".into(), why: error.to_string() })?;
-    receiver.recv_timeout(PATIENCE).unwrap_or(Err(Untracked::Busy))
+    match receiver.recv_timeout(STOP_PATIENCE) {
+        Ok(result) => result,
+        Err(_) => match progress.compare_exchange(WAITING, ABANDONED, Ordering::SeqCst, Ordering::SeqCst) {
+            Ok(_) => Err(Untracked::Busy),
+            // It has registers that are not its own: this must end well.
+            Err(_) => receiver.recv().unwrap_or(Err(Untracked::Busy)),
+        },
+    }
 }
 
 /// A stopped thread in which system calls can be run.
@@ -97,6 +113,7 @@ fn hijack<T>(
     pid: i32,
     vdso: Span,
     mem: &File,
+    progress: &Progress,
     work: impl FnOnce(&Remote) -> Result<T, Untracked>,
 ) -> Result<Injected<T>, Untracked> {
     let syscall = find_syscall(vdso, mem).ok_or(Untracked::NoSyscallInstruction)?;
@@ -135,6 +152,10 @@ fn hijack<T>(
         std::thread::sleep(Duration::from_micros(100));
         start = Instant::now();
     };
+    if progress.compare_exchange(WAITING, STOPPED, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+        tracee.detach().map_err(gone)?;
+        return Err(Untracked::Busy);
+    }
     let saved = restarted(saved);
     // Handlers must not run with our registers. SIGTRAP and faults need not be left out: none is raised.
     let blocked = tracee.blocked().map_err(gone)?;
@@ -149,7 +170,7 @@ fn hijack<T>(
     tracee.interrupt().map_err(gone)?;
     tracee.resume(Resume::Freely, 0).map_err(gone)?;
     loop {
-        match wait_long(tracee)? {
+        match tracee.wait().map_err(gone)? {
             Stop::Event => break,
             Stop::Signal(signal) => tracee.resume(Resume::Freely, signal).map_err(gone)?,
             Stop::Syscall => tracee.resume(Resume::Freely, 0).map_err(gone)?,
@@ -185,25 +206,15 @@ fn restarted(mut registers: libc::user_regs_struct) -> libc::user_regs_struct {
 fn stop(tracee: &Tracee) -> Result<(), Untracked> {
     tracee.interrupt().map_err(gone)?;
     loop {
-        match tracee.wait(STOP_PATIENCE).map_err(gone)? {
-            Some(Stop::Event) => return Ok(()),
-            Some(Stop::Signal(signal)) => {
+        match tracee.wait().map_err(gone)? {
+            Stop::Event => return Ok(()),
+            Stop::Signal(signal) => {
                 // Any stop eats the interrupt. Asked for now, the next comes before the next signal does.
                 tracee.interrupt().map_err(gone)?;
                 tracee.resume(Resume::Freely, signal).map_err(gone)?;
             }
-            Some(Stop::Syscall) => tracee.resume(Resume::Freely, 0).map_err(gone)?,
-            Some(Stop::Gone) => return Err(Untracked::Gone),
-            None => return Err(Untracked::Busy),
-        }
-    }
-}
-
-/// Waits as long as it takes: the thread has registers that are not its own.
-fn wait_long(tracee: &Tracee) -> Result<Stop, Untracked> {
-    loop {
-        if let Some(stop) = tracee.wait(Duration::from_secs(1)).map_err(gone)? {
-            return Ok(stop);
+            Stop::Syscall => tracee.resume(Resume::Freely, 0).map_err(gone)?,
+            Stop::Gone => return Err(Untracked::Gone),
         }
     }
 }
@@ -222,7 +233,7 @@ impl Remote {
         let mut ends = 0;
         self.tracee.resume(Resume::ToSyscall, 0).map_err(gone)?;
         loop {
-            match wait_long(&self.tracee)? {
+            match self.tracee.wait().map_err(gone)? {
                 Stop::Syscall => ends += 1,
                 // Only SIGSTOP comes through; the kernel stops the thread again when we let it go.
                 Stop::Signal(signal) => {

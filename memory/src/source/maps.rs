@@ -174,7 +174,10 @@ impl Maps {
     /// The kind of the mapping an address is in.
     pub(crate) fn kind_at(&self, address: u64) -> Kind {
         let index = self.list.partition_point(|mapping| mapping.span.end <= address);
-        self.list.get(index).filter(|mapping| mapping.span.start <= address).map_or(Kind::Other, |mapping| mapping.kind)
+        self.list
+            .get(index)
+            .filter(|mapping| mapping.span.start <= address)
+            .map_or(Kind::Other, |mapping| mapping.kind)
     }
 
     /// Whether the list has this mapping of another list.
@@ -249,11 +252,7 @@ fn kind_of(shared: bool, major: u32, inode: u64, name: &[u8]) -> Kind {
         true => Kind::Other,
         false if name.starts_with(b"[") => {
             let carried: [&[u8]; 3] = [b"[heap]", b"[stack", b"[anon:"];
-            if carried.iter().any(|known| name.starts_with(known)) {
-                Kind::Anonymous
-            } else {
-                Kind::Other
-            }
+            if carried.iter().any(|known| name.starts_with(known)) { Kind::Anonymous } else { Kind::Other }
         }
         false if inode == 0 && name.is_empty() => Kind::Anonymous,
         false => Kind::PrivateFile,

@@ -55,9 +55,9 @@ fn probe_uffd() -> Result<(), String> {
     }
     let uffd = crate::sys::userfaultfd::Userfaultfd::open()
         .map_err(|errno| format!("userfaultfd: {}", errno.desc().to_lowercase()))?;
-    uffd.enable(super::space::FEATURES)
-        .map(drop)
-        .map_err(|_| "the kernel has no asynchronous write protection by userfaultfd (it came with 6.7)".into())
+    uffd.enable(super::space::FEATURES).map(drop).map_err(|_| {
+        "the kernel has no asynchronous write protection by userfaultfd (it came with 6.7)".into()
+    })
 }
 
 /// What CRIU does (kerndat.c, `kerndat_get_dirty_track`), without clearing the bits of a process that others may follow:

@@ -26,6 +26,9 @@ pub(crate) struct Origin<'a> {
     pub(crate) alone: bool,
 }
 
+/// Takes consecutive pages: address, content.
+pub(crate) type Deliver<'a> = dyn FnMut(u64, &[u8]) -> Result<(), SinkError> + 'a;
+
 /// Reads, with buffers that are reused.
 #[derive(Debug)]
 pub(crate) struct Reader {
@@ -54,7 +57,7 @@ impl Reader {
         spans: &[Span],
         scanner: &mut Scanner,
         failed: &mut Vec<Span>,
-        deliver: &mut dyn FnMut(u64, &[u8]) -> Result<(), SinkError>,
+        deliver: &mut Deliver<'_>,
     ) -> Result<u64, SinkError> {
         let mut pages = 0;
         let mut next = 0;
@@ -76,8 +79,8 @@ impl Reader {
                 }
             }
             let bytes = CHUNK as u64 - room;
-            let fast =
-                self.unshare || origin.alone && scanner.exclusive(origin.pagemap, &self.batch, bytes / PAGE_SIZE);
+            let fast = self.unshare
+                || origin.alone && scanner.exclusive(origin.pagemap, &self.batch, bytes / PAGE_SIZE);
             let read = if fast { self.read_vm(origin.pid, bytes as usize) } else { 0 };
             pages += self.hand_over(origin.mem, read, failed, deliver)?;
         }
@@ -93,7 +96,8 @@ impl Reader {
                 .map(|span| RemoteIoVec { base: span.start as usize, len: span.bytes() as usize }),
         );
         let mut local = [IoSliceMut::new(&mut self.buffer[..bytes])];
-        process_vm_readv(Pid::from_raw(pid), &mut local, &self.remote).unwrap_or(0) & !(PAGE_SIZE as usize - 1)
+        process_vm_readv(Pid::from_raw(pid), &mut local, &self.remote).unwrap_or(0)
+            & !(PAGE_SIZE as usize - 1)
     }
 
     /// Hands the batch over: what was read already from the buffer, the rest by /proc/PID/mem.
@@ -102,7 +106,7 @@ impl Reader {
         mem: &File,
         mut read: usize,
         failed: &mut Vec<Span>,
-        deliver: &mut dyn FnMut(u64, &[u8]) -> Result<(), SinkError>,
+        deliver: &mut Deliver<'_>,
     ) -> Result<u64, SinkError> {
         let mut pages = 0;
         let mut at = 0;

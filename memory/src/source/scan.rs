@@ -73,8 +73,13 @@ impl Scanner {
     pub(crate) fn unregistered(&mut self, pagemap: &File, span: Span) -> Result<bool, Errno> {
         // Registered mappings are not interesting to this query, so their page tables are not walked; the first one
         // that is not registered fails the check.
-        let query =
-            Query { check: true, inverted: WPALLOWED, all: WPALLOWED, returned: WPALLOWED, ..Query::default() };
+        let query = Query {
+            check: true,
+            inverted: WPALLOWED,
+            all: WPALLOWED,
+            returned: WPALLOWED,
+            ..Query::default()
+        };
         match pagemap::scan(pagemap, span.start, span.end, &query, &mut self.regions) {
             Ok(_) => Ok(false),
             Err(Errno::EPERM) => Ok(true),
@@ -147,7 +152,8 @@ impl Scanner {
         // page, which in private memory look like pages from then on; and the mapping may have been replaced by private
         // memory a moment ago.
         let any = PRESENT | SWAPPED;
-        let query = Query { protect: true, check: true, all: WRITTEN, any, returned: WRITTEN, ..Query::default() };
+        let query =
+            Query { protect: true, check: true, all: WRITTEN, any, returned: WRITTEN, ..Query::default() };
         self.run(pagemap, span, &query, out)
     }
 
@@ -172,8 +178,7 @@ impl Scanner {
         let mut there = mapping.span.start;
         let mut start = mapping.span.start;
         while start < mapping.span.end {
-            let (count, end) =
-                pagemap::scan(pagemap, start, mapping.span.end, &query, &mut self.regions)?;
+            let (count, end) = pagemap::scan(pagemap, start, mapping.span.end, &query, &mut self.regions)?;
             self.count += count as u64;
             for region in &self.regions[..count] {
                 Span { start: there, end: region.start }.push_to(out);

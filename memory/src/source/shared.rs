@@ -223,8 +223,7 @@ fn open(path: &str, pid: i32) -> Result<Option<File>, MemoryError> {
     match File::open(path) {
         Ok(file) => Ok(Some(file)),
         Err(error)
-            if error.kind() == std::io::ErrorKind::NotFound
-                || error.raw_os_error() == Some(libc::ESRCH) =>
+            if error.kind() == std::io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) =>
         {
             Ok(None)
         }
@@ -241,7 +240,12 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// Hands over the pages of the range that differ from what was handed over.
-    fn compare(&mut self, object: &mut Object, range: Span, deliver: &mut Deliver<'_>) -> Result<(), MemoryError> {
+    fn compare(
+        &mut self,
+        object: &mut Object,
+        range: Span,
+        deliver: &mut Deliver<'_>,
+    ) -> Result<(), MemoryError> {
         let mut at = range.start;
         while at < range.end {
             let data = match lseek(&object.file, at as i64, Whence::SeekData) {
@@ -264,7 +268,12 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn data(&mut self, object: &mut Object, span: Span, deliver: &mut Deliver<'_>) -> Result<(), MemoryError> {
+    fn data(
+        &mut self,
+        object: &mut Object,
+        span: Span,
+        deliver: &mut Deliver<'_>,
+    ) -> Result<(), MemoryError> {
         let mut start = span.start;
         while start < span.end {
             let want = ((span.end - start) as usize).min(self.buffer.len());
@@ -301,10 +310,17 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn hole(&mut self, object: &mut Object, span: Span, deliver: &mut Deliver<'_>) -> Result<(), MemoryError> {
+    fn hole(
+        &mut self,
+        object: &mut Object,
+        span: Span,
+        deliver: &mut Deliver<'_>,
+    ) -> Result<(), MemoryError> {
         let zeroes = self.zeroes;
         let number = object.number;
-        object.digests.clear(span, |page| deliver(number, page * PAGE_SIZE, zeroes).map_err(MemoryError::Sink))
+        object
+            .digests
+            .clear(span, |page| deliver(number, page * PAGE_SIZE, zeroes).map_err(MemoryError::Sink))
     }
 }
 

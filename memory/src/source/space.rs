@@ -177,7 +177,8 @@ impl Space {
         let result = match &mut self.tracking {
             Tracking::Uffd(uffd) => {
                 let fresh = std::mem::take(&mut self.fresh);
-                Walk { pagemap: &self.pagemap, uffd, maps, scanner, rules, frozen, all, fresh, stats }.walk(&mut due)
+                Walk { pagemap: &self.pagemap, uffd, maps, scanner, rules, frozen, all, fresh, stats }
+                    .walk(&mut due)
             }
             Tracking::SoftDirty(base) => {
                 soft_dirty(self.pid, &self.pagemap, base, maps, scanner, frozen, all, &mut due.written)
@@ -190,7 +191,13 @@ impl Space {
                 let start = mapping.span.start.max(mistaken.start);
                 let end = mapping.span.end.min(mistaken.end);
                 if start < end && matches!(mapping.kind, Kind::Anonymous | Kind::PrivateFile) {
-                    let _ = scanner.all(&self.pagemap, Span { start, end }, mapping.kind, false, &mut due.written);
+                    let _ = scanner.all(
+                        &self.pagemap,
+                        Span { start, end },
+                        mapping.kind,
+                        false,
+                        &mut due.written,
+                    );
                 }
             }
         }
@@ -214,7 +221,9 @@ impl Space {
     ) -> Vec<(usize, Option<Vec<Span>>)> {
         let mut all = Vec::new();
         let mut asked = false;
-        for (index, mapping) in maps.list.iter().enumerate().filter(|(_, mapping)| mapping.kind == Kind::Object) {
+        for (index, mapping) in
+            maps.list.iter().enumerate().filter(|(_, mapping)| mapping.kind == Kind::Object)
+        {
             let written = self.written_shared(mapping, scanner);
             asked |= written.as_ref().is_none_or(|written| !written.is_empty());
             all.push((index, written));
@@ -419,7 +428,9 @@ impl Walk<'_> {
             return;
         }
         let list = &self.maps.list;
-        for run in fresh.chunk_by(|&one, &next| next == one + 1 && list[one].span.end == list[next].span.start) {
+        for run in
+            fresh.chunk_by(|&one, &next| next == one + 1 && list[one].span.end == list[next].span.start)
+        {
             let span = self.span(&(run[0]..run[run.len() - 1] + 1));
             if run.len() > 1 && self.uffd.register(span.start, span.bytes(), MODE_WP).is_ok() {
                 continue;

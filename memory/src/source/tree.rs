@@ -104,10 +104,7 @@ impl TreeMemory {
     /// # Errors
     ///
     /// [`MemoryError::Task`] and [`MemoryError::Scan`].
-    pub fn existing(
-        &mut self,
-        pids: &BTreeSet<i32>,
-    ) -> Result<Vec<(ImageId, Vec<PageRun>)>, MemoryError> {
+    pub fn existing(&mut self, pids: &BTreeSet<i32>) -> Result<Vec<(ImageId, Vec<PageRun>)>, MemoryError> {
         let Self { spaces, scanner, maps, .. } = self;
         let mut images = Vec::with_capacity(pids.len());
         let mut spans = Vec::new();
@@ -319,7 +316,8 @@ impl TreeMemory {
                 self.left.clear();
             }
             self.find_space(pid, frozen, stats)?;
-            if let Some(space) = self.spaces.get_mut(&pid).filter(|_| self.method == Method::Uffd && !frozen) {
+            if let Some(space) = self.spaces.get_mut(&pid).filter(|_| self.method == Method::Uffd && !frozen)
+            {
                 space.attach(&self.rules, stats);
             }
         }

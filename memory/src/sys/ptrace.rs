@@ -2,7 +2,6 @@
 //! from the thread of ours that seized it; when that one ends, the kernel lets the tracee go.
 
 use nix::errno::Errno;
-use std::time::{Duration, Instant};
 
 /// `PTRACE_EVENT_STOP`, in the third byte of a wait status.
 const EVENT_STOP: i32 = 128;
@@ -81,26 +80,18 @@ impl Tracee {
         self.request(libc::PTRACE_INTERRUPT, 0, 0)
     }
 
-    /// Waits for a stop; `None` when there is none within `patience`.
-    pub(crate) fn wait(&self, patience: Duration) -> Result<Option<Stop>, Errno> {
-        let start = Instant::now();
+    /// Waits for a stop, however long it takes. Asking again and again instead would let others run in between.
+    pub(crate) fn wait(&self) -> Result<Stop, Errno> {
         loop {
             let mut status = 0;
             // SAFETY: waitpid only writes `status`.
-            let waited = unsafe { libc::waitpid(self.tid, &mut status, libc::__WALL | libc::WNOHANG) };
-            match Errno::result(waited) {
-                Ok(0) => {}
-                Ok(_) if !libc::WIFSTOPPED(status) => return Ok(Some(Stop::Gone)),
-                Ok(_) if status >> 16 == EVENT_STOP => return Ok(Some(Stop::Event)),
-                Ok(_) if libc::WSTOPSIG(status) == libc::SIGTRAP | 0x80 => return Ok(Some(Stop::Syscall)),
-                Ok(_) => return Ok(Some(Stop::Signal(libc::WSTOPSIG(status)))),
+            match Errno::result(unsafe { libc::waitpid(self.tid, &mut status, libc::__WALL) }) {
+                Ok(_) if !libc::WIFSTOPPED(status) => return Ok(Stop::Gone),
+                Ok(_) if status >> 16 == EVENT_STOP => return Ok(Stop::Event),
+                Ok(_) if libc::WSTOPSIG(status) == libc::SIGTRAP | 0x80 => return Ok(Stop::Syscall),
+                Ok(_) => return Ok(Stop::Signal(libc::WSTOPSIG(status))),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno),
-            }
-            match start.elapsed() {
-                waited if waited > patience => return Ok(None),
-                waited if waited > Duration::from_millis(1) => std::thread::sleep(Duration::from_micros(100)),
-                _ => std::thread::yield_now(),
             }
         }
     }

@@ -44,7 +44,8 @@ pub(crate) fn same_file(ours: RawFd, other: i32, fd: RawFd) -> Result<bool, Errn
 
 fn kcmp(one: i32, other: i32, kind: libc::c_int, a: RawFd, b: RawFd) -> Result<bool, Errno> {
     // SAFETY: takes numbers only.
-    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, kind, a as libc::c_ulong, b as libc::c_ulong) };
+    let order =
+        unsafe { libc::syscall(libc::SYS_kcmp, one, other, kind, a as libc::c_ulong, b as libc::c_ulong) };
     Errno::result(order).map(|order| order == 0)
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// What storms did, over some seeds.
 #[derive(Debug, Default)]
-struct Sum {
+pub struct Sum {
     runs: u64,
     freezes: u64,
     pages: u64,
@@ -18,7 +18,7 @@ struct Sum {
     vanished: u64,
 }
 
-fn storms(method: Method, threads: u64, children: u64, budget: Duration, least: u64) -> Sum {
+pub fn storms(method: Method, threads: u64, children: u64, budget: Duration, least: u64) -> Sum {
     let mut sum = Sum::default();
     let start = Instant::now();
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -60,7 +60,7 @@ fn storms(method: Method, threads: u64, children: u64, budget: Duration, least: 
     sum
 }
 
-fn budget() -> Duration {
+pub fn budget() -> Duration {
     let seconds = std::env::var("GODWIT_CHAOS_SECONDS").ok().and_then(|text| text.parse().ok());
     Duration::from_secs(seconds.unwrap_or(6))
 }

@@ -77,7 +77,8 @@ fn a_stopped_process_stays_stopped() {
         std::thread::sleep(Duration::from_millis(10));
         kill(pid, libc::SIGSTOP);
     });
-    let (_memory, stats) = attach_with(&pids, Rules { linger: Duration::from_millis(30), ..Rules::default() });
+    let (_memory, stats) =
+        attach_with(&pids, Rules { linger: Duration::from_millis(30), ..Rules::default() });
     stopper.join().unwrap();
     assert_eq!(stats.tracked, 1, "{stats:?}");
     std::thread::sleep(Duration::from_millis(5));
@@ -147,8 +148,12 @@ fn seccomp_filters_are_suspended_and_back_afterwards() {
     let mut shell = Followed::shell();
     let place = shell.map(0, 4096, READ | WRITE, ANONYMOUS, -1);
     // Load the number; is it userfaultfd? Kill the process : allow.
-    let program: [(u16, u8, u8, u32); 4] =
-        [(0x20, 0, 0, 0), (0x15, 0, 1, libc::SYS_userfaultfd as u32), (6, 0, 0, 0x8000_0000), (6, 0, 0, 0x7fff_0000)];
+    let program: [(u16, u8, u8, u32); 4] = [
+        (0x20, 0, 0, 0),
+        (0x15, 0, 1, libc::SYS_userfaultfd as u32),
+        (6, 0, 0, 0x8000_0000),
+        (6, 0, 0, 0x7fff_0000),
+    ];
     for (index, (code, yes, no, value)) in program.into_iter().enumerate() {
         let word = u64::from(code) | u64::from(yes) << 16 | u64::from(no) << 24 | u64::from(value) << 32;
         shell.tell(&format!("poke {} {word}", place + 8 * index as u64));

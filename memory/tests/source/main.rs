@@ -1,4 +1,5 @@
 //! The source half against processes of its own: each test starts this program again as the process to follow.
+#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout)]
 
 mod chaos;
 mod child;

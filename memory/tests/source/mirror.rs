@@ -16,7 +16,7 @@ pub struct Mirror {
 
 impl PageSink for Mirror {
     fn pages(&mut self, image: ImageId, address: u64, bytes: &[u8]) -> Result<(), SinkError> {
-        assert!(bytes.len() % 4096 == 0 && address % 4096 == 0 && !bytes.is_empty());
+        assert!(bytes.len().is_multiple_of(4096) && address.is_multiple_of(4096) && !bytes.is_empty());
         for (index, page) in bytes.chunks_exact(4096).enumerate() {
             self.pages.insert((image, address + index as u64 * 4096), xxh3_64(page));
             self.count += 1;
@@ -74,7 +74,6 @@ pub struct Line {
     pub start: u64,
     pub end: u64,
     pub shared: bool,
-    pub offset: u64,
     pub inode: u64,
     pub name: String,
 }
@@ -86,12 +85,12 @@ pub fn maps(pid: i32) -> Vec<Line> {
             let mut words = line.split_whitespace();
             let (start, end) = words.next().unwrap().split_once('-').unwrap();
             let shared = words.next().unwrap().as_bytes()[3] == b's';
-            let offset = words.next().unwrap();
+            words.next();
             words.next();
             let inode = words.next().unwrap().parse().unwrap();
             let hex = |text| u64::from_str_radix(text, 16).unwrap();
             let name = words.collect::<Vec<_>>().join(" ");
-            Line { start: hex(start), end: hex(end), shared, offset: hex(offset), inode, name }
+            Line { start: hex(start), end: hex(end), shared, inode, name }
         })
         .collect()
 }
@@ -118,10 +117,8 @@ impl Mirror {
                 continue;
             }
             let image = ImageId::Task(vpid(pid));
-            let told: BTreeSet<u64> = existing[&image]
-                .iter()
-                .flat_map(|run| (run.start..run.end()).step_by(4096))
-                .collect();
+            let told: BTreeSet<u64> =
+                existing[&image].iter().flat_map(|run| (run.start..run.end()).step_by(4096)).collect();
             let mut found = BTreeSet::new();
             let mem = File::open(format!("/proc/{pid}/mem")).unwrap();
             let pagemap = File::open(format!("/proc/{pid}/pagemap")).unwrap();
@@ -140,7 +137,8 @@ impl Mirror {
                 verdict.disputed.push(format!("{pid} {address:x} {name} only by {who}"));
             }
             verdict.gone +=
-                self.pages.keys().filter(|(of, address)| *of == image && !found.contains(address)).count() as u64;
+                self.pages.keys().filter(|(of, address)| *of == image && !found.contains(address)).count()
+                    as u64;
         }
         self.compare_objects(memory, pids, zeroes, &mut verdict);
         verdict
@@ -166,17 +164,23 @@ impl Mirror {
             let entry = u64::from_ne_bytes(bytes.try_into().unwrap());
             let bit = |bit: u32| entry >> bit & 1 == 1;
             let address = line.start + index as u64 * 4096;
-            let file = line.inode != 0 && bit(61);
-            if !(bit(63) || bit(62)) || file || bit(58) || bit(63) && entry & ((1 << 55) - 1) == zero_frame() {
+            // In anonymous memory, that is the huge page of zeroes.
+            let file = bit(61);
+            if !(bit(63) || bit(62)) || file || bit(58) || bit(63) && entry & ((1 << 55) - 1) == zero_frame()
+            {
                 continue;
             }
             found.insert(address);
             let place = || format!("{image:?} {address:x} {}", line.name);
             match (mem.read_exact_at(&mut page, address), self.pages.get(&(image, address))) {
                 (Err(error), _) => verdict.missing.push(format!("{} {error}", place())),
-                (Ok(()), None) => verdict.missing.push(format!("{} {:x}-{:x} {entry:x}", place(), line.start, line.end)),
+                (Ok(()), None) => {
+                    verdict.missing.push(format!("{} {:x}-{:x} {entry:x}", place(), line.start, line.end))
+                }
                 (Ok(()), Some(&digest)) if digest == xxh3_64(&page) => verdict.good += 1,
-                (Ok(()), Some(_)) => verdict.bad.push(format!("{} {:x}-{:x} {entry:x}", place(), line.start, line.end)),
+                (Ok(()), Some(_)) => {
+                    verdict.bad.push(format!("{} {:x}-{:x} {entry:x}", place(), line.start, line.end))
+                }
             }
         }
     }
@@ -208,14 +212,17 @@ impl Mirror {
                     let kept = self.pages.get(&(ImageId::Shared(object.number), address)).copied();
                     match kept.unwrap_or(zeroes) == xxh3_64(&page) {
                         true => verdict.good += 1,
-                        false => verdict.bad.push(format!("{} {address:x} of {}", object.number, object.name)),
+                        false => {
+                            verdict.bad.push(format!("{} {address:x} of {}", object.number, object.name))
+                        }
                     }
                 }
             }
         }
         for &pid in pids {
             for line in maps(pid).iter().filter(|line| line.shared) {
-                let object = ["/memfd:", "/SYSV", "/dev/zero (deleted)"].iter().any(|n| line.name.starts_with(n));
+                let object =
+                    ["/memfd:", "/SYSV", "/dev/zero (deleted)"].iter().any(|n| line.name.starts_with(n));
                 if object && !doors.contains(&(pid, line.start, line.end)) {
                     verdict.disputed.push(format!("{pid} {:x} {} is no door", line.start, line.name));
                 }
@@ -229,7 +236,8 @@ fn zero_frame() -> u64 {
     static FRAME: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
     *FRAME.get_or_init(|| {
         let flags = crate::child::ANONYMOUS;
-        let page = crate::sys::syscall(libc::SYS_mmap, [0, 4096, crate::child::READ, flags, u64::MAX, 0]) as u64;
+        let page =
+            crate::sys::syscall(libc::SYS_mmap, [0, 4096, crate::child::READ, flags, u64::MAX, 0]) as u64;
         crate::sys::peek(page);
         let mut bytes = [0; 8];
         File::open("/proc/self/pagemap").unwrap().read_exact_at(&mut bytes, page / 4096 * 8).unwrap();

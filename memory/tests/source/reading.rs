@@ -110,7 +110,8 @@ fn a_task_that_is_new_under_the_freeze_is_read_in_full() {
     let new = shell.map_alone(MIB, READ | WRITE, ANONYMOUS, -1);
     shell.fill(new, MIB, 8);
     let pids = shell.freeze();
-    let lines = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap().matches(" uw").count();
+    let lines =
+        |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap().matches(" uw").count();
     let before: Vec<_> = pids.iter().map(|&pid| lines(pid)).collect();
     let stats = memory.frozen(&pids, &mut mirror).unwrap();
     assert_eq!((stats.tracked, stats.untracked.len(), stats.attached), (1, 1, 0), "{stats:?}");

@@ -119,7 +119,8 @@ fn a_marker_that_looks_swapped_out_is_read_again() {
         let fd = file(&mut shell, MIB);
         let place = shell.map_alone(MIB, READ | WRITE, PRIVATE, fd);
         shell.fill(place, MIB, 1);
-        let mut pursuit = Pursuit::of(shell, Rules { reread_markers: on, reread_direct: false, ..Rules::default() });
+        let mut pursuit =
+            Pursuit::of(shell, Rules { reread_markers: on, reread_direct: false, ..Rules::default() });
         assert_eq!(pursuit.shell.advise(place, MIB / 2, libc::MADV_DONTNEED), 0);
         let verdict = pursuit.freeze();
         match on {
@@ -319,7 +320,8 @@ fn forked_children_are_relieved_of_our_descriptor() {
             let has = |pid: &&i32| {
                 let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
                 fds.into_iter().any(|fd| {
-                    std::fs::read_link(fd.path()).is_ok_and(|link| link.to_string_lossy().contains("userfaultfd"))
+                    std::fs::read_link(fd.path())
+                        .is_ok_and(|link| link.to_string_lossy().contains("userfaultfd"))
                 })
             };
             pids.iter().filter(has).count()

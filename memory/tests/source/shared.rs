@@ -51,8 +51,10 @@ fn all_doors_of_all_objects_are_found() {
         let objects = memory.shared_objects();
         assert_eq!(objects.iter().map(|object| object.number).collect::<Vec<_>>(), numbers);
         let doors = |name: &str, bytes: u64| {
-            let found: Vec<_> =
-                objects.iter().filter(|object| object.name.starts_with(name) && object.bytes == bytes).collect();
+            let found: Vec<_> = objects
+                .iter()
+                .filter(|object| object.name.starts_with(name) && object.bytes == bytes)
+                .collect();
             assert_eq!(found.len(), 1, "{name} {bytes}: {objects:?}");
             found[0].doors.clone()
         };

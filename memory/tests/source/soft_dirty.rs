@@ -1,1 +1,64 @@
-//! To come.
+//! Following writes by soft-dirty bits, on kernels that have them.
+
+use crate::child::{ANONYMOUS, Followed, READ, SHARED, WRITE};
+use crate::mirror::Mirror;
+use godwit_memory::source::{Method, TreeMemory};
+
+const MIB: u64 = 1 << 20;
+
+fn has_soft_dirty() -> bool {
+    let probe = Method::SoftDirty.probe();
+    crate::possible(nix::unistd::geteuid().is_root(), "needs root")
+        // Whether a kernel has them is not up to who runs the tests: nothing is required.
+        && probe.inspect_err(|why| eprintln!("skipped: {why}")).is_ok()
+}
+
+#[test]
+fn what_was_written_since_the_last_round_is_found() {
+    if !has_soft_dirty() {
+        return;
+    }
+    let mut shell = Followed::shell();
+    let place = shell.map_alone(16 * MIB, READ | WRITE, ANONYMOUS, -1);
+    let shared = shell.map_alone(MIB, READ | WRITE, SHARED, -1);
+    shell.fill(place, 16 * MIB, 1);
+    shell.fill(shared, MIB, 1);
+    let mut memory = TreeMemory::new(Method::SoftDirty).unwrap();
+    let mut mirror = Mirror::default();
+    let pids = shell.find_kin();
+    let first = mirror.round(&mut memory, &pids);
+    assert!(first.pages >= 4096 && first.tracked == 1, "{first:?}");
+    shell.fill(place, 8192, 2);
+    let second = mirror.round(&mut memory, &pids);
+    assert!(second.pages < 512, "{second:?}");
+    // Written once, and again in each round until everything is read anew.
+    shell.fill(place + MIB, 8192, 3);
+    shell.fill(shared, 8192, 3);
+    let third = mirror.round(&mut memory, &pids);
+    assert!(third.pages < 512, "{third:?}");
+    shell.fill(place, 8 * MIB, 4);
+    mirror.round(&mut memory, &pids);
+    let quiet = mirror.round(&mut memory, &pids);
+    assert!(quiet.pages < 512, "the bits were not cleared: {quiet:?}");
+    shell.map(place, MIB, READ | WRITE, ANONYMOUS | crate::child::FIXED, -1);
+    shell.fill(place, 8192, 5);
+    let pids = shell.freeze();
+    memory.frozen(&pids, &mut mirror).unwrap();
+    mirror.compare(&mut memory, &pids).assert_clean("soft-dirty");
+}
+
+#[test]
+fn a_storm_is_followed_exactly() {
+    if has_soft_dirty() {
+        crate::chaos::storms(Method::SoftDirty, 2, 4, crate::chaos::budget(), 3);
+    }
+}
+
+/// Where they are missing, it is said before anything is tried.
+#[test]
+fn a_kernel_without_the_bits_says_so() {
+    if let Err(why) = Method::SoftDirty.probe() {
+        assert!(why.contains("soft-dirty") || why.contains("pagemap"), "{why}");
+        assert!(TreeMemory::new(Method::SoftDirty).is_err());
+    }
+}

@@ -71,7 +71,10 @@ fn guard_regions_do_not_fail() {
     let mut shell = Followed::shell();
     let place = shell.map_alone(MIB, READ | WRITE, ANONYMOUS, -1);
     shell.fill(place, MIB, 1);
-    if !crate::possible(shell.advise(place + 65536, 65536, MADV_GUARD_INSTALL) == 0, "no guard regions (6.13)") {
+    if !crate::possible(
+        shell.advise(place + 65536, 65536, MADV_GUARD_INSTALL) == 0,
+        "no guard regions (6.13)",
+    ) {
         return;
     }
     let (verdict, stats, mut memory) = follow(&mut shell, |shell| {
@@ -84,7 +87,10 @@ fn guard_regions_do_not_fail() {
     for (image, runs) in memory.existing(&[pid].into()).unwrap() {
         assert_eq!(image, ImageId::Task(pid as u32));
         let guards = [place + 65536, place + 4 * 65536];
-        assert!(runs.iter().all(|run| guards.iter().all(|&guard| run.end() <= guard || run.start >= guard + 65536)));
+        assert!(
+            runs.iter()
+                .all(|run| guards.iter().all(|&guard| run.end() <= guard || run.start >= guard + 65536))
+        );
     }
 }
 

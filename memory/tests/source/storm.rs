@@ -101,6 +101,8 @@ pub fn rage(arguments: &str) {
     let number = |index: usize| words[index].parse::<u64>().unwrap();
     let (seed, threads, children, directory) = (number(0), number(1), number(2), words[3].to_string());
     sys::ignore_children();
+    // Grandchildren whose parent ended stay ours.
+    call(libc::SYS_prctl, &[libc::PR_SET_CHILD_SUBREAPER as u64, 1]);
     let started: Vec<_> = (0..threads)
         .map(|thread| {
             let directory = directory.clone();
@@ -120,7 +122,9 @@ static READY: AtomicU64 = AtomicU64::new(0);
 
 fn one_thread(seed: u64, thread: u64, children: u64, directory: &str) {
     let mut random = Random(0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(seed * 64 + thread + 1) | 1);
-    (0..10).for_each(|_| drop(random.next()));
+    for _ in 0..10 {
+        random.next();
+    }
     let mut areas = Vec::new();
     for kind in [Kind::Anonymous, Kind::Huge, Kind::Shared, Kind::Memfd, Kind::File] {
         for index in 0..2 {
@@ -194,7 +198,7 @@ fn fork(areas: &[Area], random: &mut Random, children: u64) {
                 writes = own.below(20_000);
             }
         }
-        if writes % 64 == 0 {
+        if writes.is_multiple_of(64) {
             let wait = [0u64, 300_000];
             call(libc::SYS_nanosleep, &[wait.as_ptr() as u64, 0]);
         }
@@ -268,8 +272,7 @@ fn step(area: &mut Area, random: &mut Random, direct: u64, urandom: u64) {
         }
         956..960 if area.kind == Kind::Anonymous => {
             let bytes = if random.below(2) == 0 { 2 * MIB } else { area.bytes + 65536 };
-            let result =
-                call(libc::SYS_mremap, &[area.at, area.bytes, bytes, libc::MREMAP_MAYMOVE as u64]);
+            let result = call(libc::SYS_mremap, &[area.at, area.bytes, bytes, libc::MREMAP_MAYMOVE as u64]);
             moved(area, result, bytes);
         }
         960..965 => {
