@@ -237,7 +237,9 @@ fn continues(last: &Run, run: &Run) -> bool {
         && last.pages.pages + run.pages.pages <= u64::from(u32::MAX)
         && match (last.kind, run.kind) {
             (Kind::Data { first }, Kind::Data { first: next })
-            | (Kind::Reference { first }, Kind::Reference { first: next }) => behind(first) == u64::from(next),
+            | (Kind::Reference { first }, Kind::Reference { first: next }) => {
+                behind(first) == u64::from(next)
+            }
             (Kind::Zero, Kind::Zero) | (Kind::Forget, Kind::Forget) => true,
             _ => false,
         }
@@ -256,8 +258,11 @@ mod tests {
             any::<u32>().prop_map(|first| Kind::Reference { first }),
             Just(Kind::Forget),
         ];
-        (image, 0..1u64 << 43, 1..5u64, kind)
-            .prop_map(|(image, page, pages, kind)| Run { image, pages: PageRun { start: page * PAGE_SIZE, pages }, kind })
+        (image, 0..1u64 << 43, 1..5u64, kind).prop_map(|(image, page, pages, kind)| Run {
+            image,
+            pages: PageRun { start: page * PAGE_SIZE, pages },
+            kind,
+        })
     }
 
     fn encode(runs: &[Run]) -> (Vec<u8>, Vec<Vec<u8>>) {
@@ -332,7 +337,11 @@ mod tests {
 
     #[test]
     fn consecutive_pages_become_one_run() {
-        let run = |page: u64, kind| Run { image: ImageId::Task(1), pages: PageRun { start: page * PAGE_SIZE, pages: 1 }, kind };
+        let run = |page: u64, kind| Run {
+            image: ImageId::Task(1),
+            pages: PageRun { start: page * PAGE_SIZE, pages: 1 },
+            kind,
+        };
         let (bytes, _) = encode(&[
             run(0, Kind::Data { first: 5 }),
             run(1, Kind::Data { first: 6 }),
@@ -346,7 +355,12 @@ mod tests {
 
     #[test]
     fn refuses_what_cannot_be() {
-        let whole = encode(&[Run { image: ImageId::Task(1), pages: PageRun { start: 0, pages: 1 }, kind: Kind::Zero }]).0;
+        let whole = encode(&[Run {
+            image: ImageId::Task(1),
+            pages: PageRun { start: 0, pages: 1 },
+            kind: Kind::Zero,
+        }])
+        .0;
         let changed = |at: usize, to: u8| {
             let mut bytes = whole.clone();
             bytes[at] = to;

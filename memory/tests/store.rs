@@ -1,6 +1,8 @@
 //! The ledger at the source and the store at the destination, together: whatever happens to the memory of the source's
 //! tasks, after a round the store has the same.
 
+#![allow(clippy::unwrap_used)]
+
 use godwit_memory::batch::{BatchBuilder, Kind, Run};
 use godwit_memory::destination::{Content, PageStore, StoreError};
 use godwit_memory::ledger::{LedgerError, PageLedger};
@@ -202,8 +204,12 @@ proptest! {
 
 fn one(kind: Kind, page: u64, pages: u64) -> Vec<u8> {
     let mut builder = BatchBuilder::default();
-    let data = if matches!(kind, Kind::Data { .. }) { vec![7; (pages * PAGE_SIZE) as usize] } else { Vec::new() };
-    builder.push(Run { image: ImageId::Task(1), pages: PageRun { start: page * PAGE_SIZE, pages }, kind }, &data);
+    let data =
+        if matches!(kind, Kind::Data { .. }) { vec![7; (pages * PAGE_SIZE) as usize] } else { Vec::new() };
+    builder.push(
+        Run { image: ImageId::Task(1), pages: PageRun { start: page * PAGE_SIZE, pages }, kind },
+        &data,
+    );
     builder.finish()
 }
 
@@ -218,7 +224,10 @@ fn what_the_peer_says_is_checked() {
         store.apply(&one(Kind::Data { first: u32::MAX }, 0, 1)),
         Err(StoreError::Slot { last: 0xffff_ffff, .. })
     ));
-    assert!(matches!(store.apply(&one(Kind::Reference { first: 2 }, 0, 1)), Err(StoreError::Unwritten { slot: 2 })));
+    assert!(matches!(
+        store.apply(&one(Kind::Reference { first: 2 }, 0, 1)),
+        Err(StoreError::Unwritten { slot: 2 })
+    ));
     assert_eq!(store.apply(&one(Kind::Data { first: 2 }, 0, 2)).unwrap().data, 2);
     assert_eq!(store.apply(&one(Kind::Reference { first: 2 }, 5, 2)).unwrap().referenced, 2);
     assert_eq!(store.shared_by(3), 2);
@@ -258,7 +267,10 @@ fn a_page_that_changes_keeps_its_slot_and_neighbours_stay_neighbours() {
     }
     ledger.end_round(&mut apply).unwrap();
     assert_eq!(store.runs(task, None), [(PageRun { start: 0, pages: 32 }, Content::Slot(0))]);
-    assert_eq!(store.runs(task, Some(PAGE_SIZE..3 * PAGE_SIZE)), [(PageRun { start: PAGE_SIZE, pages: 2 }, Content::Slot(1))]);
+    assert_eq!(
+        store.runs(task, Some(PAGE_SIZE..3 * PAGE_SIZE)),
+        [(PageRun { start: PAGE_SIZE, pages: 2 }, Content::Slot(1))]
+    );
     assert_eq!(store.slice(17, 1), page(117));
 }
 

@@ -8,7 +8,6 @@ mod images;
 mod pages;
 pub mod preflight;
 mod streams;
-mod stub;
 mod trees;
 
 pub use destination::{Host, Outcome, receive};

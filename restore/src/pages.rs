@@ -2,10 +2,9 @@
 
 use crate::compose::{ComposeError, Composed, compose};
 use crate::streams::{PageReceiver, StreamError};
-use crate::stub::{SharedError, fill_shared};
 use godwit_memory::destination::fill::{FillError, Filler};
-use godwit_memory::destination::{PageStore, StoreError};
-use godwit_memory::{PAGE_SIZE, SharedObject};
+use godwit_memory::destination::{PageStore, SharedError, StoreError, fill_shared};
+use godwit_memory::SharedObject;
 use godwit_migration::report::FillReport;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -52,7 +51,6 @@ pub struct IncomingPages {
     receiver: PageReceiver,
     filler: Option<Filler>,
     objects: Vec<SharedObject>,
-    lists: Option<Composed>,
     begun: Option<Instant>,
 }
 
@@ -74,7 +72,7 @@ impl IncomingPages {
             true => Some(Filler::start(&handler(), &["fill"], &work.join("lazy-pages.socket"), &store)?),
             false => None,
         };
-        Ok(Self { store, receiver, filler, objects: Vec::new(), lists: None, begun: None })
+        Ok(Self { store, receiver, filler, objects: Vec::new(), begun: None })
     }
 
     /// Takes a batch that came over the first connection.
@@ -104,12 +102,12 @@ impl IncomingPages {
     /// # Errors
     /// When they do not hold together, or the handler has died.
     pub fn compose(&mut self, images: &Path) -> Result<(), PagesError> {
-        let mut composed = compose(images, &self.store, self.filler.is_some())?;
-        tracing::debug!(eager = composed.eager_pages, lazy = composed.lazy_pages, "images composed");
+        let Composed { lists, eager_pages, lazy_pages, unshared_pages } =
+            compose(images, &self.store, self.filler.is_some())?;
+        tracing::debug!(eager_pages, lazy_pages, unshared_pages, "images composed");
         if let Some(filler) = &self.filler {
-            filler.give(std::mem::take(&mut composed.lists))?;
+            filler.give(lists)?;
         }
-        self.lists = Some(composed);
         Ok(())
     }
 
@@ -165,11 +163,6 @@ impl IncomingPages {
         if let Some(filler) = self.filler.take() {
             filler.abandon();
         }
-    }
-
-    /// Bytes of memory that are more than before the move, because they are not shared any more.
-    pub fn unshared_bytes(&self) -> u64 {
-        self.lists.as_ref().map_or(0, |composed| composed.unshared_pages * PAGE_SIZE)
     }
 }
 

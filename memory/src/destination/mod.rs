@@ -1,8 +1,10 @@
 //! The destination half: keeps the pages that come before the freeze, and gives them to the restored tasks after it.
 
 pub mod fill;
+pub mod shared;
 pub mod store;
 
+pub use shared::{SharedError, SharedFilled, fill_shared};
 pub use store::{Applied, Content, PageStore, StoreError};
 
 /// Pages shared copy-on-write between tasks are put in place by CRIU, which shares them again, when they are this many at

@@ -18,7 +18,7 @@ const SPARE: u64 = 64 << 20;
 /// Page tables may have this many blocks of 2 KiB more than the store has slots: for tasks whose pages are all zero. It
 /// keeps a broken peer from filling the memory with tables.
 const SPARE_BLOCKS: u64 = 1 << 16;
-const WHOLE: Range<u64> = 0..u64::MAX & !(PAGE_SIZE - 1);
+const WHOLE: Range<u64> = 0..u64::MAX - (PAGE_SIZE - 1);
 
 /// What can go wrong with a store.
 #[derive(Debug, thiserror::Error)]

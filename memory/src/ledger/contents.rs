@@ -35,7 +35,7 @@ pub(super) struct Contents {
 impl Contents {
     pub(super) fn new(room: u64, seed: u64) -> Self {
         let mut free = vec![u64::MAX; room.div_ceil(64) as usize];
-        if let Some(last) = free.last_mut().filter(|_| room % 64 > 0) {
+        if let Some(last) = free.last_mut().filter(|_| !room.is_multiple_of(64)) {
             *last = (1 << (room % 64)) - 1;
         }
         Self {

@@ -20,6 +20,8 @@ use std::collections::BTreeMap;
 const BATCH_DATA: usize = 1 << 20;
 /// or this many bytes altogether, if most of it is runs.
 const BATCH_LEN: usize = 2 << 20;
+/// Behind the last whole page there can be.
+const END: u64 = u64::MAX - (PAGE_SIZE - 1);
 
 /// Why a page could not be added. The destination's store is not complete then; the ledger cannot be used any more.
 #[derive(Debug, thiserror::Error)]
@@ -167,13 +169,13 @@ impl PageLedger {
                 }
             }
         }
-        self.forget(image, behind, u64::MAX & !(PAGE_SIZE - 1), send)?;
+        self.forget(image, behind, END, send)?;
         Ok(missing)
     }
 
     /// Forgets all pages of an image: its task or object is gone.
     pub fn forget_image<E>(&mut self, image: ImageId, send: Send<'_, E>) -> Result<(), LedgerError<E>> {
-        self.forget(image, 0, u64::MAX & !(PAGE_SIZE - 1), send)?;
+        self.forget(image, 0, END, send)?;
         self.images.remove(&image);
         Ok(())
     }
@@ -244,11 +246,9 @@ fn decide(
     }
     let digest = contents.digest(page);
     let held = (old != ABSENT && old != ZERO).then_some(old);
-    if let Some(held) = held {
-        if contents.has(held, digest) {
-            statistics.unchanged += 1;
-            return Ok(None);
-        }
+    if held.is_some_and(|held| contents.has(held, digest)) {
+        statistics.unchanged += 1;
+        return Ok(None);
     }
     if let Some(slot) = contents.find(digest, stream) {
         contents.share(slot);

@@ -18,7 +18,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 /// How long a thread may take to stop: it does at once unless it waits uninterruptibly.
-const STOP_PATIENCE: Duration = Duration::from_millis(50);
+const STOP_PATIENCE: Duration = Duration::from_millis(200);
 /// How often a thread is caught where it must not be disturbed before we give up.
 const TRIES: usize = 20;
 /// `UFFD_USER_MODE_ONLY`.

@@ -227,7 +227,7 @@ fn parse_line(line: &[u8]) -> Option<(Mapping, usize)> {
     let mut cursor = Cursor { line, at: 0 };
     let start = cursor.number(16, b'-')?;
     let end = cursor.number(16, b' ')?;
-    let permissions = line.get(cursor.at..cursor.at + 4)?;
+    let permissions = line.get(cursor.at..)?.get(..4)?;
     cursor.at += 5;
     let offset = cursor.number(16, b' ')?;
     let major = cursor.number(16, b':')? as u32;
@@ -278,7 +278,7 @@ impl Cursor<'_> {
             value = value.checked_mul(base)?.checked_add(digit.into())?;
             self.at += 1;
         }
-        let ended = self.at == self.line.len() || self.line[self.at] == behind;
+        let ended = self.line.get(self.at).is_none_or(|&byte| byte == behind);
         let found = self.at > first && ended;
         self.at += 1;
         found.then_some(value)

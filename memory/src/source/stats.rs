@@ -98,7 +98,7 @@ pub enum Untracked {
     #[error("its seccomp filters cannot be suspended (that needs CAP_SYS_ADMIN)")]
     Filtered,
     /// No thread of it could be stopped.
-    #[error("it could not be stopped within 50 ms")]
+    #[error("it could not be stopped within 200 ms")]
     Busy,
     /// It ended meanwhile.
     #[error("it ended")]

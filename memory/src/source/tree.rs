@@ -28,6 +28,8 @@ pub struct TreeMemory {
     reader: Reader,
     maps: Maps,
     again: Maps,
+    /// Host pids, and descriptors there, that are ours.
+    leaked: Vec<(i32, i32)>,
     /// The objects have been compared, and the descriptors looked through, since the tree was frozen.
     compared: bool,
 }
@@ -63,6 +65,7 @@ impl TreeMemory {
             reader,
             maps: Maps::default(),
             again: Maps::default(),
+            leaked: Vec::new(),
             compared: false,
         })
     }
@@ -227,6 +230,7 @@ impl TreeMemory {
         for &pid in pids.difference(&known) {
             self.find_space(pid, frozen, stats)?;
         }
+        self.close_leaked(frozen, stats);
         if self.method == Method::Uffd && !frozen {
             for space in self.spaces.values_mut() {
                 space.attach(&self.rules, stats);
@@ -279,18 +283,8 @@ impl TreeMemory {
         let found = Descriptors::of(pid, false);
         self.objects.descriptors(pid, vpid, &found.memfds)?;
         for fd in found.userfaultfds {
-            if !self.spaces.values().chain(&self.left).any(|space| space.is_ours(pid, fd)) {
-                continue;
-            }
-            let space = self.spaces.values().find(|space| space.members.iter().any(|member| member.0 == pid));
-            let relieved = match space.and_then(|space| Some((space, space.vdso?))) {
-                Some((space, vdso)) if !frozen && self.rules.close_leaked => {
-                    inject::close(pid, vdso, &space.mem, fd).is_ok()
-                }
-                _ => false,
-            };
-            if !relieved {
-                stats.leaked.push((pid, fd));
+            if self.is_ours(pid, fd) {
+                self.leaked.push((pid, fd));
             }
         }
         stats.seconds.descriptors += start.elapsed().as_secs_f64();
@@ -322,6 +316,30 @@ impl TreeMemory {
             }
         }
         Ok(true)
+    }
+
+    /// Whether a task's descriptor is one of our userfaultfds.
+    fn is_ours(&self, pid: i32, fd: i32) -> bool {
+        self.spaces.values().chain(&self.left).any(|space| space.is_ours(pid, fd))
+    }
+
+    /// Closes our descriptors in tasks that inherited them.
+    fn close_leaked(&mut self, frozen: bool, stats: &mut RoundStats) {
+        let mut leaked = std::mem::take(&mut self.leaked);
+        leaked.retain(|&(pid, fd)| {
+            if !self.is_ours(pid, fd) {
+                return false;
+            }
+            let space = self.spaces.values().find(|space| space.members.iter().any(|member| member.0 == pid));
+            match space.and_then(|space| Some((space, space.vdso?))) {
+                Some((space, vdso)) if !frozen && self.rules.close_leaked => {
+                    inject::close(pid, vdso, &space.mem, fd).is_err()
+                }
+                _ => true,
+            }
+        });
+        stats.leaked.clone_from(&leaked);
+        self.leaked = leaked;
     }
 
     /// Hands over what one space has.

@@ -10,14 +10,6 @@ const API: u64 = 0xAA;
 pub(crate) mod feature {
     /// `UFFD_FEATURE_PAGEFAULT_FLAG_WP`.
     pub(crate) const PAGEFAULT_FLAG_WP: u64 = 1 << 0;
-    /// `UFFD_FEATURE_EVENT_FORK`.
-    pub(crate) const EVENT_FORK: u64 = 1 << 1;
-    /// `UFFD_FEATURE_EVENT_REMAP`.
-    pub(crate) const EVENT_REMAP: u64 = 1 << 2;
-    /// `UFFD_FEATURE_EVENT_REMOVE`.
-    pub(crate) const EVENT_REMOVE: u64 = 1 << 3;
-    /// `UFFD_FEATURE_EVENT_UNMAP`.
-    pub(crate) const EVENT_UNMAP: u64 = 1 << 6;
     /// `UFFD_FEATURE_WP_HUGETLBFS_SHMEM`.
     pub(crate) const WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
     /// `UFFD_FEATURE_WP_UNPOPULATED`.
@@ -25,8 +17,6 @@ pub(crate) mod feature {
     /// `UFFD_FEATURE_WP_ASYNC`.
     pub(crate) const WP_ASYNC: u64 = 1 << 15;
 }
-/// `UFFDIO_REGISTER_MODE_MISSING`.
-pub(crate) const MODE_MISSING: u64 = 1;
 /// `UFFDIO_REGISTER_MODE_WP`.
 pub(crate) const MODE_WP: u64 = 2;
 
@@ -124,7 +114,6 @@ pub(crate) enum Event {
 
 nix::ioctl_readwrite!(uffdio_api, 0xAA, 0x3F, UffdioApi);
 nix::ioctl_readwrite!(uffdio_register, 0xAA, 0x00, UffdioRegister);
-nix::ioctl_read!(uffdio_unregister, 0xAA, 0x01, UffdioRange);
 nix::ioctl_read!(uffdio_wake, 0xAA, 0x02, UffdioRange);
 nix::ioctl_readwrite!(uffdio_copy, 0xAA, 0x03, UffdioCopy);
 nix::ioctl_readwrite!(uffdio_zeropage, 0xAA, 0x04, UffdioZeropage);
@@ -168,13 +157,6 @@ impl Userfaultfd {
         let mut register = UffdioRegister { range: UffdioRange { start, len }, mode, ioctls: 0 };
         // SAFETY: as in `enable`; the call does not touch our memory otherwise.
         unsafe { uffdio_register(self.fd.as_raw_fd(), &mut register) }.map(drop)
-    }
-
-    /// Unregisters the range.
-    pub(crate) fn unregister(&self, start: u64, len: u64) -> Result<(), Errno> {
-        let mut range = UffdioRange { start, len };
-        // SAFETY: as in `register`.
-        unsafe { uffdio_unregister(self.fd.as_raw_fd(), &mut range) }.map(drop)
     }
 
     /// Wakes whoever waits in the range; it faults again if its page is still missing.

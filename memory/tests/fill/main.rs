@@ -1,6 +1,8 @@
 //! The fill, with real userfaultfds: fake restored processes that hand their memory over as CRIU does, work on it, and
 //! check every page. Needs root.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod content;
 mod sys;
 mod tenant;
@@ -24,7 +26,9 @@ const ROLE: &str = "GODWIT_FILL_TEST_ROLE";
 #[ignore = "started by the tests"]
 fn role() {
     match std::env::var(ROLE) {
-        Ok(role) if role == "handler" => run_fill(std::io::stdin().as_fd().try_clone_to_owned().unwrap()).unwrap(),
+        Ok(role) if role == "handler" => {
+            run_fill(std::io::stdin().as_fd().try_clone_to_owned().unwrap()).unwrap()
+        }
         Ok(plan) => tenant::run(&plan),
         Err(_) => {}
     }
@@ -287,7 +291,8 @@ fn moved_pages_have_their_content_at_the_new_place() {
 #[test]
 fn everything_at_once_with_threads() {
     if can_run() {
-        let report = run(&Case { operations: "frum", parts: 3, part_pages: 32 << 10, work: 800, held: 50, ..CASE });
+        let report =
+            run(&Case { operations: "frum", parts: 3, part_pages: 32 << 10, work: 800, held: 50, ..CASE });
         assert!(report.forks > 0 && report.removes > 0 && report.unmaps > 0 && report.remaps > 0);
     }
 }
@@ -316,7 +321,15 @@ fn killed_before_anything_is_handed_over() {
 #[test]
 fn killed_again_and_again() {
     if can_run() {
-        run(&Case { kills: 8, tenants: 2, part_pages: 48 << 10, operations: "frum", work: 800, held: 100, ..CASE });
+        run(&Case {
+            kills: 8,
+            tenants: 2,
+            part_pages: 48 << 10,
+            operations: "frum",
+            work: 800,
+            held: 100,
+            ..CASE
+        });
     }
 }
 

@@ -81,7 +81,8 @@ pub fn give_up(address: u64, len: u64) {
 pub fn relocate(from: u64, len: u64, to: u64) {
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     // SAFETY: as in `map`.
-    let got = unsafe { libc::mremap(from as *mut _, len as usize, len as usize, flags, to as *mut libc::c_void) };
+    let got =
+        unsafe { libc::mremap(from as *mut _, len as usize, len as usize, flags, to as *mut libc::c_void) };
     assert_eq!(got as u64, to, "{}", Errno::last());
 }
 

@@ -92,7 +92,9 @@ pub fn run(plan: &str) {
             .enumerate()
             .map(|(number, part)| {
                 let plan = &plan;
-                scope.spawn(move || part.work(plan, Random(0x9e37 + 77 * number as u64 + u64::from(plan.vpid))))
+                scope.spawn(move || {
+                    part.work(plan, Random(0x9e37 + 77 * number as u64 + u64::from(plan.vpid)))
+                })
             })
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -110,7 +112,10 @@ pub fn run(plan: &str) {
         }
     }
     let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-    assert!(!smaps.lines().any(|line| line.starts_with("VmFlags:") && line.contains(" um")), "still registered");
+    assert!(
+        !smaps.lines().any(|line| line.starts_with("VmFlags:") && line.contains(" um")),
+        "still registered"
+    );
     println!("\nclean");
 }
 

@@ -134,7 +134,8 @@ impl Followed {
                 todo.extend(children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
             }
         }
-        self.kin.extend(&found);
+        // Those that are gone are forgotten: their numbers may be a stranger's by now.
+        self.kin.clone_from(&found);
         found
     }
 
@@ -154,8 +155,8 @@ impl Followed {
         }
     }
 
-    pub fn thaw(&self) {
-        for &pid in &self.kin {
+    pub fn thaw(&mut self) {
+        for pid in self.find_kin() {
             kill(pid, libc::SIGCONT);
         }
     }
@@ -163,34 +164,24 @@ impl Followed {
 
 impl Drop for Followed {
     fn drop(&mut self) {
-        self.find_kin();
-        let kin = std::mem::take(&mut self.kin);
-        let family = self.child.id();
-        for &pid in &kin {
-            // A number may have been reused by a stranger since.
-            if pid as u32 == family || parents(pid).contains(&(family as i32)) || is_ours(pid) {
-                kill(pid, libc::SIGKILL);
+        // Stopped first, so that nobody forks a child that we do not find.
+        let mut stopped = BTreeSet::new();
+        loop {
+            let found = self.find_kin();
+            if found == stopped {
+                break;
             }
+            for &pid in found.difference(&stopped) {
+                kill(pid, libc::SIGSTOP);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            stopped = found;
+        }
+        for pid in stopped {
+            kill(pid, libc::SIGKILL);
         }
         let _ = self.child.wait();
     }
-}
-
-/// Whether a process runs this program.
-fn is_ours(pid: i32) -> bool {
-    let ours = std::env::current_exe().ok();
-    ours.is_some() && std::fs::read_link(format!("/proc/{pid}/exe")).ok() == ours
-}
-
-fn parents(mut pid: i32) -> Vec<i32> {
-    let mut parents = Vec::new();
-    while pid > 1 && parents.len() < 32 {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
-        pid = parent.and_then(|parent| parent.trim().parse().ok()).unwrap_or(0);
-        parents.push(pid);
-    }
-    parents
 }
 
 pub fn kill(pid: i32, signal: i32) {

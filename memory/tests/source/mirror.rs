@@ -74,7 +74,6 @@ pub struct Line {
     pub start: u64,
     pub end: u64,
     pub shared: bool,
-    pub inode: u64,
     pub name: String,
 }
 
@@ -87,10 +86,10 @@ pub fn maps(pid: i32) -> Vec<Line> {
             let shared = words.next().unwrap().as_bytes()[3] == b's';
             words.next();
             words.next();
-            let inode = words.next().unwrap().parse().unwrap();
+            words.next();
             let hex = |text| u64::from_str_radix(text, 16).unwrap();
             let name = words.collect::<Vec<_>>().join(" ");
-            Line { start: hex(start), end: hex(end), shared, inode, name }
+            Line { start: hex(start), end: hex(end), shared, name }
         })
         .collect()
 }

@@ -4,10 +4,10 @@
 use super::FillError;
 use super::background::Pool;
 use super::journal::{Counter, Journal, Record};
+use super::lists;
 use super::message::{FORKED_FROM, Message, SpaceId};
 use super::runs::Runs;
 use super::space::{Outcome, Space};
-use super::lists;
 use crate::PAGE_SIZE;
 use crate::sys::mapping::Mapping;
 use crate::sys::process;
@@ -79,7 +79,8 @@ pub fn run_fill(control: OwnedFd) -> Result<(), FillError> {
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let done = EventFd::from_flags(flags).map_err(system("make an event descriptor"))?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system("make an epoll"))?;
-    let watch = |fd: std::os::fd::BorrowedFd<'_>, data| epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, data));
+    let watch =
+        |fd: std::os::fd::BorrowedFd<'_>, data| epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, data));
     watch(control.as_fd(), CONTROL).and(watch(done.as_fd(), DONE)).map_err(system("watch the supervisor"))?;
     // A predecessor's count of what is left has no meaning any more: all is looked at again.
     for counter in [Counter::Remaining, Counter::Total] {
@@ -284,7 +285,9 @@ impl Handler {
                         let mut todo = space.todo();
                         let before = todo.pages();
                         todo.move_range(from, to, len);
-                        journal.counter(Counter::Remaining).fetch_sub(before - todo.pages(), Ordering::Relaxed);
+                        journal
+                            .counter(Counter::Remaining)
+                            .fetch_sub(before - todo.pages(), Ordering::Relaxed);
                     }
                 }
                 Event::Remove { start, end } => {

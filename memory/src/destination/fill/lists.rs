@@ -24,7 +24,7 @@ pub(super) fn write(lists: &[(u32, Vec<(PageRun, Content)>)]) -> std::io::Result
         for (run, content) in list {
             if let Content::Slot(first) = content {
                 count += 1;
-                [run.start, run.pages, u64::from(*first)].map(|part| word(&mut bytes, part));
+                [run.start, run.pages, u64::from(*first)].into_iter().for_each(|part| word(&mut bytes, part));
             }
         }
         bytes[count_at..count_at + 8].copy_from_slice(&count.to_ne_bytes());
@@ -39,7 +39,8 @@ pub(super) fn read(mut file: File, room: u64) -> std::io::Result<HashMap<u32, Ru
     let mut bytes = Vec::new();
     file.rewind()?;
     file.read_to_end(&mut bytes)?;
-    let mut words = bytes.chunks_exact(8).filter_map(|word| word.first_chunk()).map(|word| u64::from_ne_bytes(*word));
+    let mut words =
+        bytes.chunks_exact(8).filter_map(|word| word.first_chunk()).map(|word| u64::from_ne_bytes(*word));
     let mut next = || words.next().ok_or(std::io::ErrorKind::UnexpectedEof);
     let mut lists = HashMap::new();
     for _ in 0..next()? {

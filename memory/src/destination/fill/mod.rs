@@ -55,7 +55,9 @@ pub enum FillError {
     #[error("the handler of page faults died {0} times")]
     Dying(u64),
     /// The handler died, and the journal has no room for what a successor must know.
-    #[error("the handler of page faults died, and the tasks changed their mappings too often to go on without it")]
+    #[error(
+        "the handler of page faults died, and the tasks changed their mappings too often to go on without it"
+    )]
     Journal,
     /// It is not done by then; it goes on.
     #[error("the pages are not all in place yet, {left} of {total} are left")]

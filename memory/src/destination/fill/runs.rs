@@ -44,7 +44,8 @@ impl Runs {
     /// From runs that do not overlap.
     pub(super) fn collect(runs: impl Iterator<Item = Run>) -> Self {
         let mut pages = 0;
-        let map = runs.inspect(|run| pages += run.pages).map(|run| (run.start, (run.pages, run.slot))).collect();
+        let map =
+            runs.inspect(|run| pages += run.pages).map(|run| (run.start, (run.pages, run.slot))).collect();
         Self { map, pages }
     }
 

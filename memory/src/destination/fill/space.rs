@@ -64,8 +64,9 @@ impl Space {
 
     /// The task has ended, or runs another program.
     pub(super) fn set_gone(&self, journal: &Journal) {
+        let mut todo = self.todo();
         self.gone.store(true, Ordering::Release);
-        let left = std::mem::take(&mut *self.todo());
+        let left = std::mem::take(&mut *todo);
         journal.counter(Counter::Remaining).fetch_sub(left.pages(), Ordering::Relaxed);
     }
 
@@ -74,7 +75,11 @@ impl Space {
         let (outcome, done) = self.copy(run, store, journal);
         journal.counter(Counter::Remaining).fetch_sub(done, Ordering::Relaxed);
         if let Some(rest) = run.without_first(done) {
-            self.todo().insert(rest);
+            let mut todo = self.todo();
+            match self.is_gone() {
+                true => drop(journal.counter(Counter::Remaining).fetch_sub(rest.pages, Ordering::Relaxed)),
+                false => todo.insert(rest),
+            }
         }
         outcome
     }

@@ -109,7 +109,8 @@ impl Filler {
 
     /// The pages of each task, by its number in its own pid namespace; just before the restore. A page in no list is zero.
     pub fn give(&self, lists: Vec<(u32, Vec<(PageRun, Content)>)>) -> Result<(), FillError> {
-        let file = lists::write(&lists).map_err(|source| FillError::Io { doing: "write the page lists", source })?;
+        let file =
+            lists::write(&lists).map_err(|source| FillError::Io { doing: "write the page lists", source })?;
         self.shared.state().lists = Some(file);
         self.notify();
         Ok(())
