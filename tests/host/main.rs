@@ -5,6 +5,7 @@
 
 mod bed;
 mod cgroup_v1;
+mod chaos;
 mod container;
 mod files;
 mod godwit;
@@ -14,3 +15,4 @@ mod probe;
 mod refusals;
 mod rollback;
 mod state;
+mod workload;

@@ -268,7 +268,7 @@ impl TreeMemory {
             }
             self.spaces.insert(pid, space);
         }
-        self.look_at_descriptors(pid, status.vpid, frozen, stats)
+        self.look_at_descriptors(pid, status.vpid, stats)
     }
 
     /// Memfds of a task, and copies of our descriptors that it inherited.
@@ -276,7 +276,6 @@ impl TreeMemory {
         &mut self,
         pid: i32,
         vpid: u32,
-        frozen: bool,
         stats: &mut RoundStats,
     ) -> Result<(), MemoryError> {
         let start = Instant::now();

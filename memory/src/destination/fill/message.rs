@@ -101,9 +101,14 @@ impl Message {
     /// The next message; none when the other side is gone, EAGAIN when there is none yet (only without `wait`).
     pub(super) fn receive(socket: impl AsFd, wait: bool) -> Result<Option<(Self, Vec<OwnedFd>)>, Errno> {
         let mut bytes = [0; 24];
-        let (got, descriptors) = match fdpass::receive(socket, &mut bytes, wait) {
-            Ok((0, _)) | Err(Errno::ECONNRESET) => return Ok(None),
-            result => result?,
+        let (got, descriptors) = loop {
+            match fdpass::receive(&socket, &mut bytes, wait) {
+                Ok((0, _)) => return Ok(None),
+                // The other side died and had not read everything. The kernel says so once, before it gives out what that
+                // side had sent: perhaps the userfaultfd of a child.
+                Err(Errno::ECONNRESET) => {}
+                result => break result?,
+            }
         };
         let mut words = [0; 3];
         for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {

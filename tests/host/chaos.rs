@@ -1,0 +1,76 @@
+//! Programs that do everything to memory of every kind, moved in the midst of it: afterwards every page of every process
+//! is right. What a seed does is decided by it; when, by the machine.
+
+use crate::bed::{Bed, bed};
+use crate::workload::{Workload, push};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Seeds, each a tree of processes.
+const SEEDS: u64 = 56;
+/// Seeds in one container.
+const TOGETHER: u64 = 2;
+/// Containers that are moved at the same time.
+const AT_ONCE: usize = 3;
+
+/// What godwit is told, in turn. The first is the most likely one.
+const FLAGS: [&[&str]; 7] = [
+    &[],
+    &["--tracker", "hash"],
+    &["--restore", "eager"],
+    &["--connections", "1", "--compress", "none"],
+    &["--max-downtime", "1ms", "--max-rounds", "12", "--connections", "5"],
+    &["--highest-rung", "fake-parent", "--compress", "zstd:1"],
+    &["--highest-rung", "plain", "--restore", "local-lazy"],
+];
+
+/// How many processes and threads there are, how much memory, and how fast they go.
+const SHAPES: [&str; 4] = [
+    "--processes 3 --threads 2 --size 4 --rate 5000",
+    "--processes 1 --threads 3 --size 8 --rate 0",
+    "--processes 5 --threads 1 --size 2 --rate 2000",
+    "--processes 2 --threads 4 --size 6 --rate 20000",
+];
+
+/// Moves the seeds from `first` on, there and now and then back.
+fn run(bed: &Bed, first: u64) {
+    let number = first / TOGETHER;
+    let flags = FLAGS[number as usize % FLAGS.len()];
+    let seeds: Vec<String> = (first..first + TOGETHER)
+        .map(|seed| format!("chaos --seed {seed} {}", SHAPES[seed as usize % SHAPES.len()]))
+        .collect();
+    let what = format!("{seeds:?} moved with {flags:?}");
+    let mut workload = Workload::start(bed, &format!("chaos{number}"), "", &seeds);
+    let moves = if number % 4 == 3 { 2 } else { 1 };
+    for _ in 0..moves {
+        let summary = workload.move_on(&[], flags);
+        let pages = workload.assert_clean(&format!("{what}: {summary}"));
+        assert!(pages > 1000, "{what}: only {pages} pages were compared");
+    }
+}
+
+#[test]
+fn whatever_programs_do_with_memory_every_page_is_right_afterwards() {
+    let Some(bed) = bed() else { return };
+    let bed = &*bed;
+    push(bed);
+    let next = AtomicU64::new(0);
+    let failed: Vec<u64> = std::thread::scope(|scope| {
+        let work = || {
+            let mut failed = Vec::new();
+            loop {
+                let first = next.fetch_add(TOGETHER, Ordering::Relaxed);
+                if first >= SEEDS {
+                    return failed;
+                }
+                // the message says which it was; the others are to be seen, too
+                if catch_unwind(AssertUnwindSafe(|| run(bed, first))).is_err() {
+                    failed.push(first);
+                }
+            }
+        };
+        let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(failed, [0; 0], "seeds from these on went wrong, {TOGETHER} each");
+}
