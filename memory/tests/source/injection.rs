@@ -96,7 +96,6 @@ fn waiting_system_calls_do_not_notice() {
     let mut shell = Followed::shell();
     let result = shell.map(0, 4096, READ | WRITE, SHARED, -1);
     let data = shell.map(0, 4096, READ | WRITE, SHARED, -1);
-    shell.tell(&format!("poke {} 300000000", data + 8));
     let epoll = shell.syscall(libc::SYS_epoll_create1, &[0]) as u64;
     shell.syscall(libc::SYS_pipe2, &[data + 64, 0]);
     let pipes = shell.tell(&format!("peek {}", data + 64)) as u64;
@@ -106,7 +105,7 @@ fn waiting_system_calls_do_not_notice() {
     shell.syscall(libc::SYS_epoll_ctl, &[epoll, libc::EPOLL_CTL_ADD as u64, reader, data + 128]);
     let sleeps: [(&str, i64, [u64; 6], i64); 6] = [
         ("nanosleep", libc::SYS_nanosleep, [data, 0, 0, 0, 0, 0], 0),
-        ("poll", libc::SYS_poll, [0, 0, 300, 0, 0, 0], 0),
+        ("poll", libc::SYS_poll, [0, 0, 1500, 0, 0, 0], 0),
         ("ppoll", libc::SYS_ppoll, [0, 0, data, 0, 8, 0], 0),
         ("futex", libc::SYS_futex, [data + 256, 0, 0, data, 0, 0], -i64::from(libc::ETIMEDOUT)),
         ("read", libc::SYS_read, [reader, data + 640, 1, 0, 0, 0], 1),
@@ -114,23 +113,28 @@ fn waiting_system_calls_do_not_notice() {
     ];
     for (name, number, arguments, expected) in sleeps {
         shell.tell(&format!("poke {result} 4242"));
-        shell.tell(&format!("poke {} 0", data));
-        shell.tell(&format!("poke {} 300000000", data + 8));
+        // 1.5 seconds.
+        shell.tell(&format!("poke {data} 1"));
+        shell.tell(&format!("poke {} 500000000", data + 8));
         let words: Vec<_> = arguments.iter().map(u64::to_string).collect();
         let start = Instant::now();
         let sleeper = shell.tell(&format!("fork-call {result} {number} {}", words.join(" "))) as i32;
         shell.kin.insert(sleeper);
         let mut injections = 0;
-        while start.elapsed() < Duration::from_millis(150) {
+        while start.elapsed() < Duration::from_millis(1200) && injections < 10 {
             injections += attach(&[sleeper].into()).1.attached;
             std::thread::sleep(Duration::from_millis(5));
         }
-        assert!(injections > 2, "{name}: {injections} injections");
-        assert_eq!(shell.tell(&format!("peek {result}")), 4242, "{name} ended early");
+        assert!(injections > 1, "{name}: {injections} injections");
+        let result_now = shell.tell(&format!("peek {result}"));
+        // On a busy machine, its time may really be over.
+        if start.elapsed() < Duration::from_millis(1450) {
+            assert_eq!(result_now, 4242, "{name} ended early");
+        }
         if expected == 1 {
             shell.syscall(libc::SYS_write, &[writer, data, 1]);
         }
-        let until = Instant::now() + Duration::from_secs(2);
+        let until = Instant::now() + Duration::from_secs(4);
         while shell.tell(&format!("peek {result}")) == 4242 && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(2));
         }

@@ -142,4 +142,19 @@ mod tests {
         }
         assert_eq!(Message::from_words([0, 0, 0]), None);
     }
+
+    #[test]
+    fn what_was_sent_before_a_death_is_heard() {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        Message::Start.send(&ours, &[], true).unwrap();
+        Message::Forked { id: 1, parent: 0 }.send(&theirs, &[theirs.as_fd()], true).unwrap();
+        // It has not read `Start`; and a copy of its socket is on its way to us.
+        drop(theirs);
+        let (message, descriptors) = Message::receive(&ours, false).unwrap().unwrap();
+        assert_eq!((message, descriptors.len()), (Message::Forked { id: 1, parent: 0 }, 1));
+        drop(descriptors);
+        assert!(Message::receive(&ours, false).unwrap().is_none());
+    }
 }
