@@ -5,7 +5,9 @@ use crate::dumper::{PagelessDumped, PagelessDumper};
 use godwit_criu::{CriuError, DumpOptions};
 use godwit_criu::pageless::{PagemapName, take_pages};
 use godwit_memory::ledger::{LedgerError, LedgerStatistics, PageLedger};
-use godwit_memory::source::{MemoryError, Method, PageSink, RoundStats, SinkError, TreeMemory};
+use godwit_memory::source::{
+    MemoryError, Method, PageSink, RoundStats, SinkError, TreeMemory, Unreadable,
+};
 use godwit_memory::{ImageId, PAGE_SIZE, PageRun, SharedObject};
 use godwit_migration::Cancel;
 use godwit_migration::plan::Tracker;
@@ -29,6 +31,9 @@ pub enum PagesError {
     /// The destination has no room for more.
     #[error("the memory of the container cannot be sent")]
     Room(#[source] LedgerError<WireError>),
+    /// Pages would be missing over there.
+    #[error("{} pages of the mapping `{}` of task {} cannot be read", .0.pages, .0.mapping, .0.pid)]
+    Unreadable(Unreadable),
     /// An object would be empty over there.
     #[error("criu left out the shared memory with inode number {0}, which was not read")]
     LeftOut(u64),
@@ -144,12 +149,14 @@ pub struct PageMemory {
 }
 
 /// What a pass over memory brought.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Pass {
     /// Bytes of pages that had changed.
     pub changed_bytes: u64,
     /// Tasks seen.
     pub tasks: usize,
+    /// Pages that nobody can read; only under the freeze, where none can go meanwhile.
+    pub unreadable: Option<Unreadable>,
 }
 
 /// What was found at the first look under the freeze.
@@ -272,6 +279,9 @@ impl Remainder<'_> {
         let mut pass = self.pass(reborrow(&mut outlet), &mut |_| {}, |reader, sink| {
             reader.frozen(pids, &mut Noting { sink, note: &mut note })
         })?;
+        if let Some(unreadable) = pass.unreadable {
+            return Err(PagesError::Unreadable(unreadable));
+        }
         {
             let mut sink = Sink {
                 ledger: self.ledger,
@@ -376,6 +386,7 @@ impl Remainder<'_> {
         Ok(Pass {
             changed_bytes: changed_bytes(&self.ledger.statistics()) - changed_bytes(&before),
             tasks: stats.tasks,
+            unreadable: stats.unreadable.into_iter().next(),
         })
     }
 }
