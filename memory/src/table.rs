@@ -146,12 +146,13 @@ impl PageTable {
             let mut index = from;
             while index < to {
                 let place = block.places[index];
-                let step = u32::from(place != ZERO);
+                let follows = |next: Place, by: usize| match place {
+                    ZERO => next == ZERO,
+                    slot => next < ZERO && u64::from(next) == u64::from(slot) + by as u64,
+                };
                 let mut behind = index + 1;
                 if place != ABSENT {
-                    while behind < to
-                        && block.places[behind] == place.wrapping_add((behind - index) as u32 * step)
-                    {
+                    while behind < to && follows(block.places[behind], behind - index) {
                         behind += 1;
                     }
                     let run =

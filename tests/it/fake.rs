@@ -125,7 +125,7 @@ impl Dumper for Criu {
 
     fn pageless(&self, _: &Path, _: Circumstances) -> Result<Box<dyn PagelessDumper>, CriuError> {
         let entered = self.witness.enter("criu.pageless");
-        entered.map_err(|error| CriuError::Protocol { operation: "check", detail: error.to_string() })?;
+        drop(entered.map_err(|error| CriuError::Protocol { operation: "check", detail: error.to_string() })?);
         Ok(Box::new(Pageless(self.witness.clone())))
     }
 }

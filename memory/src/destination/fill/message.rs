@@ -149,8 +149,8 @@ mod tests {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
         Message::Start.send(&ours, &[], true).unwrap();
-        Message::Forked { id: 1, parent: 0 }.send(&theirs, &[theirs.as_fd()], true).unwrap();
-        // It has not read `Start`; and a copy of its socket is on its way to us.
+        Message::Forked { id: 1, parent: 0 }.send(&theirs, &[std::io::stdin().as_fd()], true).unwrap();
+        // It has not read `Start`.
         drop(theirs);
         let (message, descriptors) = Message::receive(&ours, false).unwrap().unwrap();
         assert_eq!((message, descriptors.len()), (Message::Forked { id: 1, parent: 0 }, 1));
