@@ -26,10 +26,10 @@ const FLAGS: [&[&str]; 7] = [
 
 /// How many processes and threads there are, how much memory, and how fast they go.
 const SHAPES: [&str; 4] = [
-    "--processes 3 --threads 2 --size 4 --rate 5000",
-    "--processes 1 --threads 3 --size 8 --rate 0",
+    "--processes 3 --threads 2 --size 4 --rate 4000",
+    "--processes 1 --threads 3 --size 8 --rate 10000",
     "--processes 5 --threads 1 --size 2 --rate 2000",
-    "--processes 2 --threads 4 --size 6 --rate 20000",
+    "--processes 2 --threads 3 --size 6 --rate 20000",
 ];
 
 /// Moves the seeds from `first` on, there and now and then back.

@@ -1,4 +1,4 @@
-//! `godwit-workload` in containers: programs that know what every page of theirs must hold.
+//! `godwit-workload` in containers, or bare: programs that know what every page of theirs must hold.
 
 use crate::bed::{Bed, DST, SRC};
 use crate::container::assert_runs_only_on;
@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
-/// A container with one or more of them. It goes with this.
+/// One or more of them that move together. They go with this.
 pub struct Workload<'a> {
     bed: &'a Bed,
-    /// Its name.
+    /// Its name; its files are in /srv/NAME-data.
     pub name: String,
+    /// How godwit calls it.
+    pub reference: String,
     /// Where it runs.
     pub host: &'static str,
     parts: usize,
@@ -43,53 +45,74 @@ pub fn push(bed: &Bed) {
 }
 
 impl<'a> Workload<'a> {
+    fn new(bed: &'a Bed, name: &str, reference: String, parts: usize) -> Self {
+        Self { bed, name: name.into(), reference, host: SRC, parts, checks: 0 }
+    }
+
     /// Starts a container on the source, with `options` of `testbed-container`, that runs all of `commands`: what follows
-    /// `godwit-workload`. Returns when each of them is in full swing, or why one is not.
-    pub fn try_start(bed: &'a Bed, name: &str, options: &str, commands: &[String]) -> Result<Self, String> {
-        let workload =
-            Self { bed, name: name.into(), host: SRC, parts: commands.len(), checks: 0 };
+    /// `godwit-workload`. Returns when each of them is in full swing.
+    #[track_caller]
+    pub fn start(bed: &'a Bed, name: &str, options: &str, commands: &[String]) -> Self {
+        let workload = Self::new(bed, name, format!("runc:{name}"), commands.len());
         let all: String = (0..)
             .zip(commands)
             .map(|(part, command)| {
                 format!("godwit-workload {command} --dir /data/{part} --file /data/file.{part} 2> /data/error.{part} & ")
             })
             .collect();
-        let create = format!("testbed-container create {name} --host-usr {options} --args sh -c '{all} wait'");
-        let said = bed.try_sh(SRC, &create);
-        if said.code != 0 {
-            return Err(said.err);
-        }
-        let wait = format!(
-            "for try in $(seq 1500); do
-                [ $(ls /srv/{name}-data/*/ready 2> /dev/null | wc -l) != {} ] || exit 0
-                runc state {name} 2> /dev/null | grep -q running || break
-                sleep 0.02
-            done
-            cat /srv/{name}-data/error.*; exit 1",
-            commands.len()
-        );
-        let said = bed.try_sh(SRC, &wait);
-        if said.code == 0 { Ok(workload) } else { Err(said.out.trim().to_owned()) }
+        bed.sh(SRC, &format!("testbed-container create {name} --host-usr {options} --args sh -c '{all} wait'"));
+        workload.wait();
+        workload
     }
 
-    /// The same where it must succeed.
+    /// Starts one as a process of the source, with numbers of processes that nobody has at the destination.
     #[track_caller]
-    pub fn start(bed: &'a Bed, name: &str, options: &str, commands: &[String]) -> Self {
-        Self::try_start(bed, name, options, commands).unwrap_or_else(|why| panic!("{commands:?}: {why}"))
+    pub fn start_bare(bed: &'a Bed, name: &str, command: &str) -> Self {
+        bed.sh(SRC, "echo 60000 > /proc/sys/kernel/ns_last_pid");
+        let script = format!(
+            "mkdir /srv/{name}-data && cd / && setsid -f sh -c 'echo $$ > /run/test.{name}.pid
+             exec godwit-workload {command} --dir /srv/{name}-data/0 --file /srv/{name}-data/file.0' \
+             < /dev/null > /dev/null 2>&1; until [ -s /run/test.{name}.pid ]; do sleep 0.01; done; cat /run/test.{name}.pid"
+        );
+        let workload = Self::new(bed, name, format!("pid:{}", bed.sh(SRC, &script)), 1);
+        workload.wait();
+        workload
+    }
+
+    /// Waits until all of them are in full swing.
+    #[track_caller]
+    fn wait(&self) {
+        let (data, parts) = (format!("/srv/{}-data", self.name), self.parts);
+        let script = format!(
+            "for try in $(seq 1500); do
+                [ $(ls {data}/*/ready 2> /dev/null | wc -l) != {parts} ] || exit 0
+                sleep 0.02
+            done
+            cat {data}/error.*; exit 1"
+        );
+        self.bed.sh(SRC, &script);
+    }
+
+    /// Whether a container holds it.
+    fn is_bare(&self) -> bool {
+        self.reference.starts_with("pid:")
     }
 
     /// The words that move it, there or back.
-    pub fn migration<'w>(&self, reference: &'w str, flags: &[&'w str]) -> Vec<&'w str> {
+    pub fn migration(&self, flags: &[&str]) -> Vec<String> {
         let to = if self.host == SRC { "ssh://dst" } else { "ssh://src" };
-        [&["--json", "migrate", reference, to, "--no-copy", "/usr", "--on-timeout", "switchover"][..], flags].concat()
+        let data = format!("/srv/{}-data", self.name);
+        let files = if self.is_bare() { ["--volume", &data] } else { ["--no-copy", "/usr"] };
+        let words = ["--json", "migrate", &self.reference, to, "--on-timeout", "switchover"];
+        [&words[..], &files, flags].concat().into_iter().map(str::to_owned).collect()
     }
 
     /// Moves it to the other host; the summary.
     #[track_caller]
     pub fn move_on(&mut self, environment: &[&str], flags: &[&str]) -> Value {
-        let reference = format!("runc:{}", self.name);
-        let said = godwit_with(self.bed, self.host, environment, &self.migration(&reference, flags));
-        let summary = said.summary();
+        let words = self.migration(flags);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let summary = godwit_with(self.bed, self.host, environment, &words).summary();
         assert_eq!(summary["leftovers"], serde_json::json!([]), "{summary}");
         self.moved();
         summary
@@ -99,46 +122,51 @@ impl<'a> Workload<'a> {
     #[track_caller]
     pub fn moved(&mut self) {
         self.host = if self.host == SRC { DST } else { SRC };
-        assert_runs_only_on(self.bed, self.host, &self.name);
+        if !self.is_bare() {
+            assert_runs_only_on(self.bed, self.host, &self.name);
+        }
     }
 
-    /// Has every process compare every page; what each of them found, in lines of JSON by part.
-    pub fn check(&mut self) -> Vec<Vec<Value>> {
+    /// Has every process compare every page; what each of them found, in lines of JSON.
+    pub fn check(&mut self) -> Vec<Value> {
         self.checks += 1;
         let data = format!("/srv/{}-data", self.name);
-        let results: Vec<String> =
-            (0..self.parts).map(|part| format!("{data}/{part}/result.{}", self.checks)).collect();
+        let parts: Vec<String> = (0..self.parts).map(|part| format!("{data}/{part}")).collect();
         let script = format!(
-            "for part in $(seq 0 {}); do : > {data}/$part/check; done
-            for result in {}; do
-                timeout 60 sh -c \"until [ -e $result ]; do sleep 0.02; done\" || echo '\"no answer\"' > $result
-            done",
-            self.parts - 1,
-            results.join(" ")
+            "for part in {0}; do : > $part/check; done
+            for part in {0}; do
+                timeout 60 sh -c \"until [ -e $part/result.{1} ]; do sleep 0.02; done\" || echo '\"no answer\"'
+                cat $part/result.{1}
+            done; true",
+            parts.join(" "),
+            self.checks
         );
-        self.bed.sh(self.host, &script);
-        let read = |path: &String| {
-            let text = self.bed.sh(self.host, &format!("cat {path}"));
-            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-        };
-        results.iter().map(read).collect()
+        self.bed.sh(self.host, &script).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// Asserts that every page of every process is right and no system call failed that should not; the pages compared.
     #[track_caller]
     pub fn assert_clean(&mut self, what: &str) -> u64 {
         let found = self.check();
-        for process in found.iter().flatten() {
-            assert_eq!(process["pass"], true, "{what}: {process}");
+        // what those said that ended before, if something was wrong
+        let ended =
+            format!("cat /srv/{0}-data/*/ended.* /srv/{0}-data/error.* 2> /dev/null; true", self.name);
+        for process in &found {
+            assert_eq!(process["pass"], true, "{what}: {process}\n{}", self.bed.sh(self.host, &ended));
         }
-        found.iter().flatten().map(|process| process["pages"].as_u64().unwrap()).sum()
+        found.iter().map(|process| process["pages"].as_u64().unwrap()).sum()
     }
 }
 
 impl Drop for Workload<'_> {
     fn drop(&mut self) {
+        let name = &self.name;
         for host in [SRC, DST] {
-            self.bed.try_sh(host, &format!("testbed-container remove {}", self.name));
+            let script = match self.reference.strip_prefix("pid:") {
+                Some(pid) => format!("kill -9 -- -{pid}; rm -rf /srv/{name}-data"),
+                None => format!("testbed-container remove {name}"),
+            };
+            self.bed.try_sh(host, &script);
         }
     }
 }

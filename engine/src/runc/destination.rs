@@ -147,6 +147,9 @@ impl RuncArrival {
     }
 
     fn restore_with_runc(&mut self, request: &RestoreRequest) -> Result<i32, EngineError> {
+        if let Some(root) = oci::mapped_root(&self.recipe.config) {
+            give_to(&request.images, root)?;
+        }
         let config = self.write_criu_config()?;
         let pid_file = self.shipment.job.join("pid");
         // an old one makes CRIU fail at the very end
@@ -179,6 +182,17 @@ impl RuncArrival {
             .parse()
             .map_err(|_| EngineError::Unreadable { path: pid_file, reason: format!("`{text}`") })
     }
+}
+
+/// Makes a user and a group the owners of a directory of images: in a user namespace CRIU opens them as its root.
+fn give_to(dir: &Path, (user, group): (u32, u32)) -> Result<(), EngineError> {
+    let give = |path: &Path| {
+        std::os::unix::fs::lchown(path, Some(user), Some(group)).map_err(EngineError::io("change the owner of", path))
+    };
+    for entry in std::fs::read_dir(dir).map_err(EngineError::io("read", dir))? {
+        give(&entry.map_err(EngineError::io("read", dir))?.path())?;
+    }
+    give(dir)
 }
 
 /// runc says only that CRIU failed: the reason is in CRIU's log.

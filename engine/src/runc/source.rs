@@ -53,6 +53,15 @@ pub(super) fn open(
     blockers.extend(process::connection_blocker(&connections, &request.carry));
 
     let namespace = Namespace::of_pid(pid)?;
+    if oci::has_namespace(&config, "user") && oci::has_namespace(&config, "network") && !namespace.is_own()? {
+        blockers.push(
+            Refusal::new(
+                "it has a user namespace and a network namespace: CRIU cannot enter a network namespace that was made for it \
+                 once it is in the user namespace",
+            )
+            .hint("start it with the host's network namespace, or without a user namespace"),
+        );
+    }
     let network = if oci::has_namespace(&config, "network") && !namespace.is_own()? {
         match NetworkState::capture(&namespace)
             .and_then(|state| state.check(&request.network_plan).map(|()| state))

@@ -2,6 +2,7 @@
 //! tree is still held their pages are written into them through one of the tasks that have them.
 
 use crate::destination::{Content, PageStore};
+use crate::source::maps::{Kind, Mapping, Maps, Span};
 use crate::{ImageId, PAGE_SIZE, SharedDoor, SharedObject};
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
@@ -132,11 +133,26 @@ fn is_refusal(error: &std::io::Error) -> bool {
 /// The way to a door in /proc, and the task.
 fn path(door: &SharedDoor, pid_of: &impl Fn(u32) -> Option<i32>) -> Option<(u32, String)> {
     match *door {
-        SharedDoor::Mapping { vpid, start, end, .. } => {
-            Some((vpid, format!("/proc/{}/map_files/{start:x}-{end:x}", pid_of(vpid)?)))
+        SharedDoor::Mapping { vpid, start, end, offset } => {
+            let pid = pid_of(vpid)?;
+            let exact = format!("/proc/{pid}/map_files/{start:x}-{end:x}");
+            let is_there = std::fs::symlink_metadata(&exact).is_ok();
+            Some((vpid, if is_there { exact } else { joined(pid, start, offset).unwrap_or(exact) }))
         }
         SharedDoor::Descriptor { vpid, fd } => Some((vpid, format!("/proc/{}/fd/{fd}", pid_of(vpid)?))),
     }
+}
+
+/// The way to what is mapped at an address with that offset. Neighbours that were two mappings at the source, since a
+/// tracker had cut them or a page had been protected and released, are one after the restore.
+fn joined(pid: i32, start: u64, offset: u64) -> Option<String> {
+    let mut maps = Maps::default();
+    maps.read(pid).ok()?;
+    let around = |mapping: &&Mapping| mapping.span.start <= start && start < mapping.span.end;
+    let mapping = maps.list.iter().find(around)?;
+    let Span { start: first, end: last } = mapping.span;
+    (mapping.kind == Kind::Object && mapping.offset + (start - first) == offset)
+        .then(|| format!("/proc/{pid}/map_files/{first:x}-{last:x}"))
 }
 
 /// Checks that everybody has the same object, of the right length. Gives how many doors there are.
@@ -146,7 +162,7 @@ fn same_object(object: &SharedObject, pid_of: &impl Fn(u32) -> Option<i32>) -> R
     let mut doors = 0;
     for door in &object.doors {
         let Some((vpid, path)) = path(door, pid_of) else { continue };
-        // A mapping may have been joined with its neighbour: then there is no such file, and others must do.
+        // A task that is gone, or a mapping that is not there: others must do.
         let Ok(metadata) = std::fs::metadata(path) else { continue };
         if metadata.len() < object.bytes {
             return Err(SharedError::Length { name: name(), got: metadata.len(), wanted: object.bytes });
@@ -425,6 +441,26 @@ mod tests {
             assert_eq!(filled.doors, if only_descriptor { 1 } else { 2 });
             check(&file, bytes);
         }
+    }
+
+    #[test]
+    fn two_mappings_that_became_one_are_doors() {
+        if !is_root() {
+            return;
+        }
+        let bytes = PAGES * PAGE_SIZE;
+        let file = memfd(c"test", bytes).unwrap();
+        let _mapping = Mapping::read_only(&file, bytes).unwrap();
+        let SharedDoor::Mapping { vpid, start, end, .. } = mapped(&file) else { unreachable!() };
+        let cut = start + 7 * PAGE_SIZE;
+        let door = |start, end, offset| SharedDoor::Mapping { vpid, start, end, offset };
+        let doors = vec![door(start, cut, 0), door(cut, end, cut - start)];
+        let filled = fill_shared(&store(), &object(bytes, doors), own).unwrap();
+        assert_eq!((filled.doors, filled.by_memory), (2, false));
+        check(&file, bytes);
+        // what is mapped there is another part of the object
+        let wrong = fill_shared(&store(), &object(bytes, vec![door(cut, end, 0)]), own);
+        assert!(matches!(wrong, Err(SharedError::NoWay { .. })));
     }
 
     #[test]

@@ -188,6 +188,25 @@ impl Maps {
         })
     }
 
+    /// The neighbours of one kind that meet at an address, if there are two.
+    fn meeting(&self, address: u64) -> Option<(&Mapping, &Mapping)> {
+        let index = self.list.partition_point(|mapping| mapping.span.end <= address);
+        let (before, behind) = (self.list.get(index.checked_sub(1)?)?, self.list.get(index)?);
+        let meet = before.span.end == address && behind.span.start == address;
+        (meet && (before.kind, before.file) == (behind.kind, behind.file)).then_some((before, behind))
+    }
+
+    /// What of `span` lies at one of its ends where mappings meet that did not in the list `earlier`: a mapping has been cut
+    /// there since.
+    pub(crate) fn cut_off(&self, span: Span, earlier: &Self) -> Vec<Span> {
+        let met = |address| earlier.meeting(address).is_some();
+        let first = self.meeting(span.start).filter(|_| !met(span.start));
+        let last = self.meeting(span.end).filter(|_| !met(span.end));
+        let first = first.map(|(_, inside)| Span { start: span.start, end: inside.span.end.min(span.end) });
+        let last = last.map(|(inside, _)| Span { start: inside.span.start.max(span.start), end: span.end });
+        first.into_iter().chain(last).collect()
+    }
+
     /// Indices of mappings of shared objects.
     pub(crate) fn objects(&self) -> impl Iterator<Item = usize> + '_ {
         let is_object = |index: &usize| self.list[*index].kind == Kind::Object;

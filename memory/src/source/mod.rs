@@ -2,7 +2,7 @@
 
 mod descriptors;
 mod inject;
-mod maps;
+pub(crate) mod maps;
 mod method;
 mod read;
 mod rules;

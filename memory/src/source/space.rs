@@ -167,6 +167,7 @@ impl Space {
     pub(super) fn private(
         &mut self,
         maps: &Maps,
+        again: &mut Maps,
         scanner: &mut Scanner,
         rules: &Rules,
         frozen: bool,
@@ -177,7 +178,8 @@ impl Space {
         let result = match &mut self.tracking {
             Tracking::Uffd(uffd) => {
                 let fresh = std::mem::take(&mut self.fresh);
-                Walk { pagemap: &self.pagemap, uffd, maps, scanner, rules, frozen, all, fresh, stats }
+                let (pid, pagemap) = (self.pid, &self.pagemap);
+                Walk { pid, pagemap, uffd, maps, again, scanner, rules, frozen, all, fresh, stats }
                     .walk(&mut due)
             }
             Tracking::SoftDirty(base) => {
@@ -221,17 +223,21 @@ impl Space {
     ) -> Vec<(usize, Option<Vec<Span>>)> {
         let mut all = Vec::new();
         let mut asked = false;
+        let mut registered = Vec::new();
         for (index, mapping) in
             maps.list.iter().enumerate().filter(|(_, mapping)| mapping.kind == Kind::Object)
         {
-            let written = self.written_shared(mapping, scanner);
+            let written = self.written_shared(mapping, scanner, &mut registered);
             asked |= written.as_ref().is_none_or(|written| !written.is_empty());
             all.push((index, written));
         }
-        if asked && matches!(self.tracking, Tracking::Uffd(_)) {
+        if let Tracking::Uffd(uffd) = &self.tracking
+            && (asked || !registered.is_empty())
+        {
             // Private memory may have taken a place since the mappings were read. Its pages are protected now, and reported
             // to nobody.
             let _ = again.read(self.pid);
+            mend(uffd, maps, again, &registered);
             for &(index, _) in &all {
                 let mapping = &maps.list[index];
                 if !again.has(mapping) {
@@ -242,7 +248,12 @@ impl Space {
         all
     }
 
-    fn written_shared(&self, mapping: &Mapping, scanner: &mut Scanner) -> Option<Vec<Span>> {
+    fn written_shared(
+        &self,
+        mapping: &Mapping,
+        scanner: &mut Scanner,
+        registered: &mut Vec<Span>,
+    ) -> Option<Vec<Span>> {
         let mut written = Vec::new();
         match &self.tracking {
             Tracking::Uffd(uffd) => {
@@ -251,6 +262,7 @@ impl Space {
                 }
                 written.clear();
                 uffd.register(mapping.span.start, mapping.span.bytes(), MODE_WP).ok()?;
+                registered.push(mapping.span);
                 scanner.written_shared(&self.pagemap, mapping.span, &mut written).ok()?;
                 Some(written)
             }
@@ -352,11 +364,24 @@ fn soft_dirty(
     Ok(())
 }
 
+/// Takes the registration of a part back where a mapping was cut by it: it had changed since its place was read. An
+/// application that moves an area of which only a part is registered gets an error from the kernel. The next round finds
+/// it to be new.
+fn mend(uffd: &Userfaultfd, maps: &Maps, again: &Maps, registered: &[Span]) {
+    for part in registered.iter().flat_map(|span| again.cut_off(*span, maps)) {
+        let result = uffd.unregister(part.start, part.bytes());
+        tracing::debug!(start = part.start, end = part.end, ?result, "a mapping was cut");
+    }
+}
+
 /// One look at the private mappings of a space with a userfaultfd.
 struct Walk<'a> {
+    pid: i32,
     pagemap: &'a File,
     uffd: &'a Userfaultfd,
     maps: &'a Maps,
+    /// As they are after a registration.
+    again: &'a mut Maps,
     scanner: &'a mut Scanner,
     rules: &'a Rules,
     frozen: bool,
@@ -423,25 +448,33 @@ impl Walk<'_> {
     /// Registers mappings, neighbours in one call: an application that moves an area of which only a part is registered gets
     /// an error from the kernel, and the less often a part is, the better. Nothing else is registered with them: what
     /// appeared there since we looked must be found to be new.
-    fn register(&self, fresh: &[usize]) {
-        if !self.rules.register_new && !self.fresh {
+    fn register(&mut self, fresh: &[usize]) {
+        if fresh.is_empty() || !self.rules.register_new && !self.fresh {
             return;
         }
         let list = &self.maps.list;
+        let mut registered = Vec::new();
         for run in
             fresh.chunk_by(|&one, &next| next == one + 1 && list[one].span.end == list[next].span.start)
         {
             let span = self.span(&(run[0]..run[run.len() - 1] + 1));
             if run.len() > 1 && self.uffd.register(span.start, span.bytes(), MODE_WP).is_ok() {
+                registered.push(span);
                 continue;
             }
             // One of them cannot be, or is gone.
             for &index in run {
                 let span = list[index].span;
-                if let Err(errno) = self.uffd.register(span.start, span.bytes(), MODE_WP) {
-                    tracing::trace!(start = span.start, end = span.end, %errno, "not registered");
+                match self.uffd.register(span.start, span.bytes(), MODE_WP) {
+                    Ok(()) => registered.push(span),
+                    Err(errno) => {
+                        tracing::trace!(start = span.start, end = span.end, %errno, "not registered");
+                    }
                 }
             }
+        }
+        if self.again.read(self.pid).is_ok() {
+            mend(self.uffd, self.maps, self.again, &registered);
         }
     }
 

@@ -359,7 +359,7 @@ impl TreeMemory {
         stats.tasks += 1;
         let scanning = Instant::now();
         stats.seconds.maps += (scanning - start).as_secs_f64();
-        let mut due = space.private(maps, scanner, rules, frozen, stats)?;
+        let mut due = space.private(maps, again, scanner, rules, frozen, stats)?;
         match &space.tracking {
             Tracking::Nothing(why) => stats.untracked.push((pid, why.clone())),
             _ => stats.tracked += 1,

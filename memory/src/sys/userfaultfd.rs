@@ -1,8 +1,9 @@
 //! userfaultfd(2): structures and calls of include/uapi/linux/userfaultfd.h, for tracking writes and for filling.
 
 use nix::errno::Errno;
-use std::io::Read;
+use nix::libc;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// `UFFD_API`.
 const API: u64 = 0xAA;
@@ -77,6 +78,9 @@ struct UffdMsg {
     arg: [u64; 3],
 }
 
+/// Words of an event.
+pub(crate) const EVENT_WORDS: usize = size_of::<UffdMsg>() / size_of::<u64>();
+
 /// What happened to a registered range.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -87,6 +91,13 @@ pub(crate) enum Event {
     },
     /// A child was forked, with the same ranges registered; this is its userfaultfd (`UFFD_EVENT_FORK`).
     Fork(OwnedFd),
+    /// A task changed its mappings.
+    Change(Change),
+}
+
+/// What a task did to its mappings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
     /// A range moved (`UFFD_EVENT_REMAP`).
     Remap {
         /// From.
@@ -112,8 +123,28 @@ pub(crate) enum Event {
     },
 }
 
+/// An event as the kernel wrote it; the descriptor of a fork is only valid in the process that read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RawEvent {
+    /// None.
+    None,
+    /// `UFFD_EVENT_PAGEFAULT`.
+    Fault {
+        /// The address.
+        address: u64,
+    },
+    /// `UFFD_EVENT_FORK`.
+    Fork {
+        /// Number of the descriptor.
+        fd: RawFd,
+    },
+    /// Another one.
+    Change(Change),
+}
+
 nix::ioctl_readwrite!(uffdio_api, 0xAA, 0x3F, UffdioApi);
 nix::ioctl_readwrite!(uffdio_register, 0xAA, 0x00, UffdioRegister);
+nix::ioctl_read!(uffdio_unregister, 0xAA, 0x01, UffdioRange);
 nix::ioctl_read!(uffdio_wake, 0xAA, 0x02, UffdioRange);
 nix::ioctl_readwrite!(uffdio_copy, 0xAA, 0x03, UffdioCopy);
 nix::ioctl_readwrite!(uffdio_zeropage, 0xAA, 0x04, UffdioZeropage);
@@ -159,6 +190,13 @@ impl Userfaultfd {
         unsafe { uffdio_register(self.fd.as_raw_fd(), &mut register) }.map(drop)
     }
 
+    /// Takes the registration of every mapping in the range back.
+    pub(crate) fn unregister(&self, start: u64, len: u64) -> Result<(), Errno> {
+        let mut range = UffdioRange { start, len };
+        // SAFETY: as in `register`.
+        unsafe { uffdio_unregister(self.fd.as_raw_fd(), &mut range) }.map(drop)
+    }
+
     /// Wakes whoever waits in the range; it faults again if its page is still missing.
     pub(crate) fn wake(&self, start: u64, len: u64) -> Result<(), Errno> {
         let mut range = UffdioRange { start, len };
@@ -190,29 +228,38 @@ impl Userfaultfd {
     }
 
     /// The next event, if there is one; the descriptor must be non-blocking. A task that changes its mappings waits until
-    /// its event is read.
-    pub(crate) fn next_event(&self) -> std::io::Result<Option<Event>> {
-        let mut bytes = [0u8; size_of::<UffdMsg>()];
-        match (&self.fd).read(&mut bytes) {
-            Ok(read) if read == bytes.len() => {}
-            Ok(_) => return Ok(None),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
-            Err(error) => return Err(error),
+    /// its event is read. The kernel writes the event to `place` (which should not fault): if that is memory that outlives
+    /// the process, the event is not lost even if the process is killed within this call.
+    pub(crate) fn next_event(&self, place: &[AtomicU64; EVENT_WORDS]) -> std::io::Result<Option<Event>> {
+        let len = size_of::<UffdMsg>();
+        // SAFETY: atomics are memory that may be written from outside at any time, and `place` has room for the message.
+        let read = unsafe { libc::read(self.fd.as_raw_fd(), place.as_ptr().cast_mut().cast(), len) };
+        match Errno::result(read) {
+            Ok(read) if read as usize == len => {}
+            Ok(_) | Err(Errno::EAGAIN) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
         }
-        let word = |at: usize| {
-            let mut word = [0; 8];
-            word.copy_from_slice(&bytes[at..at + 8]);
-            u64::from_ne_bytes(word)
-        };
-        Ok(match bytes[0] {
-            0x12 => Some(Event::Fault { address: word(16) }),
+        Ok(match raw_event(place) {
+            RawEvent::Fault { address } => Some(Event::Fault { address }),
             // SAFETY: the kernel installed this descriptor in our table for this very message.
-            0x13 => Some(Event::Fork(unsafe { OwnedFd::from_raw_fd(word(8) as u32 as RawFd) })),
-            0x14 => Some(Event::Remap { from: word(8), to: word(16), len: word(24) }),
-            0x15 => Some(Event::Remove { start: word(8), end: word(16) }),
-            0x16 => Some(Event::Unmap { start: word(8), end: word(16) }),
-            _ => None,
+            RawEvent::Fork { fd } => Some(Event::Fork(unsafe { OwnedFd::from_raw_fd(fd) })),
+            RawEvent::Change(change) => Some(Event::Change(change)),
+            RawEvent::None => None,
         })
+    }
+}
+
+/// What [`Userfaultfd::next_event`] left at this place.
+pub(crate) fn raw_event(place: &[AtomicU64; EVENT_WORDS]) -> RawEvent {
+    let [head, a, b, c] = place.each_ref().map(|word| word.load(Ordering::Acquire));
+    match head as u8 {
+        // A fault has its flags first.
+        0x12 => RawEvent::Fault { address: b },
+        0x13 => RawEvent::Fork { fd: a as u32 as RawFd },
+        0x14 => RawEvent::Change(Change::Remap { from: a, to: b, len: c }),
+        0x15 => RawEvent::Change(Change::Remove { start: a, end: b }),
+        0x16 => RawEvent::Change(Change::Unmap { start: a, end: b }),
+        _ => RawEvent::None,
     }
 }
 

@@ -11,7 +11,7 @@ use super::space::{Outcome, Space};
 use crate::PAGE_SIZE;
 use crate::sys::mapping::Mapping;
 use crate::sys::process;
-use crate::sys::userfaultfd::{Event, Userfaultfd};
+use crate::sys::userfaultfd::{Change, Event, Userfaultfd};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -202,6 +202,7 @@ impl Handler {
     fn take_lists(&mut self, file: File) -> Result<(), FillError> {
         let room = self.pool.store.bytes().len() as u64 / PAGE_SIZE;
         self.lists = lists::read(file, room).map_err(|_| FillError::Protocol)?;
+        self.pool.journal.settle();
         self.inherited = self.pool.journal.replay(&self.lists);
         let forks = self.inherited.keys().copied().filter(|&id| id >= FORKED_FROM).max();
         self.next_fork = forks.map_or(FORKED_FROM, |last| last + 1);
@@ -247,7 +248,7 @@ impl Handler {
         let mut forked = Vec::new();
         let gate = space.close_gate();
         for _ in 0..EVENTS {
-            let event = match space.uffd.next_event() {
+            let event = match space.uffd.next_event(self.pool.journal.inbox(id)) {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
                 Err(error) => {
@@ -265,18 +266,21 @@ impl Handler {
                     let todo = space.todo().clone();
                     // A child whose parent has all its pages has them as well: closing the descriptor is enough.
                     if todo.is_empty() {
+                        journal.clear_inbox();
                         continue;
                     }
                     if self.supervised {
                         let message = Message::Forked { id: child, parent: id };
-                        if let Err(error) = message.send(&self.control, &[uffd.as_fd()], false) {
-                            tracing::warn!(%error, "a forked child is not protected against the death of the handler");
+                        match message.send(&self.control, &[uffd.as_fd()], false) {
+                            // It is safe now.
+                            Ok(()) => journal.clear_inbox(),
+                            Err(error) => tracing::warn!(%error, "a forked child would not outlive the handler"),
                         }
                     }
                     journal.note(Record::Fork { id: child, parent: id });
                     forked.push((child, Userfaultfd::from_fd(uffd), entry.list.clone(), todo));
                 }
-                Event::Remap { from, to, len } => {
+                Event::Change(Change::Remap { from, to, len }) => {
                     journal.count(Counter::Remaps, 1);
                     let ends = (from.saturating_add(len), to.saturating_add(len));
                     if entry.list.overlaps(from, ends.0) || entry.list.overlaps(to, ends.1) {
@@ -290,15 +294,16 @@ impl Handler {
                             .fetch_sub(before - todo.pages(), Ordering::Relaxed);
                     }
                 }
-                Event::Remove { start, end } => {
+                Event::Change(Change::Remove { start, end }) => {
                     journal.count(Counter::Removes, 1);
                     cut(entry, &space, journal, start, end);
                 }
-                Event::Unmap { start, end } => {
+                Event::Change(Change::Unmap { start, end }) => {
                     journal.count(Counter::Unmaps, 1);
                     cut(entry, &space, journal, start, end);
                 }
             }
+            journal.clear_inbox();
         }
         drop(gate);
         for (child, uffd, list, todo) in forked {

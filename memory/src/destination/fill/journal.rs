@@ -4,6 +4,7 @@
 use super::message::SpaceId;
 use super::runs::Runs;
 use crate::sys::mapping::{self, Mapping};
+use crate::sys::userfaultfd::{Change, EVENT_WORDS, RawEvent, raw_event};
 use nix::errno::Errno;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -14,6 +15,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(super) const BYTES: u64 = 64 << 20;
 /// Words before the first record.
 const HEADER: usize = 32;
+/// Where the kernel writes an event that is being read, with the address space and the number of records at that time. It
+/// is all in the first page, which never faults.
+const INBOX: usize = 16;
+const INBOX_SPACE: usize = INBOX + EVENT_WORDS;
+const INBOX_RECORDS: usize = INBOX_SPACE + 1;
 /// Words of a record.
 const RECORD: usize = 5;
 
@@ -42,6 +48,8 @@ pub(super) enum Counter {
     Remaining = 11,
     /// All pages to be filled, those of forked children included.
     Total = 12,
+    /// Forks whose descriptor died with a handler.
+    LostForks = 13,
 }
 
 /// A change.
@@ -55,6 +63,15 @@ pub(super) enum Record {
     Cut { id: SpaceId, start: u64, end: u64 },
     /// A range moved.
     Move { id: SpaceId, from: u64, to: u64, len: u64 },
+}
+
+impl Record {
+    pub(super) fn of(id: SpaceId, change: Change) -> Self {
+        match change {
+            Change::Remap { from, to, len } => Self::Move { id, from, to, len },
+            Change::Remove { start, end } | Change::Unmap { start, end } => Self::Cut { id, start, end },
+        }
+    }
 }
 
 /// See the [module](self).
@@ -115,6 +132,43 @@ impl Journal {
         }
         // The record is there when its number says so, whenever the process is killed.
         words[0].store(number + 1, Ordering::Release);
+    }
+
+    /// The place for the next event of an address space; to be [cleared](Self::clear_inbox) when it was acted on.
+    pub(super) fn inbox(&self, id: SpaceId) -> &[AtomicU64; EVENT_WORDS] {
+        let words = self.memory.words();
+        self.clear_inbox();
+        words[INBOX_SPACE].store(id, Ordering::Release);
+        words[INBOX_RECORDS].store(words[0].load(Ordering::Relaxed), Ordering::Release);
+        self.inbox_words()
+    }
+
+    /// The event was acted on.
+    pub(super) fn clear_inbox(&self) {
+        self.inbox_words()[0].store(0, Ordering::Release);
+    }
+
+    fn inbox_words(&self) -> &[AtomicU64; EVENT_WORDS] {
+        static NOWHERE: [AtomicU64; EVENT_WORDS] = [const { AtomicU64::new(0) }; EVENT_WORDS];
+        self.memory.words()[INBOX..].first_chunk().unwrap_or(&NOWHERE)
+    }
+
+    /// Makes good for a predecessor that was killed between reading an event and noting it.
+    pub(super) fn settle(&self) {
+        let words = self.memory.words();
+        let noted = words[0].load(Ordering::Acquire) != words[INBOX_RECORDS].load(Ordering::Acquire);
+        let id = words[INBOX_SPACE].load(Ordering::Acquire);
+        match raw_event(self.inbox_words()) {
+            RawEvent::Change(change) if !noted => self.note(Record::of(id, change)),
+            RawEvent::Fork { .. } if !noted => {
+                tracing::error!(
+                    "a handler died with the descriptor of a forked child: its missing pages are zero"
+                );
+                self.count(Counter::LostForks, 1);
+            }
+            _ => {}
+        }
+        self.clear_inbox();
     }
 
     fn records(&self) -> impl Iterator<Item = Record> + '_ {
@@ -183,6 +237,28 @@ mod tests {
         assert_eq!((spaces[&0].pages(), spaces[&9].pages()), (14, 14));
         assert_eq!(spaces[&9].find(0x50000), Some(Run { start: 0x50000, pages: 1, slot: 4 }));
         assert!(spaces[&0].find(0x14000).is_some() && spaces[&9].find(0x14000).is_none());
+    }
+
+    #[test]
+    fn an_event_that_was_read_and_not_noted_is_noted_by_the_successor() {
+        let (journal, _file) = Journal::create().unwrap();
+        let remove = |inbox: &[AtomicU64; EVENT_WORDS]| {
+            for (word, value) in inbox.iter().zip([0x15, 0x1000, 0x3000, 0]) {
+                word.store(value, Ordering::Release);
+            }
+        };
+        let change = Record::Cut { id: 4, start: 0x1000, end: 0x3000 };
+        remove(journal.inbox(4));
+        journal.settle();
+        journal.settle();
+        assert_eq!(journal.records().collect::<Vec<_>>(), [change], "once");
+        remove(journal.inbox(4));
+        journal.note(change);
+        journal.settle();
+        assert_eq!(journal.records().count(), 2, "it was noted already");
+        journal.inbox(4)[0].store(0x13, Ordering::Release);
+        journal.settle();
+        assert_eq!(journal.get(Counter::LostForks), 1);
     }
 
     #[test]

@@ -9,9 +9,9 @@
 //! handler goes on to the end. What is not covered:
 //!
 //! - Both die at once: the kernel unregisters everything, missing pages read as zero.
-//! - The handler is killed in the moment (some hundred nanoseconds) between reading an event and noting it in the
-//!   journal: the kernel gives an event once. A fork would leave the child's missing pages zero, a madvise would let old
-//!   content come back, a move would leave the moved pages zero. A fault read and not answered is no loss.
+//! - The handler is killed just when it has read of a fork and not yet passed the child's descriptor on, some
+//!   microseconds: the descriptor dies with it and the child's missing pages read as zero. [`FillReport::lost_forks`]
+//!   counts such children. (All other events are read straight into the journal: none is lost, whenever it is killed.)
 //! - After the death of the supervisor nobody starts another handler, and forked children are only known to the handler.
 //! - Two threads of a task that change the same addresses at the same moment may be heard of in the other order.
 
@@ -82,6 +82,8 @@ pub struct FillReport {
     pub zero_faults: u64,
     /// Forks that were followed.
     pub forks: u64,
+    /// Of these, children whose missing pages are zero now, since a handler was killed at the very moment of their birth.
+    pub lost_forks: u64,
     /// madvise calls that gave up pages.
     pub removes: u64,
     /// Ranges that were unmapped.

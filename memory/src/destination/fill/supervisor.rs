@@ -172,6 +172,7 @@ impl Filler {
             zero_faults: get(Counter::ZeroFaults),
             forks: get(Counter::Forks),
             removes: get(Counter::Removes),
+            lost_forks: get(Counter::LostForks),
             unmaps: get(Counter::Unmaps),
             remaps: get(Counter::Remaps),
             existing: get(Counter::Existing),
