@@ -1,7 +1,8 @@
 //! Programs that do everything to memory of every kind, moved in the midst of it: afterwards every page of every process
 //! is right. What a seed does is decided by it; when, by the machine.
 
-use crate::bed::{Bed, bed};
+use crate::bed::{Bed, SRC, bed};
+use crate::godwit::Background;
 use crate::workload::{Workload, push};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -73,4 +74,47 @@ fn whatever_programs_do_with_memory_every_page_is_right_afterwards() {
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
     assert_eq!(failed, [0; 0], "seeds from these on went wrong, {TOGETHER} each");
+}
+
+/// Proportional set size of all of them on a host, in KiB.
+fn pss(bed: &Bed, host: &str) -> u64 {
+    let script = "cat $(for p in $(pgrep -x godwit-workload); do echo /proc/$p/smaps_rollup; done) |
+        awk '/^Pss:/ { sum += $2 } END { print sum }'";
+    bed.sh(host, script).parse().unwrap()
+}
+
+#[test]
+fn what_children_share_with_their_parent_costs_no_more_than_before_or_it_is_said() {
+    let Some(bed) = bed() else { return };
+    push(&bed);
+    let cases: [(u32, &[&str], bool); 3] =
+        [(16, &[], true), (64, &[], false), (64, &["--restore", "eager"], true)];
+    for (size, flags, keeps) in cases {
+        let tree = format!("tree --size {size} --own 1 --children 4 --rate 20");
+        let mut workload = Workload::start(&bed, "tree", "", &[tree]);
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        let before = pss(&bed, SRC);
+        // long rounds
+        let flags = [flags, &["--bandwidth", "30MiB/s", "--compress", "none"]].concat();
+        let words = workload.migration(&flags);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let mut migration = Background::start(&bed, SRC, &[&["godwit"], &words[..]].concat());
+        migration.wait_for_phase("pre-copy");
+        // the first round is over; what is read a second time is read
+        migration.wait_for("a round", |line| line.contains(r#""message_type":"round""#));
+        let during = pss(&bed, SRC);
+        let said = migration.finish();
+        let summary = said.summary();
+        workload.moved();
+        let there = pss(&bed, workload.host);
+        workload.assert_clean(&summary.to_string());
+        let what = format!(
+            "{size} MiB {flags:?}: {before} KiB, during the rounds {during}, there {there}: {summary}"
+        );
+        assert!(during < before + before / 20 + 2048, "the source grew: {what}");
+        let (until_frozen, _) = said.out.split_once(r#""phase":"freeze""#).unwrap();
+        let warns = until_frozen.contains("copy-on-write");
+        assert_eq!(warns, !keeps, "{what}\n{until_frozen}");
+        assert_eq!(there < before + before / 10, keeps, "{what}");
+    }
 }

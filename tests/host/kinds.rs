@@ -44,9 +44,8 @@ fn a_user_namespace_goes_there_and_back() {
     let mut workload = Workload::start(&bed, "userns", options, &[format!("{CHAOS} --seed 102")]);
     let before = status(&bed, SRC);
     assert!(before.contains("Uid:\t100007\t100007"), "{before}");
-    let numbers = |host: &str| {
-        bed.sh(host, "cd /proc/$(pgrep -x godwit-workload | head -n 1) && cat uid_map gid_map")
-    };
+    let numbers =
+        |host: &str| bed.sh(host, "cd /proc/$(pgrep -x godwit-workload | head -n 1) && cat uid_map gid_map");
     let mapped = numbers(SRC);
     for flags in [&[][..], &["--restore", "eager"]] {
         let summary = workload.move_on(&[], flags);
@@ -117,8 +116,7 @@ fn pages_of_the_huge_page_pool_move() {
         Err(why) => return skip(&why),
     };
     push(&bed);
-    let mut workload =
-        Workload::start(&bed, "huge", "", &["special hugetlb --size 4 --rate 500".to_owned()]);
+    let mut workload = Workload::start(&bed, "huge", "", &["special hugetlb --size 4 --rate 500".to_owned()]);
     let summary = workload.move_on(&[], &[]);
     workload.assert_clean(&summary.to_string());
 }
@@ -144,7 +142,8 @@ for pid in map(int, sys.argv[1:]):
 fn what_is_swapped_out_moves() {
     let Some(bed) = bed() else { return };
     bed.write(SRC, "/srv/page-out", PAGE_OUT);
-    let swap = "fallocate -l 128M /srv/swap && chmod 600 /srv/swap && mkswap -q /srv/swap && swapon /srv/swap";
+    let swap =
+        "fallocate -l 128M /srv/swap && chmod 600 /srv/swap && mkswap -q /srv/swap && swapon /srv/swap";
     let said = bed.try_sh(SRC, swap);
     if said.code != 0 {
         return skip(&format!("this machine cannot swap: {}", said.err.trim()));

@@ -60,7 +60,10 @@ impl<'a> Workload<'a> {
                 format!("godwit-workload {command} --dir /data/{part} --file /data/file.{part} 2> /data/error.{part} & ")
             })
             .collect();
-        bed.sh(SRC, &format!("testbed-container create {name} --host-usr {options} --args sh -c '{all} wait'"));
+        bed.sh(
+            SRC,
+            &format!("testbed-container create {name} --host-usr {options} --args sh -c '{all} wait'"),
+        );
         workload.wait();
         workload
     }

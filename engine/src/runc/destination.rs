@@ -147,8 +147,8 @@ impl RuncArrival {
     }
 
     fn restore_with_runc(&mut self, request: &RestoreRequest) -> Result<i32, EngineError> {
-        if let Some(root) = oci::mapped_root(&self.recipe.config) {
-            give_to(&request.images, root)?;
+        if let Some(group) = oci::mapped_group(&self.recipe.config) {
+            let_read(&request.images, group)?;
         }
         let config = self.write_criu_config()?;
         let pid_file = self.shipment.job.join("pid");
@@ -184,15 +184,19 @@ impl RuncArrival {
     }
 }
 
-/// Makes a user and a group the owners of a directory of images: in a user namespace CRIU opens them as its root.
-fn give_to(dir: &Path, (user, group): (u32, u32)) -> Result<(), EngineError> {
-    let give = |path: &Path| {
-        std::os::unix::fs::lchown(path, Some(user), Some(group)).map_err(EngineError::io("change the owner of", path))
+/// Lets a group read a directory of images. CRIU opens some of them in the container's user namespace: first as this host's
+/// root, which has no power over others' files any more, then as the namespace's root.
+fn let_read(dir: &Path, group: u32) -> Result<(), EngineError> {
+    use std::os::unix::fs::{PermissionsExt, lchown};
+    let allow = |path: &Path, mode: u32| {
+        lchown(path, None, Some(group))
+            .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)))
+            .map_err(EngineError::io("let the container's user namespace read", path))
     };
     for entry in std::fs::read_dir(dir).map_err(EngineError::io("read", dir))? {
-        give(&entry.map_err(EngineError::io("read", dir))?.path())?;
+        allow(&entry.map_err(EngineError::io("read", dir))?.path(), 0o640)?;
     }
-    give(dir)
+    allow(dir, 0o750)
 }
 
 /// runc says only that CRIU failed: the reason is in CRIU's log.

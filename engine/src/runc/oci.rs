@@ -91,15 +91,12 @@ pub(super) fn has_namespace(config: &Value, kind: &str) -> bool {
     namespace(config, kind).is_some()
 }
 
-/// Who 0 in the container's user namespace is outside: user and group.
-pub(super) fn mapped_root(config: &Value) -> Option<(u32, u32)> {
+/// What group 0 of the container's user namespace is outside.
+pub(super) fn mapped_group(config: &Value) -> Option<u32> {
     namespace(config, "user")?;
-    let root = |mappings: &str| {
-        let mappings = config["linux"][mappings].as_array()?;
-        let first = mappings.iter().find(|mapping| mapping["containerID"] == 0)?;
-        u32::try_from(first["hostID"].as_u64()?).ok()
-    };
-    Some((root("uidMappings")?, root("gidMappings")?))
+    let mappings = config["linux"]["gidMappings"].as_array()?;
+    let first = mappings.iter().find(|mapping| mapping["containerID"] == 0)?;
+    u32::try_from(first["hostID"].as_u64()?).ok()
 }
 
 /// The path of its network namespace when somebody else makes it.
@@ -164,12 +161,12 @@ mod tests {
     #[test]
     fn root_of_a_user_namespace_is_somebody_else_outside() {
         let mut config = config();
-        let mapping = json!([{"containerID": 5, "hostID": 7, "size": 1}, {"containerID": 0, "hostID": 100_000, "size": 9}]);
-        config["linux"]["uidMappings"] = mapping.clone();
-        config["linux"]["gidMappings"] = mapping;
-        assert_eq!(mapped_root(&config), None, "it has no user namespace");
+        config["linux"]["gidMappings"] = json!([
+            {"containerID": 5, "hostID": 7, "size": 1},
+            {"containerID": 0, "hostID": 100_000, "size": 9}]);
+        assert_eq!(mapped_group(&config), None, "it has no user namespace");
         config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
-        assert_eq!(mapped_root(&config), Some((100_000, 100_000)));
+        assert_eq!(mapped_group(&config), Some(100_000));
     }
 
     #[test]
@@ -183,7 +180,7 @@ mod tests {
             assert!(bind_mounts(&config, Path::new("/")).is_empty());
             assert!(masked_paths(&config).is_empty() && !root_is_read_only(&config));
             set_network_namespace_path(&mut config.clone(), Path::new("/x"));
-            assert_eq!(mapped_root(&config), None);
+            assert_eq!(mapped_group(&config), None);
         }
     }
 }

@@ -223,21 +223,17 @@ impl Space {
     ) -> Vec<(usize, Option<Vec<Span>>)> {
         let mut all = Vec::new();
         let mut asked = false;
-        let mut registered = Vec::new();
         for (index, mapping) in
             maps.list.iter().enumerate().filter(|(_, mapping)| mapping.kind == Kind::Object)
         {
-            let written = self.written_shared(mapping, scanner, &mut registered);
+            let written = self.written_shared(mapping, scanner);
             asked |= written.as_ref().is_none_or(|written| !written.is_empty());
             all.push((index, written));
         }
-        if let Tracking::Uffd(uffd) = &self.tracking
-            && (asked || !registered.is_empty())
-        {
+        if asked && matches!(self.tracking, Tracking::Uffd(_)) {
             // Private memory may have taken a place since the mappings were read. Its pages are protected now, and reported
             // to nobody.
             let _ = again.read(self.pid);
-            mend(uffd, maps, again, &registered);
             for &(index, _) in &all {
                 let mapping = &maps.list[index];
                 if !again.has(mapping) {
@@ -248,21 +244,11 @@ impl Space {
         all
     }
 
-    fn written_shared(
-        &self,
-        mapping: &Mapping,
-        scanner: &mut Scanner,
-        registered: &mut Vec<Span>,
-    ) -> Option<Vec<Span>> {
+    fn written_shared(&self, mapping: &Mapping, scanner: &mut Scanner) -> Option<Vec<Span>> {
         let mut written = Vec::new();
         match &self.tracking {
-            Tracking::Uffd(uffd) => {
-                if scanner.written_shared(&self.pagemap, mapping.span, &mut written).is_ok() {
-                    return Some(written);
-                }
-                written.clear();
-                uffd.register(mapping.span.start, mapping.span.bytes(), MODE_WP).ok()?;
-                registered.push(mapping.span);
+            // one that was mapped since the registrations is not registered here: its place may be another's by now
+            Tracking::Uffd(_) => {
                 scanner.written_shared(&self.pagemap, mapping.span, &mut written).ok()?;
                 Some(written)
             }
@@ -395,7 +381,10 @@ impl Walk<'_> {
         let groups: Vec<_> = self.maps.private_groups().collect();
         let fresh = if self.rules.read_new { self.find_fresh(&groups)? } else { Vec::new() };
         if !self.frozen {
-            self.register(&fresh);
+            let mut all = self.fresh_objects()?;
+            all.extend(&fresh);
+            all.sort_unstable();
+            self.register(&all);
         }
         let mut known = fresh.iter().copied().peekable();
         for group in groups {
@@ -440,6 +429,17 @@ impl Walk<'_> {
                 if self.fresh || self.scanner.unregistered(self.pagemap, self.maps.list[index].span)? {
                     fresh.push(index);
                 }
+            }
+        }
+        Ok(fresh)
+    }
+
+    /// The mappings of shared objects that are not registered.
+    fn fresh_objects(&mut self) -> Result<Vec<usize>, Errno> {
+        let mut fresh = Vec::new();
+        for index in self.maps.objects() {
+            if self.fresh || self.scanner.unregistered(self.pagemap, self.maps.list[index].span)? {
+                fresh.push(index);
             }
         }
         Ok(fresh)

@@ -268,6 +268,8 @@ impl Part {
         match sys::fork() {
             Some(child) => self.children.push(child),
             None => {
+                // A failed check may wait for ever, for a lock that another thread held at the fork.
+                nix::unistd::alarm::set(60);
                 let mut random = Random(seed | 1);
                 // A panic must not unwind into the harness of the parent.
                 let clean = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
