@@ -7,6 +7,7 @@ mod bed;
 mod cgroup_v1;
 mod container;
 mod files;
+mod gap;
 mod godwit;
 mod moves;
 mod probe;
