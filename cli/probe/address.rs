@@ -1,4 +1,4 @@
-//! Where the probe sends to: `tcp://HOST:PORT`, `redis://HOST:PORT`, `http://HOST:PORT/PATH`.
+//! Where the probe sends to: `tcp://HOST:PORT`, `udp://HOST:PORT`, `redis://HOST:PORT`, `http://HOST:PORT/PATH`.
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -12,8 +12,10 @@ use super::ProbeError;
 /// What is spoken over the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
-    /// Numbered messages of 16 bytes that the server echoes.
+    /// Numbered messages that the server echoes.
     Tcp,
+    /// The same, each in a datagram.
+    Udp,
     /// RESP, the protocol of redis and valkey.
     Redis,
     /// HTTP/1.1 without TLS.
@@ -27,7 +29,7 @@ pub struct Address {
     pub scheme: Scheme,
     /// Host name or IP address, without the brackets of IPv6.
     pub host: String,
-    /// TCP port.
+    /// TCP or UDP port.
     pub port: u16,
     /// Path and query of the request, `/` when absent; only HTTP uses it.
     pub path: String,
@@ -39,13 +41,14 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = |why: &str| format!("`{text}` is not an address to probe: {why}");
         let (scheme, rest) = text.split_once("://").ok_or_else(|| {
-            wrong("expected `tcp://HOST:PORT`, `redis://HOST:PORT` or `http://HOST:PORT/PATH`")
+            wrong("expected `tcp://HOST:PORT`, `udp://HOST:PORT`, `redis://HOST:PORT` or `http://HOST:PORT/PATH`")
         })?;
         let (scheme, default_port) = match scheme {
             "tcp" => (Scheme::Tcp, None),
+            "udp" => (Scheme::Udp, None),
             "redis" => (Scheme::Redis, Some(6379)),
             "http" => (Scheme::Http, Some(80)),
-            other => return Err(wrong(&format!("`{other}` is none of `tcp`, `redis`, `http`"))),
+            other => return Err(wrong(&format!("`{other}` is none of `tcp`, `udp`, `redis`, `http`"))),
         };
         let (authority, path) = match rest.find('/') {
             Some(slash) => rest.split_at(slash),
@@ -96,6 +99,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = match self.scheme {
             Scheme::Tcp => "tcp",
+            Scheme::Udp => "udp",
             Scheme::Redis => "redis",
             Scheme::Http => "http",
         };
@@ -149,6 +153,8 @@ mod tests {
         assert_eq!((address.scheme, address.port), (Scheme::Redis, 6379));
         let address: Address = "tcp://localhost:7".parse().unwrap();
         assert_eq!(address.to_string(), "tcp://localhost:7");
+        let address: Address = "udp://[fd00::7]:7".parse().unwrap();
+        assert_eq!((address.scheme, address.to_string().as_str()), (Scheme::Udp, "udp://[fd00::7]:7"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One connection to the server that comes back when it is lost, and never blocks.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -42,6 +42,8 @@ pub struct Connection {
     backoff: Duration,
     was_up: bool,
     outstanding: VecDeque<Request>,
+    /// Datagrams without an answer although a later one has one.
+    passed_over: BTreeSet<u64>,
     output: Vec<u8>,
     written: usize,
     input: Vec<u8>,
@@ -50,6 +52,7 @@ pub struct Connection {
     lateness_in_gap: Duration,
 }
 
+/// A connected UDP socket is read, written and asked for its error by the same calls as a TCP one.
 enum Link {
     Down { retry_at: Instant },
     Connecting { stream: TcpStream, limit: Instant },
@@ -75,6 +78,7 @@ impl Connection {
             backoff: BACKOFF_FIRST,
             was_up: false,
             outstanding: VecDeque::new(),
+            passed_over: BTreeSet::new(),
             output: Vec::new(),
             written: 0,
             input: Vec::new(),
@@ -163,7 +167,9 @@ impl Connection {
     pub fn flush(&mut self, tally: &mut Tally) {
         let Link::Up(stream) = &mut self.link else { return };
         while self.written < self.output.len() {
-            match stream.write(&self.output[self.written..]) {
+            let left = &self.output[self.written..];
+            let next = self.protocol.datagram().map_or(left.len(), |length| length.min(left.len()));
+            match stream.write(&left[..next]) {
                 Ok(written) => self.written += written,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     // what was written is dropped now and then, not at every write
@@ -197,7 +203,7 @@ impl Connection {
     }
 
     fn connect(&mut self, now: Instant, tally: &mut Tally) {
-        match begin_connect(self.limits.server) {
+        match begin_connect(self.limits.server, self.protocol.datagram().is_some()) {
             Ok(stream) => self.link = Link::Connecting { stream, limit: now + CONNECT_LIMIT },
             Err(error) => self.connect_failed(error.to_string(), tally),
         }
@@ -352,7 +358,13 @@ impl Connection {
     /// An echo of `n`: requests before it were passed over, a repeated one answers nothing.
     fn echoed(&mut self, n: u64, now: Instant, tally: &mut Tally) -> Option<()> {
         let position = self.outstanding.iter().position(|request| request.n == n);
-        if position != Some(0) {
+        // a datagram may be overtaken: then it is the late one that is out of sequence, and not lost
+        let may_be_late = self.protocol.datagram().is_some();
+        if position.is_none() && self.passed_over.remove(&n) {
+            tally.unanswered = tally.unanswered.saturating_sub(1);
+            tally.answered += 1;
+        }
+        if position.is_none() || (position != Some(0) && !may_be_late) {
             tally.sequence_errors += 1;
             tally.last_error = Some(format!("the echo of {n} is out of sequence"));
         }
@@ -360,6 +372,9 @@ impl Connection {
             return (n < self.next).then_some(());
         };
         tally.unanswered += position as u64;
+        if may_be_late {
+            self.passed_over.extend(self.outstanding.iter().take(position).map(|request| request.n));
+        }
         let request = self.outstanding.drain(..=position).next_back()?;
         self.answered(&request, now, tally);
         Some(())
@@ -378,10 +393,11 @@ impl Connection {
 }
 
 /// Starts to connect without waiting.
-fn begin_connect(server: SocketAddr) -> io::Result<TcpStream> {
+fn begin_connect(server: SocketAddr, datagrams: bool) -> io::Result<TcpStream> {
     let family = if server.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let fd = socket(family, SockType::Stream, flags, None)?;
+    let kind = if datagrams { SockType::Datagram } else { SockType::Stream };
+    let fd = socket(family, kind, flags, None)?;
     match connect(fd.as_raw_fd(), &SockaddrStorage::from(server)) {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(TcpStream::from(fd)),
         Err(error) => Err(error.into()),

@@ -50,7 +50,7 @@ const RESOLVE_LIMIT: Duration = Duration::from_secs(10);
 /// SIGINT and SIGTERM stop sending, verify and print the result.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ProbeArgs {
-    /// `tcp://HOST:PORT` (the server must echo), `redis://HOST:PORT` or `http://HOST:PORT/PATH`
+    /// `tcp://HOST:PORT` or `udp://HOST:PORT` (the server must echo), `redis://HOST:PORT` or `http://HOST:PORT/PATH`
     #[arg(value_name = "ADDRESS")]
     pub address: Address,
 
@@ -74,7 +74,7 @@ pub struct ProbeArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000), value_name = "N")]
     pub connections: u16,
 
-    /// Redis: bytes of each value at least
+    /// Bytes of each message or, of redis, of each value at least: a bulk transfer in both directions
     #[arg(long, default_value = "0", value_parser = amounts::parse_size, value_name = "BYTES")]
     pub value_size: usize,
 
@@ -205,6 +205,9 @@ fn measure(
             args.address
         )));
     }
+    if args.address.scheme == Scheme::Udp && args.value_size > echo::LARGEST_DATAGRAM {
+        return Err(ProbeError::Usage(format!("a datagram holds at most {} bytes", echo::LARGEST_DATAGRAM)));
+    }
     if let Some(path) = &args.ready_file {
         // a file from an earlier run would tell a lie
         match std::fs::remove_file(path) {
@@ -290,7 +293,8 @@ impl<'a> Run<'a> {
     fn protocol(&self, index: usize) -> Box<dyn Protocol> {
         let address = &self.args.address;
         match address.scheme {
-            Scheme::Tcp => Box::new(echo::Echo::new(self.identity)),
+            Scheme::Tcp => Box::new(echo::Echo::new(self.identity, self.args.value_size, false)),
+            Scheme::Udp => Box::new(echo::Echo::new(self.identity, self.args.value_size, true)),
             Scheme::Http => Box::new(http::Http::new(&address.authority(), &address.path)),
             Scheme::Redis if self.args.incr => {
                 let counters = CounterLedger::new(self.prefix.clone(), 0);

@@ -34,6 +34,11 @@ pub trait Protocol {
         true
     }
 
+    /// The bytes of every request when each is a datagram of its own; none for a stream.
+    fn datagram(&self) -> Option<usize> {
+        None
+    }
+
     /// Appends request number `n` to `out`.
     fn request(&mut self, n: u64, out: &mut Vec<u8>);
 

@@ -406,3 +406,28 @@ fn waiting_costs_no_processor_time() {
     assert!(report.answered > 40 && report.unanswered > 10, "{report:?}");
     assert!(used < Duration::from_millis(400), "{used:?} of processor time in 2.2 s");
 }
+
+#[test]
+fn datagrams_that_are_late_or_lost_are_told_apart() {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    thread::spawn(move || {
+        let mut bytes = [0; 2048];
+        let mut late = None;
+        while let Ok((length, from)) = socket.recv_from(&mut bytes) {
+            assert_eq!(length, 1000);
+            let number = u64::from_be_bytes(bytes[8..16].try_into().unwrap());
+            match number {
+                7 => {}
+                20 => late = Some(bytes),
+                _ => drop(socket.send_to(&bytes[..length], from)),
+            }
+            if let Some(late) = late.take_if(|_| number == 23) {
+                socket.send_to(&late[..length], from).unwrap();
+            }
+        }
+    });
+    let report = probe(&format!("udp://{address} --interval 2ms --count 50 --value-size 1000"));
+    assert_eq!((report.sent, report.answered, report.unanswered), (50, 49, 1), "{report:?}");
+    assert_eq!((report.sequence_errors, report.reconnects, report.connections_lost), (1, 0, 0), "{report:?}");
+}

@@ -3,7 +3,7 @@
 use crate::container::Shipment;
 use crate::error::EngineError;
 use crate::freezer::Freezer;
-use crate::network::{Frame, Namespace, NetworkLock, NetworkPlan, RebuiltNetwork, inject};
+use crate::network::{Frame, FramesByLink, Gate, Namespace, NetworkPlan, RebuiltNetwork};
 use godwit_transfer::message::Refusal;
 use godwit_transfer::wire::HeldFrames;
 use std::path::Path;
@@ -11,7 +11,7 @@ use std::path::Path;
 /// The part of an arriving container that does not depend on its engine.
 #[derive(Default)]
 pub(crate) struct Arrival {
-    network: Option<(RebuiltNetwork, NetworkLock)>,
+    network: Option<(RebuiltNetwork, Gate)>,
     held: Option<Freezer>,
 }
 
@@ -62,10 +62,10 @@ impl Arrival {
     ) -> Result<(), EngineError> {
         let (Some(state), Some(name)) = (&shipment.network, namespace) else { return Ok(()) };
         let network = state.rebuild(name, &shipment.network_plan)?;
-        let lock = NetworkLock::of(network.namespace());
-        let locked = lock.and_then(|lock| lock.lock().map(|()| lock));
-        match locked {
-            Ok(lock) => self.network = Some((network, lock)),
+        let host_links: Vec<String> = network.host_links().iter().map(|link| link.name.clone()).collect();
+        let gate = Gate::of(network.namespace(), &host_links);
+        match gate.and_then(|mut gate| gate.close().map(|()| gate)) {
+            Ok(gate) => self.network = Some((network, gate)),
             Err(error) => {
                 network.remove()?;
                 return Err(error.into());
@@ -89,26 +89,17 @@ impl Arrival {
         self.held.is_some()
     }
 
-    /// Lets it run. The order is measured: a first answer sent before the unlock would wait 200 ms for its repetition.
+    /// Lets it run. The order is measured: what the segment sends here once it was told is kept, not dropped; the first
+    /// answer finds an open way, and nobody overtakes who waited.
     pub(crate) fn go(&mut self, frames: &[HeldFrames]) -> Result<(), EngineError> {
         let held = self.held.as_ref().ok_or_else(|| EngineError::NotHeld("nothing was restored".into()))?;
-        if let Some((network, lock)) = &self.network {
-            network.go()?;
-            lock.unlock()?;
-            for kept in frames {
-                let link = network.host_links().iter().find(|link| link.inside == kept.interface);
-                let frames: Vec<Frame> = kept.frames.iter().map(|frame| Frame(frame.to_vec())).collect();
-                // what cannot be replayed the peers send again by themselves
-                match link.map(|link| inject(&link.name, &frames)) {
-                    Some(Err(error)) => tracing::warn!(%error, "kept frames could not be replayed"),
-                    Some(Ok(_)) => {}
-                    None => {
-                        tracing::warn!(interface = %kept.interface, "kept frames of an interface that is not here")
-                    }
-                }
-            }
-        }
-        Ok(held.thaw()?)
+        let Some((network, gate)) = &mut self.network else { return Ok(held.thaw()?) };
+        network.connect()?;
+        gate.capture()?;
+        network.announce()?;
+        gate.begin_to_open(by_link(network, frames))?;
+        held.thaw()?;
+        Ok(gate.open()?)
     }
 
     /// Announces again: one lost frame must not leave a neighbour with the old place for minutes.
@@ -132,4 +123,23 @@ impl Arrival {
             None => Ok(()),
         }
     }
+}
+
+/// The frames that came from the source, by this host's side of the link they belong to.
+fn by_link(network: &RebuiltNetwork, frames: &[HeldFrames]) -> FramesByLink {
+    let mut sorted = FramesByLink::new();
+    for kept in frames {
+        let Some(link) = network.host_links().iter().find(|link| link.inside == kept.interface) else {
+            // what cannot be replayed the peers send again by themselves
+            tracing::warn!(interface = %kept.interface, "kept frames of an interface that is not here");
+            continue;
+        };
+        let frames = kept.frames.iter().map(|frame| Frame(frame.to_vec()));
+        // they travel in pieces: what belongs together is one piece again
+        match sorted.iter_mut().find(|(name, _)| *name == link.name) {
+            Some((_, before)) => before.extend(frames),
+            None => sorted.push((link.name.clone(), frames.collect())),
+        }
+    }
+    sorted
 }

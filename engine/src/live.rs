@@ -3,17 +3,20 @@
 use crate::container::{Facts, SourceContainer};
 use crate::error::EngineError;
 use crate::freezer::{FreezeState, Freezer};
-use crate::network::{Frame, FrameCapture, Namespace, NetworkAttachment, NetworkLock, inject};
+use crate::network::{Frame, FramesByLink, Gate, Namespace, NetworkAttachment, forward};
 use crate::process;
 use godwit_criu::DumpOptions;
 use godwit_migration::plan::Carry;
 use godwit_transfer::wire::HeldFrames;
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long all tasks may take to freeze: one in uninterruptible sleep holds the whole cgroup up.
 const FREEZE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long the container may take to read the datagrams that came before the lock: CRIU does not carry them.
+const READ_LIMIT: Duration = Duration::from_millis(20);
 
 /// What differs between engines once a container is found.
 pub(crate) trait Kin: Send {
@@ -40,11 +43,10 @@ pub(crate) trait Kin: Send {
 pub(crate) struct SourceNetwork {
     namespace: Namespace,
     attachment: NetworkAttachment,
-    lock: NetworkLock,
+    gate: Gate,
     /// Host interface and the name of its other end.
     links: Vec<(String, String)>,
-    captures: Vec<FrameCapture>,
-    kept: Vec<(String, Vec<Frame>)>,
+    kept: FramesByLink,
     disconnected: bool,
 }
 
@@ -52,26 +54,38 @@ impl SourceNetwork {
     pub(crate) fn new(facts: &Facts, namespace: Namespace) -> Result<Option<Self>, EngineError> {
         let Some(state) = &facts.network else { return Ok(None) };
         let peer = |link: &crate::network::Link| Some((link.peer.as_ref()?.name.clone(), link.name.clone()));
+        let attachment = NetworkAttachment::new(state, &namespace);
         Ok(Some(Self {
-            attachment: NetworkAttachment::new(state, &namespace),
-            lock: NetworkLock::of(&namespace)?,
+            gate: Gate::of(&namespace, &attachment.host_links)?,
+            attachment,
             links: state.links.iter().filter_map(peer).collect(),
             namespace,
-            captures: Vec::new(),
             kept: Vec::new(),
             disconnected: false,
         }))
     }
 
-    /// Ends the captures; what they kept stays here, by host interface.
-    fn stop_captures(&mut self) {
-        for capture in self.captures.drain(..) {
-            let host_link = capture.interface().to_owned();
-            let captured = capture.stop();
-            if captured.lost > 0 {
-                tracing::warn!(interface = %host_link, lost = captured.lost, "frames beyond the limit were not kept");
+    /// What was kept until now, besides what was asked for before.
+    fn keep(&mut self, frames: FramesByLink) {
+        for (host_link, frames) in frames {
+            match self.kept.iter_mut().find(|(link, _)| *link == host_link) {
+                Some((_, kept)) => kept.extend(frames),
+                None => self.kept.push((host_link, frames)),
             }
-            self.kept.push((host_link, captured.frames));
+        }
+    }
+
+    /// Sends what still came here after the container had gone, to where it is now.
+    fn forward_late(&mut self, facts: &Facts) {
+        let links = facts.network.iter().flat_map(|state| &state.links);
+        let peers: Vec<_> = links.filter_map(|link| link.peer.as_ref()).collect();
+        for (host_link, frames) in self.gate.stop() {
+            let peer = peers.iter().find(|peer| peer.name == host_link);
+            let Some(bridge) = peer.and_then(|peer| peer.bridge.as_ref()) else { continue };
+            tracing::debug!(%bridge, frames = frames.len(), "forwarded what came late");
+            if let Err(error) = forward(bridge, &frames) {
+                tracing::warn!(%error, "frames that came late could not be forwarded");
+            }
         }
     }
 }
@@ -137,31 +151,32 @@ impl SourceContainer for LiveContainer {
     }
 
     fn lock_network(&mut self) -> Result<(), EngineError> {
-        let Some(network) = &mut self.network else { return Ok(()) };
-        for (host_link, _) in &network.links {
-            network.captures.push(FrameCapture::start(host_link)?);
-        }
-        network.lock.lock()?;
-        network.captures.iter().for_each(FrameCapture::locked);
-        Ok(())
+        self.network.as_mut().map_or(Ok(()), |network| Ok(network.gate.close_input()?))
     }
 
     fn unlock_network(&mut self) -> Result<(), EngineError> {
         let Some(network) = &mut self.network else { return Ok(()) };
-        network.lock.unlock()?;
-        network.stop_captures();
-        for (host_link, frames) in network.kept.drain(..) {
-            // the peers' retransmission covers what cannot be replayed
-            if let Err(error) = inject(&host_link, &frames) {
-                tracing::warn!(%error, "kept frames could not be given back");
-            }
+        let kept = std::mem::take(&mut network.kept);
+        if network.gate.is_capturing() {
+            let late = network.gate.take();
+            network.keep(kept);
+            network.keep(late);
         }
-        Ok(())
+        let kept = std::mem::take(&mut network.kept);
+        network.gate.begin_to_open(kept)?;
+        Ok(network.gate.open()?)
     }
 
     fn freeze(&mut self) -> Result<(), EngineError> {
         let freezer = self.freezer()?;
+        if self.network.is_some() {
+            let_read(self.facts.pid);
+        }
         let took = freezer.freeze(FREEZE_LIMIT)?;
+        // only now, for a program that runs would get an error for what it sends
+        if let Some(network) = &mut self.network {
+            network.gate.close()?;
+        }
         self.frozen = freezer.pids()?;
         tracing::debug!(?took, tasks = self.frozen.len(), "frozen");
         Ok(())
@@ -194,11 +209,12 @@ impl SourceContainer for LiveContainer {
 
     fn take_frames(&mut self) -> Vec<HeldFrames> {
         let Some(network) = &mut self.network else { return Vec::new() };
-        network.stop_captures();
+        // they stay here, too: until commit the container may have to go on at this place
+        let frames = network.gate.take();
+        network.keep(frames);
         let inside = |host_link: &str| {
             network.links.iter().find(|(host, _)| host == host_link).map(|(_, inside)| inside.clone())
         };
-        // they stay here, too: until commit the container may have to go on at this place
         let held = |(host_link, frames): &(String, Vec<Frame>)| {
             Some(HeldFrames {
                 interface: inside(host_link)?,
@@ -211,7 +227,14 @@ impl SourceContainer for LiveContainer {
     fn disconnect(&mut self) -> Result<(), EngineError> {
         let Some(network) = &mut self.network else { return Ok(()) };
         network.disconnected = true;
-        Ok(network.attachment.down()?)
+        // its link stays up: what still comes this way is kept, and forwarded when it has arrived
+        if let Err(error) = network.gate.silence() {
+            tracing::debug!(%error, "its link goes down instead");
+            let frames = network.gate.stop();
+            network.keep(frames);
+            network.attachment.down()?;
+        }
+        Ok(())
     }
 
     fn reconnect(&mut self) -> Result<(), EngineError> {
@@ -233,6 +256,9 @@ impl SourceContainer for LiveContainer {
     }
 
     fn discard(&mut self) -> Vec<String> {
+        if let Some(network) = &mut self.network {
+            network.forward_late(&self.facts);
+        }
         let mut leftovers = Vec::new();
         let mut keep = |what: &str, result: Result<(), EngineError>| {
             if let Err(error) = result {
@@ -248,4 +274,23 @@ impl SourceContainer for LiveContainer {
         }
         leftovers
     }
+}
+
+/// Waits a moment until the container has read the datagrams that its sockets hold.
+fn let_read(pid: i32) {
+    let begun = Instant::now();
+    while ["udp", "udp6"].iter().any(|kind| holds_datagrams(&format!("/proc/{pid}/net/{kind}"))) {
+        if begun.elapsed() > READ_LIMIT {
+            tracing::warn!("datagrams that the container has not read will be lost");
+            return;
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
+
+/// Whether a socket of a table of /proc/net has something to read: the second number of its fifth column (proc_net(5)).
+fn holds_datagrams(table: &str) -> bool {
+    let text = std::fs::read_to_string(table).unwrap_or_default();
+    let queued = |line: &str| Some(line.split_whitespace().nth(4)?.split(':').nth(1)? != "00000000");
+    text.lines().skip(1).filter_map(queued).any(|queued| queued)
 }

@@ -8,6 +8,7 @@ mod cgroup_v1;
 mod chaos;
 mod container;
 mod files;
+mod gap;
 mod godwit;
 mod kinds;
 mod memory;

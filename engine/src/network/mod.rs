@@ -5,18 +5,21 @@
 //! - [`RebuiltNetwork`]: the destination's copy, unreachable until [`RebuiltNetwork::go`]
 //! - [`NetworkAttachment`]: the source's end: down before Go, up again on rollback, removed at completion
 //! - [`NetworkLock`]: drops everything in and out while the container is frozen or moving
-//! - [`FrameCapture`], [`inject`]: the frames the lock dropped, kept and replayed, so that no peer waits for its
-//!   retransmission timer
+//! - [`Gate`]: the frames the lock dropped, kept and replayed, so that no peer waits for its retransmission timer
 
 mod announce;
 mod attachment;
 mod command;
+mod drops;
 mod frames;
+mod gate;
 mod lock;
+mod metrics;
 mod namespace;
 mod netlink;
 mod plan;
 mod rebuild;
+mod rule;
 mod state;
 mod sysctl;
 #[cfg(test)]
@@ -26,8 +29,10 @@ use std::io;
 use std::path::PathBuf;
 
 pub use attachment::NetworkAttachment;
-pub use frames::{CapturedFrames, Frame, FrameCapture, inject};
+pub use frames::Frame;
+pub use gate::{FramesByLink, Gate, forward};
 pub use lock::NetworkLock;
+pub use metrics::Acquaintance;
 pub use namespace::Namespace;
 pub use plan::{NetworkPlan, ParsePlanError};
 pub use rebuild::{HostLink, NetworkRecord, RebuiltNetwork};

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
@@ -13,6 +13,8 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::{NetworkError, Result};
 
+/// `NLA_F_NESTED`.
+const NESTED: u16 = 0x8000;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const HEADER: usize = 16;
@@ -31,6 +33,7 @@ const NETNSA_FD: u16 = 3;
 const OPER_UP: u8 = 6;
 
 /// One netlink message under construction: `struct nlmsghdr`, a family header, attributes.
+#[derive(Clone)]
 pub(super) struct Message(Vec<u8>);
 
 impl Message {
@@ -46,10 +49,7 @@ impl Message {
 
     /// Appends an attribute.
     pub(super) fn attribute(mut self, kind: u16, value: &[u8]) -> Self {
-        self.0.extend_from_slice(&((value.len() + 4) as u16).to_ne_bytes());
-        self.0.extend_from_slice(&kind.to_ne_bytes());
-        self.0.extend_from_slice(value);
-        self.pad();
+        self.0.extend(attribute(kind, value));
         self
     }
 
@@ -58,16 +58,16 @@ impl Message {
         self.attribute(kind, &[value.as_bytes(), &[0]].concat())
     }
 
+    /// Appends a nested attribute holding other attributes.
+    pub(super) fn nest(self, kind: u16, inner: &[u8]) -> Self {
+        self.attribute(kind | NESTED, inner)
+    }
+
     /// Appends a nested attribute holding big-endian 32-bit values, as nf_tables wants them.
     pub(super) fn nest_be32(self, kind: u16, values: &[(u16, u32)]) -> Self {
-        const NESTED: u16 = 0x8000;
-        let mut inner = Vec::new();
-        for (kind, value) in values {
-            inner.extend_from_slice(&8u16.to_ne_bytes());
-            inner.extend_from_slice(&kind.to_ne_bytes());
-            inner.extend_from_slice(&value.to_be_bytes());
-        }
-        self.attribute(kind | NESTED, &inner)
+        let inner: Vec<u8> =
+            values.iter().flat_map(|(kind, value)| attribute(*kind, &value.to_be_bytes())).collect();
+        self.nest(kind, &inner)
     }
 
     fn pad(&mut self) {
@@ -79,12 +79,37 @@ impl Message {
     }
 }
 
+/// One attribute: length, kind, value, padding (netlink(7)).
+pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = (value.len() + 4) as u16;
+    let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat();
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+/// An attribute that holds attributes.
+pub(super) fn nested(kind: u16, inner: &[u8]) -> Vec<u8> {
+    attribute(kind | NESTED, inner)
+}
+
 /// A netlink socket. It belongs to the namespace of the thread that opened it, for ever.
 #[derive(Debug)]
 pub(super) struct Netlink {
     socket: OwnedFd,
     /// Number of the next message; held during a request, so that replies do not mix.
     sequence: Mutex<u32>,
+}
+
+impl AsFd for Netlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Netlink {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
 }
 
 impl Netlink {
@@ -185,7 +210,7 @@ fn link_header(index: u32, flags: u32, change: u32) -> [u8; 16] {
 }
 
 /// Cuts a datagram into (type, sequence, payload).
-fn split(mut rest: &[u8]) -> Vec<(u16, u32, &[u8])> {
+pub(super) fn split(mut rest: &[u8]) -> Vec<(u16, u32, &[u8])> {
     let mut messages = Vec::new();
     while let Some(header) = rest.first_chunk::<HEADER>() {
         let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
@@ -199,7 +224,7 @@ fn split(mut rest: &[u8]) -> Vec<(u16, u32, &[u8])> {
 }
 
 /// The value of the first attribute `kind`.
-fn find(mut rest: &[u8], kind: u16) -> Option<&[u8]> {
+pub(super) fn find(mut rest: &[u8], kind: u16) -> Option<&[u8]> {
     while let Some(&[l0, l1, k0, k1]) = rest.first_chunk::<4>() {
         let length = usize::from(u16::from_ne_bytes([l0, l1]));
         let value = rest.get(4..length)?;

@@ -9,7 +9,9 @@ use super::announce::{Announcer, parse_mac, wait_until_up};
 use super::command::{ip, ip_batch, ip_batch_of, ip_json, run};
 use super::netlink::Netlink;
 use super::plan::is_interface_name;
-use super::{Address, Link, Namespace, NetworkError, NetworkPlan, NetworkState, Result, Route, sysctl};
+use super::{
+    Address, Link, Namespace, NetworkError, NetworkPlan, NetworkState, Result, Route, metrics, sysctl,
+};
 
 /// Time a network hook may take for any of its calls.
 const HOOK_LIMIT: Duration = Duration::from_secs(30);
@@ -165,7 +167,9 @@ impl NetworkRecord {
         namespace.run(|| {
             ip_batch(&lines)?;
             ip_batch_of(false, &routes(false))?;
-            ip_batch_of(true, &routes(true))
+            ip_batch_of(true, &routes(true))?;
+            metrics::remember(&state.acquaintances);
+            Ok(())
         })?
     }
 
@@ -227,15 +231,21 @@ impl RebuiltNetwork {
         &self.namespace
     }
 
-    /// The host sides, for [`super::inject`].
+    /// The host sides, for [`super::Gate`].
     pub fn host_links(&self) -> &[HostLink] {
         &self.record.host_links
     }
 
-    /// Makes the network reachable: host sides up, waits until frames pass, announces. Returns the time it took.
-    /// Unlock, replay and thaw come after it. Idempotent.
+    /// Makes the network reachable and says so. Returns the time it took. Idempotent.
     pub fn go(&self) -> Result<Duration> {
         let begun = Instant::now();
+        self.connect()?;
+        self.announce()?;
+        Ok(begun.elapsed())
+    }
+
+    /// Host sides up, and waits until frames pass: announcement, unlock, replay and thaw come after it. Idempotent.
+    pub fn connect(&self) -> Result<()> {
         self.set_up(true)?;
         self.record.hook("up")?;
         // A bridge forwards to a port only when the host side is up; it comes up only when the inside is, too.
@@ -244,9 +254,7 @@ impl RebuiltNetwork {
                 wait_until_up(&self.host, &link.name, *index, UP_LIMIT)?;
             }
         }
-        self.announcer.wait_until_up(UP_LIMIT)?;
-        self.announcer.announce()?;
-        Ok(begun.elapsed())
+        self.announcer.wait_until_up(UP_LIMIT)
     }
 
     /// Makes the network unreachable again. Idempotent.

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::command::ip_json;
 use super::netlink::Netlink;
 use super::plan::is_interface_name;
-use super::{Namespace, NetworkError, NetworkPlan, Result, Sysctl, sysctl};
+use super::{Acquaintance, Namespace, NetworkError, NetworkPlan, Result, Sysctl, metrics, sysctl};
 
 /// `valid_lft` and `preferred_lft` of an address that never ends (`INFINITY_LIFE_TIME`, linux/if_addr.h).
 const FOREVER: u32 = u32::MAX;
@@ -27,6 +27,9 @@ pub struct NetworkState {
     pub routes: Vec<Route>,
     /// Sysctls, in the order they are to be applied.
     pub sysctls: Vec<Sysctl>,
+    /// Whom it has TCP connections with.
+    #[serde(default)]
+    pub acquaintances: Vec<Acquaintance>,
 }
 
 /// An interface inside the namespace.
@@ -143,7 +146,8 @@ impl NetworkState {
         routes.sort_by_key(|route| route.gateway.is_some());
         let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
         let sysctls = namespace.run(|| sysctl::read(&names))?;
-        Ok(Self { links, routes, sysctls })
+        let acquaintances = namespace.run(metrics::acquaintances)?;
+        Ok(Self { links, routes, sysctls, acquaintances })
     }
 
     /// Refuses what `plan` could not rebuild, naming it: an interface of another kind than veth or dummy, an

@@ -424,27 +424,30 @@ fn a_detached_container_is_silent_until_it_is_attached_again() {
     assert!(!bed.container.path().exists() && bed.in_a(|| rebuild::index_of("vc1")).is_err());
 }
 
-/// Milliseconds from unlock to the answer to a request that fell into the lock.
+fn gate(bed: &Bed) -> Gate {
+    bed.in_a(|| Gate::of(&bed.container, &["vc1".to_owned()])).unwrap()
+}
+
+/// Milliseconds from the opening of the gate to the answer to a request that it held back.
 fn answer_after_lock(replay: bool) -> f64 {
     let bed = Bed::new();
     let mut stream = bed.connect(&bed.container);
     ask(&mut stream).unwrap();
-    let lock = NetworkLock::of(&bed.container).unwrap();
-    let capture = bed.in_a(|| FrameCapture::start("vc1")).unwrap();
-    lock.lock().unwrap();
-    capture.locked();
+    let mut gate = gate(&bed);
+    bed.in_a(|| gate.close_input()).unwrap();
+    gate.close().unwrap();
     stream.write_all(b"x").unwrap();
     std::thread::sleep(Duration::from_millis(40));
-    let kept = capture.stop();
-    assert!(!kept.frames.is_empty());
-    assert_eq!(kept.lost, 0);
+    let kept = gate.take();
+    assert!(kept.iter().any(|(link, frames)| link == "vc1" && !frames.is_empty()));
     let begun = Instant::now();
-    lock.unlock().unwrap();
-    if replay {
-        assert_eq!(bed.in_a(|| inject("vc1", &kept.frames)).unwrap(), kept.frames.len());
-    }
+    gate.begin_to_open(if replay { kept } else { Vec::new() }).unwrap();
+    gate.open().unwrap();
+    let opened = begun.elapsed();
     stream.read_exact(&mut [0]).unwrap();
     let took = begun.elapsed().as_secs_f64() * 1e3;
+    eprintln!("opened in {opened:?}");
+    assert!(!NetworkLock::of(&bed.container).unwrap().is_locked().unwrap());
     ask(&mut stream).unwrap();
     took
 }
@@ -455,34 +458,103 @@ fn replay_spares_the_retransmission_timer() {
         return;
     }
     let (with, without) = (answer_after_lock(true), answer_after_lock(false));
-    eprintln!("unlock to answer: {with:.2} ms with replay, {without:.2} ms without");
+    eprintln!("gate to answer: {with:.2} ms with replay, {without:.2} ms without");
     assert!(without > 100.0, "nothing was spared: {without} ms");
     assert!(with < 50.0, "the replayed request was not taken: {with} ms");
 }
 
 #[test]
-fn only_tcp_from_before_the_lock_is_replayed() {
+fn no_datagram_is_lost_or_doubled_by_the_gate() {
     if !able() {
         return;
     }
     let bed = Bed::new();
-    let capture = bed.in_a(|| FrameCapture::start("vc1")).unwrap();
-    let server = bed.container.run(|| std::net::UdpSocket::bind((CONTAINER, 0)).unwrap()).unwrap();
-    let client = bed.client.run(|| std::net::UdpSocket::bind("10.77.0.1:0").unwrap()).unwrap();
-    let to = server.local_addr().unwrap();
-    client.send_to(b"before", to).unwrap();
-    server.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-    let mut bytes = [0; 16];
-    assert_eq!(server.recv(&mut bytes).unwrap(), 6);
-    let lock = NetworkLock::of(&bed.container).unwrap();
-    lock.lock().unwrap();
-    capture.locked();
-    client.send_to(b"during!", to).unwrap();
-    std::thread::sleep(Duration::from_millis(20));
-    let kept = capture.stop();
-    lock.unlock().unwrap();
-    bed.in_a(|| inject("vc1", &kept.frames)).unwrap();
-    assert_eq!(server.recv(&mut bytes).unwrap(), 7);
-    server.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-    assert!(server.recv(&mut bytes).is_err(), "a datagram came twice");
+    for address in [CONTAINER, "fd77::2"] {
+        let server = bed.container.run(|| std::net::UdpSocket::bind((address, 0)).unwrap()).unwrap();
+        server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let from = if address == CONTAINER { "10.77.0.1:0" } else { "[fd77::1]:0" };
+        let client = bed.client.run(|| std::net::UdpSocket::bind(from).unwrap()).unwrap();
+        client.connect(server.local_addr().unwrap()).unwrap();
+        let mut gate = gate(&bed);
+        let (mut sent, mut got) = (0u32, Vec::new());
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (done, client) = (&done, &client);
+            let sender = scope.spawn(move || {
+                let mut sent = 0u32;
+                // a gate that fails must not keep the test from ending
+                while !done.load(Ordering::Relaxed) && sent < 50_000 {
+                    client.send(&sent.to_be_bytes()).unwrap();
+                    sent += 1;
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                sent
+            });
+            let reader = scope.spawn(|| {
+                let (mut got, mut bytes) = (Vec::new(), [0; 4]);
+                while server.recv(&mut bytes).is_ok() {
+                    got.push(u32::from_be_bytes(bytes));
+                }
+                got
+            });
+            for _ in 0..20 {
+                std::thread::sleep(Duration::from_millis(10));
+                bed.in_a(|| gate.close_input()).unwrap();
+                std::thread::sleep(Duration::from_millis(10));
+                let mut kept = gate.take();
+                std::thread::sleep(Duration::from_millis(5));
+                // as the source does
+                let mut frames: Vec<Frame> = kept.drain(..).flat_map(|(_, frames)| frames).collect();
+                frames.extend(gate.take().into_iter().flat_map(|(_, frames)| frames));
+                gate.begin_to_open(vec![("vc1".into(), frames)]).unwrap();
+                gate.open().unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+            sent = sender.join().unwrap();
+            got = reader.join().unwrap();
+        });
+        assert!(sent > 1000, "{sent}");
+        // those that come just before the opening may be overtaken by the next ones, 0.1 ms later
+        let overtaken = got.windows(2).filter(|pair| pair[1] < pair[0]).count();
+        got.sort_unstable();
+        let wrong: Vec<_> = got.windows(2).filter(|pair| pair[1] != pair[0] + 1).take(10).collect();
+        assert!(wrong.is_empty() && got.len() == sent as usize, "{} of {sent}: {wrong:?}", got.len());
+        assert!(overtaken * 20 < got.len(), "{overtaken} of {sent} overtaken");
+    }
+}
+
+#[test]
+fn neighbour_discovery_passes_the_lock_until_silence() {
+    if !able() {
+        return;
+    }
+    let bed = Bed::new();
+    let mut gate = gate(&bed);
+    let found = || {
+        bed.client
+            .run(|| {
+                lines(&["neigh flush all"]);
+                // nothing answers but the resolution of the address
+                for (own, address) in [("[::]:0", "[fd77::2]:9"), ("0.0.0.0:0", "10.77.0.2:9")] {
+                    std::net::UdpSocket::bind(own).unwrap().send_to(b"x", address).unwrap();
+                }
+                std::thread::sleep(Duration::from_millis(100));
+                let neighbours = ip(&["neigh"]).unwrap();
+                ["fd77::2 ", "10.77.0.2 "].map(|address| {
+                    neighbours.lines().any(|line| line.starts_with(address) && line.contains(MAC))
+                })
+            })
+            .unwrap()
+    };
+    bed.in_a(|| gate.close_input()).unwrap();
+    gate.close().unwrap();
+    assert_eq!(found(), [true, true], "neighbours lose a locked container");
+    gate.silence().unwrap();
+    gate.silence().unwrap();
+    assert_eq!(found(), [false, false], "a silenced container answers");
+    gate.begin_to_open(Vec::new()).unwrap();
+    gate.open().unwrap();
+    assert_eq!(found(), [true, true], "it stays silent");
+    let left = bed.container.run(|| run("nft", &["list", "ruleset"], "", Duration::from_secs(5)).unwrap());
+    assert_eq!(left.unwrap(), "");
 }
