@@ -292,11 +292,11 @@ pub struct CheckArgs {
     /// Say how fast this container writes, and what downtime each way of moving it would have
     #[arg(long, value_name = "CONTAINER", conflicts_with = "destination")]
     pub dirty_rate: Option<String>,
-    /// How long to watch it
-    #[arg(long, default_value = "3s", value_parser = quantity::positive_duration, requires = "dirty_rate", value_name = "DURATION")]
+    /// How long to watch it; with `--dirty-rate`
+    #[arg(long, default_value = "3s", value_parser = quantity::positive_duration, value_name = "DURATION")]
     pub period: Duration,
-    /// The link to reckon with
-    #[arg(long, default_value = "1gbit", value_parser = quantity::bytes_per_second, requires = "dirty_rate", value_name = "RATE")]
+    /// The link to reckon with; with `--dirty-rate`
+    #[arg(long, default_value = "1gbit", value_parser = quantity::bytes_per_second, value_name = "RATE")]
     pub bandwidth: u64,
 }
 

@@ -16,7 +16,7 @@ const FIRST_WORD: Duration = Duration::from_secs(30);
 
 pub fn run(args: &Args, command: &ReceiveArgs, draw: &Draw) -> Result<u8, Trouble> {
     let cancel = cancel_on_signal();
-    let (transport, peer) = transport(args, command, draw)?;
+    let (transport, peer, further) = transport(args, command, draw)?;
     // standard output is the wire then: nothing else may be written to it
     let wire = Wire::open(transport, cancel, FIRST_WORD).map_err(|error| {
         Failure::new(FailureKind::Failed, "whoever called cannot be spoken with").because_of(&error)
@@ -32,7 +32,16 @@ pub fn run(args: &Args, command: &ReceiveArgs, draw: &Draw) -> Result<u8, Troubl
     let show = Show::new(&args.global, draw);
     let outcome = if command.stdio { receive(wire, &host, &silent) } else { receive(wire, &host, &show) };
     show.done();
-    let outcome = outcome.map_err(|failure| if command.stdio { quiet(failure) } else { failure })?;
+    drop(further);
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        // over ssh the source tells the user what happened; this side's words would come twice
+        Err(failure) if command.stdio => {
+            tracing::info!(%failure, "this side failed");
+            return Ok(failure.kind.exit_code());
+        }
+        Err(failure) => return Err(failure.into()),
+    };
     if !command.stdio {
         tell(draw, &outcome);
     }
@@ -43,12 +52,6 @@ pub fn run(args: &Args, command: &ReceiveArgs, draw: &Draw) -> Result<u8, Troubl
         Outcome::Undone { .. } => FailureKind::Failed.exit_code(),
         Outcome::Refused { .. } => FailureKind::Refused.exit_code(),
     })
-}
-
-/// Over ssh the source tells the user what happened; this side's words would come twice.
-fn quiet(failure: Failure) -> Failure {
-    tracing::info!(%failure, "this side failed");
-    failure
 }
 
 /// Whether memory can be filled on demand here.
@@ -65,14 +68,14 @@ fn transport(
     args: &Args,
     command: &ReceiveArgs,
     draw: &Draw,
-) -> Result<(Box<dyn Transport>, String), Failure> {
+) -> Result<(Box<dyn Transport>, String, Option<SocketFile>), Failure> {
     if command.stdio {
         let transport = Descriptors::stdio().map_err(|error| {
             Failure::new(FailureKind::Usage, "standard input or output is closed").because_of(&error)
         })?;
         let peer = std::env::var("SSH_CONNECTION").ok();
         let peer = peer.and_then(|text| text.split(' ').next().map(|host| format!("ssh from {host}")));
-        return Ok((Box::new(transport), peer.unwrap_or_else(|| "standard input".into())));
+        return Ok((Box::new(transport), peer.unwrap_or_else(|| "standard input".into()), None));
     }
     let text = command.listen.as_deref().unwrap_or_default();
     let address: Address =
@@ -89,9 +92,22 @@ fn transport(
     };
     let listener = Listener::bind(&address).map_err(cannot)?;
     draw.talk(&format!("waiting for one migration on {address}"));
-    let first = listener.accept().map_err(cannot)?;
+    let (transport, peer) = listener.accept().map_err(cannot)?;
     take_further(listener, args.global.root.clone());
-    Ok(first)
+    let file = match address {
+        Address::Unix(path) => Some(SocketFile(path)),
+        _ => None,
+    };
+    Ok((transport, peer, file))
+}
+
+/// The file of a listening socket: the listener itself ends with this process only.
+struct SocketFile(std::path::PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// Further connections of the migration go to whoever receives it, which is this process.

@@ -236,6 +236,14 @@ pub trait Engine: Send + Sync {
     /// Whether a container could be made here from a shipment; touches nothing. All reasons at once.
     fn examine(&self, shipment: &Shipment) -> Vec<Refusal>;
 
+    /// Whether its tasks may get their memory while they run already.
+    ///
+    /// # Errors
+    /// Why not.
+    fn can_fill_later(&self, _shipment: &Shipment) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Makes everything of it that can exist before its memory arrives.
     ///
     /// # Errors

@@ -194,6 +194,21 @@ pub fn connection_blocker(connections: &[String], carry: &Carry) -> Option<Refus
     )
 }
 
+/// Gives up the supplementary groups of this process, and thus of all that it starts. CRIU leaves those that it has itself to a
+/// restored task that had none.
+///
+/// # Errors
+/// When that is not allowed.
+pub fn without_groups() -> Result<(), EngineError> {
+    let path = "/proc/self/status";
+    let groups = nix::unistd::getgroups()
+        .map_err(|errno| EngineError::io("read the groups of", path)(errno.into()))?;
+    if groups.is_empty() {
+        return Ok(());
+    }
+    nix::unistd::setgroups(&[]).map_err(|errno| EngineError::io("give up the groups of", path)(errno.into()))
+}
+
 /// Whether two processes share a namespace of that kind (`net`, `mnt`, `pid`): namespaces(7).
 pub fn same_namespace(one: &str, other: &str, kind: &str) -> bool {
     let read = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();

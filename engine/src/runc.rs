@@ -107,6 +107,10 @@ impl Engine for Runc {
         destination::examine(self, shipment)
     }
 
+    fn can_fill_later(&self, shipment: &Shipment) -> Result<(), String> {
+        destination::can_fill_later(shipment)
+    }
+
     fn prepare(&self, shipment: &Shipment) -> Result<Box<dyn DestinationContainer>, EngineError> {
         destination::prepare(self, shipment)
     }

@@ -306,7 +306,7 @@ impl Destination<'_> {
         })?;
         make_private(&dir.join("images"))?;
         let images = IncomingImages::new(&dir, offer.tracker)?;
-        let (restoration, restoration_why) = self.restoration_of(&offer);
+        let (restoration, restoration_why) = self.restoration_of(&offer, engine, &shipment);
         let accept = Message::Accept {
             bases: bases.clone(),
             process_start_us: micros(process_start),
@@ -337,12 +337,13 @@ impl Destination<'_> {
     }
 
     /// How the container will get its memory here, and why not otherwise.
-    fn restoration_of(&self, offer: &Offer) -> (Restoration, String) {
-        match (offer.restoration, offer.room_pages, &self.host.lazy) {
+    fn restoration_of(&self, offer: &Offer, engine: usize, shipment: &Shipment) -> (Restoration, String) {
+        let can = self.host.lazy.clone().and_then(|()| self.host.engines[engine].can_fill_later(shipment));
+        match (offer.restoration, offer.room_pages, can) {
             (Restoration::Eager, ..) => (Restoration::Eager, "asked for".into()),
             (_, None, _) => (Restoration::Eager, "memory travels in CRIU's images".into()),
             (_, Some(_), Ok(())) => (Restoration::LocalLazy, String::new()),
-            (_, Some(_), Err(why)) => (Restoration::Eager, why.clone()),
+            (_, Some(_), Err(why)) => (Restoration::Eager, why),
         }
     }
 

@@ -130,13 +130,15 @@ fn dumps_that_fail() {
     let attempt = Attempt::begin(&bed);
     // requests before the dumps: find out how many, then fail at the first dump, and at the last one
     criu_that_fails(&bed, 1000);
-    let counted = migrate(&bed, &["GODWIT_CRIU=/root/test-criu"], &["--max-downtime", "1ms"]);
+    let tracker = ["--tracker", "checkpoint"];
+    let flags = [&["--max-downtime", "1ms"], &tracker[..]].concat();
+    let counted = migrate(&bed, &["GODWIT_CRIU=/root/test-criu"], &flags);
     assert_eq!(counted.code, 14, "{}", counted.err);
     let at_give_up: u32 = bed.sh(SRC, "cat /run/test.dumps").parse().unwrap();
     for number in [at_give_up, at_give_up + 1] {
         criu_that_fails(&bed, number);
         bed.sh(SRC, "rm /run/test.dumps");
-        let said = migrate(&bed, &["GODWIT_CRIU=/root/test-criu"], ANY_DOWNTIME);
+        let said = migrate(&bed, &["GODWIT_CRIU=/root/test-criu"], &[ANY_DOWNTIME, &tracker].concat());
         assert_eq!(bed.sh(SRC, "cat /run/test.dumps"), number.to_string(), "{}", said.err);
         assert!(said.err.contains("CRIU could not dump `runc:stay`"), "{}", said.err);
         attempt.assert_runs_here(&said, 1);
@@ -218,10 +220,9 @@ fn the_destination_dies_under_the_freeze() {
     attempt.assert_runs_here(&said, 1);
     // its runc goes on without it: what it restores stays held, and cannot be reached
     std::thread::sleep(Duration::from_secs(4));
-    assert!(
-        bed.holds(DST, "! test -e /sys/fs/cgroup/stay || grep -q 1 /sys/fs/cgroup/stay/cgroup.freeze"),
-        "it runs there, too"
-    );
+    let none_or_held = "cd /sys/fs/cgroup/stay 2> /dev/null || exit 0
+        [ -z \"$(cat cgroup.procs)\" ] || grep -q 1 cgroup.freeze";
+    assert!(bed.holds(DST, none_or_held), "it runs there, too");
     attempt.end();
 }
 

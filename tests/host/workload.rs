@@ -1,6 +1,6 @@
 //! `godwit-workload` in containers, or bare: programs that know what every page of theirs must hold.
 
-use crate::bed::{Bed, DST, SRC};
+use crate::bed::{Bed, DST, SRC, Said};
 use crate::container::assert_runs_only_on;
 use crate::godwit::godwit_with;
 use serde_json::Value;
@@ -110,12 +110,17 @@ impl<'a> Workload<'a> {
         [&words[..], &files, flags].concat().into_iter().map(str::to_owned).collect()
     }
 
+    /// Tries to move it to the other host.
+    pub fn try_to_move(&self, environment: &[&str], flags: &[&str]) -> Said {
+        let words = self.migration(flags);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        godwit_with(self.bed, self.host, environment, &words)
+    }
+
     /// Moves it to the other host; the summary.
     #[track_caller]
     pub fn move_on(&mut self, environment: &[&str], flags: &[&str]) -> Value {
-        let words = self.migration(flags);
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let summary = godwit_with(self.bed, self.host, environment, &words).summary();
+        let summary = self.try_to_move(environment, flags).summary();
         assert_eq!(summary["leftovers"], serde_json::json!([]), "{summary}");
         self.moved();
         summary
@@ -167,7 +172,7 @@ impl Drop for Workload<'_> {
         for host in [SRC, DST] {
             let script = match self.reference.strip_prefix("pid:") {
                 Some(pid) => format!("kill -9 -- -{pid}; rm -rf /srv/{name}-data"),
-                None => format!("testbed-container remove {name}"),
+                None => format!("testbed-container remove {name}; ip netns del godwit-{name}"),
             };
             self.bed.try_sh(host, &script);
         }

@@ -5,6 +5,7 @@ use crate::arrival::Arrival;
 use crate::container::{DestinationContainer, Given, RestoreRequest, Shipment};
 use crate::error::EngineError;
 use crate::freezer::{HookCall, OwnCgroup, hold_from_hook, process_tree};
+use crate::process::without_groups;
 use godwit_criu::{CriuBinary, NotifyAnswer, RestoreOptions, restore};
 use godwit_transfer::message::Refusal;
 use std::fs::File;
@@ -101,6 +102,7 @@ impl DestinationContainer for BareArrival {
         // from the first moment on: a restore that fails half way may leave tasks there
         self.arrival.held(freezer.clone());
         let options = self.options(request, &dir)?;
+        without_groups()?;
         let report = restore::restore(&CriuBinary::find()?, options, &mut |notify| {
             let call = HookCall { action: notify.script.clone(), init_pid: notify.pid };
             match hold_from_hook(&call, Some(&dir), HOLD) {

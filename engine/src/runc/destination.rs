@@ -6,6 +6,7 @@ use crate::container::{DestinationContainer, Given, RestoreRequest, Shipment};
 use crate::error::EngineError;
 use crate::freezer::{Freezer, cgroups_named, process_tree, remove_cgroup};
 use crate::hold::install_hook;
+use crate::process::without_groups;
 use crate::tool;
 use godwit_transfer::message::Refusal;
 use godwit_transfer::wire::HeldFrames;
@@ -87,6 +88,16 @@ pub(super) fn examine(runc: &Runc, shipment: &Shipment) -> Vec<Refusal> {
         }
     }
     reasons
+}
+
+/// Inside of a user namespace CRIU gets no userfaultfd (userfaultfd(2): CAP_SYS_PTRACE).
+pub(super) fn can_fill_later(shipment: &Shipment) -> Result<(), String> {
+    match parse(shipment) {
+        Ok(recipe) if oci::has_namespace(&recipe.config, "user") => {
+            Err("it has a user namespace, in which CRIU gets no userfaultfd".into())
+        }
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn prepare(
@@ -175,6 +186,7 @@ impl RuncArrival {
         }
         args.push(self.shipment.name.clone().into());
         self.attempted = true;
+        without_groups()?;
         tool::run(&self.runc.program, &args, &[("CRIU_CONFIG_FILE", &config)], RESTORE)
             .map_err(|error| explain(error, &request.work))?;
         let text = std::fs::read_to_string(&pid_file).map_err(EngineError::io("read", &pid_file))?;

@@ -267,7 +267,7 @@ fn forks_share_and_split() {
 #[test]
 fn given_up_pages_stay_zero() {
     if can_run() {
-        let report = run(&Case { operations: "r", part_pages: 32 << 10, held: 100, ..CASE });
+        let report = run(&Case { operations: "r", part_pages: 32 << 10, work: 1500, held: 1000, ..CASE });
         assert!(report.removes > 0);
     }
 }
@@ -275,7 +275,7 @@ fn given_up_pages_stay_zero() {
 #[test]
 fn unmapped_pages_do_not_come_back() {
     if can_run() {
-        let report = run(&Case { operations: "u", part_pages: 32 << 10, held: 100, ..CASE });
+        let report = run(&Case { operations: "u", part_pages: 32 << 10, work: 1500, held: 1000, ..CASE });
         assert!(report.unmaps > 0);
     }
 }
@@ -283,7 +283,7 @@ fn unmapped_pages_do_not_come_back() {
 #[test]
 fn moved_pages_have_their_content_at_the_new_place() {
     if can_run() {
-        let report = run(&Case { operations: "m", part_pages: 32 << 10, held: 100, ..CASE });
+        let report = run(&Case { operations: "m", part_pages: 32 << 10, work: 1500, held: 1000, ..CASE });
         assert!(report.remaps > 0);
     }
 }

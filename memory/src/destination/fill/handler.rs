@@ -274,7 +274,9 @@ impl Handler {
                         match message.send(&self.control, &[uffd.as_fd()], false) {
                             // It is safe now.
                             Ok(()) => journal.clear_inbox(),
-                            Err(error) => tracing::warn!(%error, "a forked child would not outlive the handler"),
+                            Err(error) => {
+                                tracing::warn!(%error, "a forked child would not outlive the handler")
+                            }
                         }
                     }
                     journal.note(Record::Fork { id: child, parent: id });
