@@ -2,8 +2,8 @@
 
 use crate::probe::ProbeArgs;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use godwit_engine::network::NetworkPlan;
 use godwit_criu::pageless::Rung;
+use godwit_engine::network::NetworkPlan;
 use godwit_migration::plan::{Carry, Limits, OnTimeout, Restoration, Strategy, Tracker, TrackerChoice};
 use godwit_migration::quantity;
 use godwit_transfer::Compression;

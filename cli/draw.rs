@@ -134,9 +134,7 @@ fn rounds_table(summary: &Summary) -> String {
             show_duration(round.duration),
             if round.frozen.is_zero() { dash() } else { show_duration(round.frozen) },
             round.dirty_rate_bytes_per_s.map_or_else(dash, |rate| show_rate(rate as f64)),
-            round
-                .expected_downtime_us
-                .map_or_else(dash, |us| show_duration(Duration::from_micros(us))),
+            round.expected_downtime_us.map_or_else(dash, |us| show_duration(Duration::from_micros(us))),
         ]);
     }
     table(&rows)

@@ -33,7 +33,11 @@ pub(crate) fn open(
                 wires.push(wire);
             }
             Err(why) => {
-                observer.note(format!("connection {} of {} did not come about: {why}", stream + 2, plan.connections));
+                observer.note(format!(
+                    "connection {} of {} did not come about: {why}",
+                    stream + 2,
+                    plan.connections
+                ));
                 break;
             }
         }

@@ -33,8 +33,11 @@ pub trait Dumper: Send + Sync {
     ///
     /// # Errors
     /// When CRIU cannot be started.
-    fn pageless(&self, work: &Path, circumstances: Circumstances)
-    -> Result<Box<dyn PagelessDumper>, CriuError>;
+    fn pageless(
+        &self,
+        work: &Path,
+        circumstances: Circumstances,
+    ) -> Result<Box<dyn PagelessDumper>, CriuError>;
 }
 
 /// What a dump without pages depends on.

@@ -2,12 +2,10 @@
 //! everything but pages.
 
 use crate::dumper::{PagelessDumped, PagelessDumper};
-use godwit_criu::{CriuError, DumpOptions};
 use godwit_criu::pageless::{PagemapName, take_pages};
+use godwit_criu::{CriuError, DumpOptions};
 use godwit_memory::ledger::{LedgerError, LedgerStatistics, PageLedger};
-use godwit_memory::source::{
-    MemoryError, Method, PageSink, RoundStats, SinkError, TreeMemory, Unreadable,
-};
+use godwit_memory::source::{MemoryError, Method, PageSink, RoundStats, SinkError, TreeMemory, Unreadable};
 use godwit_memory::{ImageId, PAGE_SIZE, PageRun, SharedObject};
 use godwit_migration::Cancel;
 use godwit_migration::plan::Tracker;
@@ -75,12 +73,7 @@ pub trait PageReader: Send {
     ///
     /// # Errors
     /// As [`PageReader::round`].
-    fn read(
-        &mut self,
-        image: ImageId,
-        runs: &[PageRun],
-        sink: &mut dyn PageSink,
-    ) -> Result<(), MemoryError>;
+    fn read(&mut self, image: ImageId, runs: &[PageRun], sink: &mut dyn PageSink) -> Result<(), MemoryError>;
 
     /// See [`TreeMemory::shared_objects`].
     fn shared_objects(&self) -> Vec<SharedObject>;
@@ -99,12 +92,7 @@ impl PageReader for TreeMemory {
         TreeMemory::existing(self, pids)
     }
 
-    fn read(
-        &mut self,
-        image: ImageId,
-        runs: &[PageRun],
-        sink: &mut dyn PageSink,
-    ) -> Result<(), MemoryError> {
+    fn read(&mut self, image: ImageId, runs: &[PageRun], sink: &mut dyn PageSink) -> Result<(), MemoryError> {
         TreeMemory::read(self, image, runs, sink)
     }
 
@@ -224,11 +212,7 @@ impl PageMemory {
     ///
     /// # Errors
     /// When CRIU cannot be started.
-    pub fn about_to_freeze(
-        &mut self,
-        pids: &BTreeSet<i32>,
-        options: &DumpOptions,
-    ) -> Result<(), PagesError> {
+    pub fn about_to_freeze(&mut self, pids: &BTreeSet<i32>, options: &DumpOptions) -> Result<(), PagesError> {
         Ok(self.ladder.warm_up(pids, options)?)
     }
 

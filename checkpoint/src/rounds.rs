@@ -2,19 +2,19 @@
 
 use crate::files::{Meter, send_round};
 use crate::source::{Source, SourceError, outlet};
+use godwit_memory::PAGE_SIZE;
+use godwit_memory::destination::EAGER_COW_PAGES;
 use godwit_migration::convergence::{Measured, Verdict, verdict};
 use godwit_migration::journal;
 use godwit_migration::observer::{Event, micros};
 use godwit_migration::phase::Phase;
-use godwit_migration::quantity::show_duration;
 use godwit_migration::plan::{Restoration, Tracker};
 use godwit_migration::prediction::{Parts, Way, fixed};
+use godwit_migration::quantity::show_duration;
 use godwit_migration::report::{MemoryReport, RoundReport};
 use godwit_migration::{Failure, FailureKind};
-use godwit_memory::PAGE_SIZE;
-use godwit_memory::destination::EAGER_COW_PAGES;
-use godwit_transfer::{Message, TreeId};
 use godwit_transfer::tree::{Options, TreeIndex, TreeSource};
+use godwit_transfer::{Message, TreeId};
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -177,8 +177,7 @@ impl Source<'_> {
         let begun = Instant::now();
         let wire_before = self.bytes_sent();
         self.wire.say(&Message::RoundBegin { round, last: false })?;
-        let brought =
-            if self.pages.is_some() { self.page_round(round)? } else { self.image_round(round)? };
+        let brought = if self.pages.is_some() { self.page_round(round)? } else { self.image_round(round)? };
         let asked = Instant::now();
         self.finish_round(round)?;
         let acknowledged = asked.elapsed();

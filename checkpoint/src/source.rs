@@ -4,8 +4,8 @@
 //! before the commit it runs here, as if nothing had been tried; after the commit this side never lets it run again.**
 //! The other half is `destination.rs` of the restore crate: the two lists of phases mirror each other.
 
-use crate::dumper::{Circumstances, Dumper};
 use crate::connections;
+use crate::dumper::{Circumstances, Dumper};
 use crate::files::{Files, FilesError};
 use crate::pages::{Outlet, PageMemory, PageReader, PagesError};
 use crate::tracker::{MemoryTracker, TrackerError, tracker_for};
@@ -22,8 +22,8 @@ use godwit_transfer::stale::StaleCopies;
 use godwit_transfer::tree::{TreeIndex, equal_digest};
 use godwit_transfer::wire::unexpected;
 use godwit_transfer::{
-    Bandwidth, Compression, HostFacts, Incoming, Message, Offer, PageStreams, Transport, TreeBase, TreeId, TreeOffer,
-    Wire, WireError,
+    Bandwidth, Compression, HostFacts, Incoming, Message, Offer, PageStreams, Transport, TreeBase, TreeId,
+    TreeOffer, Wire, WireError,
 };
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -314,12 +314,7 @@ impl<'a> Source<'a> {
         self.offered = offer.trees.clone();
         self.wire.say(&Message::Offer(Box::new(offer)))?;
         let bases = match self.wire.hear()? {
-            Incoming::Message(Message::Accept {
-                bases,
-                process_start_us,
-                restoration,
-                restoration_why,
-            }) => {
+            Incoming::Message(Message::Accept { bases, process_start_us, restoration, restoration_why }) => {
                 self.process_start = Duration::from_micros(process_start_us);
                 self.restoration = (restoration, restoration_why);
                 bases
@@ -434,13 +429,8 @@ impl<'a> Source<'a> {
             other => Err(other),
         })?;
         if let Some(reader) = self.reader.take() {
-            self.streams = connections::open(
-                self.dial,
-                &self.job.id,
-                &self.plan,
-                &self.bandwidth,
-                self.observer,
-            );
+            self.streams =
+                connections::open(self.dial, &self.job.id, &self.plan, &self.bandwidth, self.observer);
             let streams = self.streams.as_ref().map_or(1, PageStreams::count);
             let work = self.job.dir.join("work");
             let circumstances = Circumstances {
@@ -571,13 +561,7 @@ impl<'a> Source<'a> {
             fell: dumped.fell.iter().map(|(rung, why)| format!("{rung}: {why}")).collect(),
             ..self.memory_report.take().unwrap_or_default()
         });
-        self.ready(LastRound {
-            round,
-            begun,
-            wire_before,
-            memory_bytes: finished.changed_bytes,
-            file_bytes,
-        })
+        self.ready(LastRound { round, begun, wire_before, memory_bytes: finished.changed_bytes, file_bytes })
     }
 
     /// How CRIU is asked for the dump without pages.
@@ -681,18 +665,19 @@ impl<'a> Source<'a> {
         if let Some(last) = self.rounds.last_mut() {
             last.frozen = downtime.total();
         }
-        let memory = self.memory_report.take().zip(totals).map(|(report, (totals, longest_stop))| MemoryReport {
-            restoration: self.restoration.0,
-            restoration_why: self.restoration.1.clone(),
-            pages_read: totals.added,
-            pages_sent: totals.data,
-            pages_zero: totals.zero,
-            pages_shared: totals.referenced,
-            pages_unchanged: totals.unchanged,
-            longest_stop,
-            fill,
-            ..report
-        });
+        let memory =
+            self.memory_report.take().zip(totals).map(|(report, (totals, longest_stop))| MemoryReport {
+                restoration: self.restoration.0,
+                restoration_why: self.restoration.1.clone(),
+                pages_read: totals.added,
+                pages_sent: totals.data,
+                pages_zero: totals.zero,
+                pages_shared: totals.referenced,
+                pages_unchanged: totals.unchanged,
+                longest_stop,
+                fill,
+                ..report
+            });
         let wire_bytes = self.bytes_sent();
         Summary {
             migration: self.job.id,

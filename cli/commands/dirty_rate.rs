@@ -9,7 +9,7 @@ use godwit_engine::OpenRequest;
 use godwit_memory::ledger::PageLedger;
 use godwit_memory::source::{PageSink, SinkError, TreeMemory};
 use godwit_memory::{ImageId, PAGE_SIZE};
-use godwit_migration::plan::{Restoration, Tracker, TrackerChoice, choose_tracker};
+use godwit_migration::plan::{Carry, Restoration, Tracker, TrackerChoice, choose_tracker};
 use godwit_migration::prediction::{Parts, Way, fixed};
 use godwit_migration::quantity::{show_bytes, show_duration};
 use godwit_migration::{Failure, FailureKind};
@@ -50,7 +50,15 @@ struct Expected {
 pub fn run(_: &Args, command: &CheckArgs, container: &str, draw: &Draw) -> Result<u8, Trouble> {
     check_privilege()?;
     let criu = usable_criu()?;
-    let (name, container) = open(container, &OpenRequest::default())?;
+    // nothing is moved: whatever would need a word first does not matter here
+    let carry = Carry {
+        tcp_established: true,
+        ext_unix_sk: true,
+        file_locks: true,
+        shell_job: true,
+        link_remap: true,
+    };
+    let (name, container) = open(container, &OpenRequest { carry, ..OpenRequest::default() })?;
     let about = |failure| Trouble::about(failure, &name.to_string(), None);
     let (tracker, _) = choose_tracker(TrackerChoice::Auto, &abilities(&criu))
         .map_err(|why| about(Failure::new(FailureKind::Missing, why)))?;

@@ -64,11 +64,7 @@ fn lazy() -> Result<(), String> {
     }
 }
 
-fn transport(
-    args: &Args,
-    command: &ReceiveArgs,
-    draw: &Draw,
-) -> Result<(Box<dyn Transport>, String, Option<SocketFile>), Failure> {
+fn transport(args: &Args, command: &ReceiveArgs, draw: &Draw) -> Result<Caller, Failure> {
     if command.stdio {
         let transport = Descriptors::stdio().map_err(|error| {
             Failure::new(FailureKind::Usage, "standard input or output is closed").because_of(&error)
@@ -100,6 +96,9 @@ fn transport(
     };
     Ok((transport, peer, file))
 }
+
+/// The first connection, who is at its other end, and the socket's file where there is one.
+type Caller = (Box<dyn Transport>, String, Option<SocketFile>);
 
 /// The file of a listening socket: the listener itself ends with this process only.
 struct SocketFile(std::path::PathBuf);

@@ -102,7 +102,9 @@ fn task(
             let content = behind(content, (piece.start - run.start) / PAGE_SIZE);
             let flags = if is_lazy { PE_LAZY } else { PE_PRESENT };
             match map.entries.last_mut() {
-                Some(last) if last.end() == piece.start && last.flags == flags => last.nr_pages += piece.pages,
+                Some(last) if last.end() == piece.start && last.flags == flags => {
+                    last.nr_pages += piece.pages
+                }
                 _ => map.entries.push(PagemapEntry { vaddr: piece.start, nr_pages: piece.pages, flags }),
             }
             if is_lazy {
@@ -213,7 +215,8 @@ mod tests {
     #[test]
     fn a_run_is_cut_at_every_border() {
         let mapping = |start, end, lazy| Mapping { start: start * PAGE_SIZE, end: end * PAGE_SIZE, lazy };
-        let maps = [mapping(0, 10, false), mapping(10, 20, true), mapping(20, 25, false), mapping(30, 40, true)];
+        let maps =
+            [mapping(0, 10, false), mapping(10, 20, true), mapping(20, 25, false), mapping(30, 40, true)];
         let got = pieces(run(5, 40), &maps, &[run(12, 2), run(35, 1)]);
         let want = vec![
             (run(5, 5), false),

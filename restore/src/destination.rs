@@ -11,8 +11,8 @@ use crate::preflight;
 use crate::streams;
 use crate::trees::{Trees, TreesError, look_at};
 use godwit_criu::images::ImageError;
-use godwit_engine::network::{NetworkPlan, NetworkState};
 use godwit_engine::freezer::process_tree;
+use godwit_engine::network::{NetworkPlan, NetworkState};
 use godwit_engine::{DestinationContainer, Engine, EngineError, RestoreRequest, Shipment};
 use godwit_migration::journal::{self, Journal, JournalError, JournalState};
 use godwit_migration::lock::{ContainerLock, lock_container};
@@ -262,7 +262,8 @@ impl Destination<'_> {
             job: self.host.root.join("migrations").join(offer.migration.as_str()),
         };
         let mut reasons = preflight::examine(offer, facts, &self.host.root);
-        if let (Restoration::LocalLazy, Err(why)) = (offer.restoration, &self.host.lazy) {
+        let lazy = self.host.lazy.clone().and_then(|()| self.host.engines[engine].can_fill_later(&shipment));
+        if let (Restoration::LocalLazy, Err(why)) = (offer.restoration, lazy) {
             let refusal = Refusal::new(format!("memory cannot be filled on demand there: {why}"));
             reasons.push(refusal.hint("use `--restore eager` or `--restore auto`"));
         }
@@ -547,7 +548,9 @@ impl Destination<'_> {
             });
         });
         told.unwrap_or_else(|error| {
-            leftovers.push(Failure::new(FailureKind::Failed, "memory was not filled").because_of(&error).to_string());
+            leftovers.push(
+                Failure::new(FailureKind::Failed, "memory was not filled").because_of(&error).to_string(),
+            );
             None
         })
     }

@@ -2,9 +2,9 @@
 
 use crate::compose::{ComposeError, Composed, compose};
 use crate::streams::{PageReceiver, StreamError};
+use godwit_memory::SharedObject;
 use godwit_memory::destination::fill::{FillError, Filler};
 use godwit_memory::destination::{PageStore, SharedError, StoreError, fill_shared};
-use godwit_memory::SharedObject;
 use godwit_migration::report::FillReport;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -115,7 +115,8 @@ fn take_pages(
     cancel: Cancel,
     tell: &Sender<News>,
 ) -> Result<(), StreamError> {
-    let (stream, transport) = handover::take(giver).map_err(|error| WireError::Malformed(error.to_string()))?;
+    let (stream, transport) =
+        handover::take(giver).map_err(|error| WireError::Malformed(error.to_string()))?;
     tracing::debug!(stream, "a further connection");
     let mut wire = Wire::agreed(Box::new(transport), cancel, PATIENCE, version);
     wire.say(&Message::Joined)?;

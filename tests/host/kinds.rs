@@ -198,14 +198,15 @@ fn a_bare_tree_moves_between_versions_of_criu_or_stays_untouched() {
             workload.moved();
             assert!(!bed.holds(SRC, "pgrep -x godwit-workload"), "it runs at the source, too");
         } else {
-            // kernels from 6.16 on: criu 4.1 cannot dump a socket there
+            // kernels from 6.16 on: criu 4.1 cannot dump a socket there. This side finds it out (13) or the other (12).
+            assert!([12, 13].contains(&said.code), "{what}: {}{}", said.out, said.err);
             assert!(
                 said.out.contains("criu 4.1.1 does not work on this kernel"),
                 "{what}: {}{}",
                 said.out,
                 said.err
             );
-            assert!(said.out.contains(r#""disposition":"untouched""#), "{what}: {}", said.out);
+            assert!(!said.out.contains("freeze"), "{what}: {}", said.out);
             assert!(!environment.is_empty(), "{what}");
         }
         let pages = workload.assert_clean(&what);

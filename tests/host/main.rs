@@ -1,7 +1,7 @@
 //! Tests on namespace hosts: real redis, real CRIU, real runc, and `rsync` as the judge of file equality.
 //!
 //! They need root and `scripts/testbed`. What cannot be run says why; with `GODWIT_REQUIRE=all` it fails.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod bed;
 mod cgroup_v1;

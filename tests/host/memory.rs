@@ -117,7 +117,7 @@ fn how_fast_a_container_writes_is_said_before_any_move() {
     let check = || {
         let words = ["--json", "check", "--dirty-rate", "runc:rate", "--period", "1s"];
         let said = godwit(&bed, &words);
-        assert_eq!(said.code, 0, "{}", said.err);
+        assert_eq!(said.code, 0, "{}{}", said.out, said.err);
         serde_json::from_str::<Value>(said.out.trim()).unwrap()
     };
     let idle = check();

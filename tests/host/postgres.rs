@@ -19,7 +19,8 @@ psql -q -h /data -c 'create extension amcheck; create extension pg_prewarm' benc
 pgbench -q -i -s 5 -h /data bench 2> /dev/null
 psql -q -h /data -c "select pg_prewarm('pgbench_accounts')" bench > /dev/null
 for host in /data 127.0.0.1; do
-    pgbench -c 2 -T "$1" -R 150 -P 1 -h $host bench > /data/bench.${host##*/} 2>&1 &
+    # -n: the one would empty the table of transactions while the other works
+    pgbench -n -c 2 -T "$1" -R 150 -P 1 -h $host bench > /data/bench.${host##*/} 2>&1 &
 done
 touch /data/ready
 wait

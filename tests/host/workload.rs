@@ -72,10 +72,13 @@ impl<'a> Workload<'a> {
     #[track_caller]
     pub fn start_bare(bed: &'a Bed, name: &str, command: &str) -> Self {
         bed.sh(SRC, "echo 60000 > /proc/sys/kernel/ns_last_pid");
+        let words =
+            format!("godwit-workload {command} --dir /srv/{name}-data/0 --file /srv/{name}-data/file.0");
         let script = format!(
-            "mkdir /srv/{name}-data && cd / && setsid -f sh -c 'echo $$ > /run/test.{name}.pid
-             exec godwit-workload {command} --dir /srv/{name}-data/0 --file /srv/{name}-data/file.0' \
-             < /dev/null > /dev/null 2>&1; until [ -s /run/test.{name}.pid ]; do sleep 0.01; done; cat /run/test.{name}.pid"
+            "mkdir /srv/{name}-data && python3 -c '
+from subprocess import DEVNULL, Popen
+print(Popen(\"{words}\".split(), stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True, cwd=\"/\").pid)
+            ' | tee /run/test.{name}.pid"
         );
         let workload = Self::new(bed, name, format!("pid:{}", bed.sh(SRC, &script)), 1);
         workload.wait();
@@ -170,9 +173,9 @@ impl Drop for Workload<'_> {
     fn drop(&mut self) {
         let name = &self.name;
         for host in [SRC, DST] {
-            let script = match self.reference.strip_prefix("pid:") {
-                Some(pid) => format!("kill -9 -- -{pid}; rm -rf /srv/{name}-data"),
-                None => format!("testbed-container remove {name}; ip netns del godwit-{name}"),
+            let script = match self.is_bare() {
+                true => format!("kill -9 $(pgrep -x godwit-workload); rm -rf /srv/{name}-data"),
+                false => format!("testbed-container remove {name}; ip netns del godwit-{name}"),
             };
             self.bed.try_sh(host, &script);
         }

@@ -88,7 +88,10 @@ fn nonsense_on_the_command_line_is_refused_by_name() {
         (migrate(&["--max-rounds", "0"]), "0 is not in 1..=1000"),
         (migrate(&["--compress", "lz4"]), "`lz4` is not `auto`, `none`, `zstd` or `zstd:LEVEL`"),
         (migrate(&["--strategy", "hope"]), "possible values: stop-and-copy, pre-copy"),
-        (migrate(&["--tracker", "magic"]), "possible values: auto, uffd, soft-dirty, hash, pre-dump, checkpoint"),
+        (
+            migrate(&["--tracker", "magic"]),
+            "possible values: auto, uffd, soft-dirty, hash, pre-dump, checkpoint",
+        ),
         (migrate(&["--on-timeout", "wait"]), "possible values: cancel, switchover"),
         (migrate(&["--network-plan", "bridge=a/b"]), "unknown network plan `bridge=a/b`"),
         (vec!["receive"], "--listen"),

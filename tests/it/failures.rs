@@ -333,10 +333,7 @@ fn the_link_breaks_at_every_place() {
         whole.assert_moved();
         let (ours, theirs) = &whole.marks;
         for at in places(ours, 90) {
-            check_cut(
-                scene().cut_source(Cut::AfterBytes(at)),
-                &format!("after {at} bytes of the source"),
-            );
+            check_cut(scene().cut_source(Cut::AfterBytes(at)), &format!("after {at} bytes of the source"));
         }
         for at in places(theirs, 60) {
             check_cut(

@@ -187,7 +187,8 @@ impl PageReader for Reader {
     }
 
     fn existing(&mut self, _: &BTreeSet<i32>) -> Result<Vec<(ImageId, Vec<PageRun>)>, MemoryError> {
-        let runs = self.0.look().memory.keys().map(|page| PageRun { start: page * PAGE_SIZE, pages: 1 }).collect();
+        let runs =
+            self.0.look().memory.keys().map(|page| PageRun { start: page * PAGE_SIZE, pages: 1 }).collect();
         Ok(vec![(ImageId::Task(1), runs)])
     }
 

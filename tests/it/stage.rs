@@ -3,13 +3,13 @@
 use crate::fake::{Criu, ENGINE, FakeEngine, Reader, Source};
 use crate::link::{Cut, Link, Marks};
 use crate::world::{Then, Trap, Witness};
+use godwit_checkpoint::PageReader;
 use godwit_checkpoint::{Job, Order, Parties, Plan, migrate};
 use godwit_engine::container::{Facts, Tree};
 use godwit_engine::network::NetworkPlan;
 use godwit_migration::journal::{self, Event as Wrote, Journal, JournalState, Line};
 use godwit_migration::lock::lock_container;
 use godwit_migration::observer::Event;
-use godwit_checkpoint::PageReader;
 use godwit_migration::plan::{Carry, Limits, OnTimeout, Restoration, Strategy, Tracker};
 use godwit_migration::report::Summary;
 use godwit_migration::{Cancel, Disposition, Failure, MigrationId, Observer, Phase, Role};

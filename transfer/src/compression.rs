@@ -138,7 +138,10 @@ mod tests {
     use super::*;
 
     fn text() -> Vec<u8> {
-        (0..200_000u32).flat_map(|n| format!("line {} of many\n", n % 977).into_bytes()).take(1 << 20).collect()
+        (0..200_000u32)
+            .flat_map(|n| format!("line {} of many\n", n % 977).into_bytes())
+            .take(1 << 20)
+            .collect()
     }
 
     fn noise() -> Vec<u8> {

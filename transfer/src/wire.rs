@@ -698,7 +698,9 @@ mod tests {
         assert_eq!(common_version(&preamble(1, 9)).unwrap(), NEWEST);
         assert_eq!(common_version(&preamble(NEWEST, 9)).unwrap(), NEWEST);
         let newer = common_version(&preamble(NEWEST + 1, 9));
-        assert!(matches!(newer, Err(WireError::Version { theirs_oldest, .. }) if theirs_oldest == NEWEST + 1));
+        assert!(
+            matches!(newer, Err(WireError::Version { theirs_oldest, .. }) if theirs_oldest == NEWEST + 1)
+        );
         assert!(matches!(common_version(&preamble(1, OLDEST - 1)), Err(WireError::Version { .. })));
         assert!(matches!(common_version(b"SSH-2.0-OpenSSH\r"), Err(WireError::NotGodwit(_))));
     }

@@ -3,6 +3,7 @@
 
 use super::FillError;
 use super::background::Pool;
+use super::guard::Guard;
 use super::journal::{Counter, Journal, Record};
 use super::lists;
 use super::message::{FORKED_FROM, Message, SpaceId};
@@ -76,6 +77,7 @@ pub fn run_fill(control: OwnedFd) -> Result<(), FillError> {
     let [store_file, journal_file] = <[OwnedFd; 2]>::try_from(files).map_err(|_| FillError::Protocol)?;
     let store = Mapping::read_only(&store_file, store).map_err(system("map the page store"))?;
     let journal = Journal::open(&journal_file, journal).map_err(system("map the journal"))?;
+    let _guard = Guard::start(control.as_fd(), &journal).map_err(system("start the guard"))?;
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let done = EventFd::from_flags(flags).map_err(system("make an event descriptor"))?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(system("make an epoll"))?;
@@ -248,7 +250,7 @@ impl Handler {
         let mut forked = Vec::new();
         let gate = space.close_gate();
         for _ in 0..EVENTS {
-            let event = match space.uffd.next_event(self.pool.journal.inbox(id)) {
+            let event = match space.uffd.next_event(self.pool.journal.inbox(id, self.next_fork)) {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
                 Err(error) => {

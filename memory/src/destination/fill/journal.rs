@@ -7,7 +7,7 @@ use crate::sys::mapping::{self, Mapping};
 use crate::sys::userfaultfd::{Change, EVENT_WORDS, RawEvent, raw_event};
 use nix::errno::Errno;
 use std::collections::HashMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Room for 1.6 million changes. A change is only noted if it takes or moves pages that are in the list, so that there are
@@ -20,6 +20,7 @@ const HEADER: usize = 32;
 const INBOX: usize = 16;
 const INBOX_SPACE: usize = INBOX + EVENT_WORDS;
 const INBOX_RECORDS: usize = INBOX_SPACE + 1;
+const INBOX_CHILD: usize = INBOX_SPACE + 2;
 /// Words of a record.
 const RECORD: usize = 5;
 
@@ -134,11 +135,12 @@ impl Journal {
         words[0].store(number + 1, Ordering::Release);
     }
 
-    /// The place for the next event of an address space; to be [cleared](Self::clear_inbox) when it was acted on.
-    pub(super) fn inbox(&self, id: SpaceId) -> &[AtomicU64; EVENT_WORDS] {
+    /// The place for the next event of an address space (`child` is the number of its child should it be a fork); to be [cleared](Self::clear_inbox) when it was acted on.
+    pub(super) fn inbox(&self, id: SpaceId, child: SpaceId) -> &[AtomicU64; EVENT_WORDS] {
         let words = self.memory.words();
         self.clear_inbox();
         words[INBOX_SPACE].store(id, Ordering::Release);
+        words[INBOX_CHILD].store(child, Ordering::Release);
         words[INBOX_RECORDS].store(words[0].load(Ordering::Relaxed), Ordering::Release);
         self.inbox_words()
     }
@@ -151,6 +153,18 @@ impl Journal {
     fn inbox_words(&self) -> &[AtomicU64; EVENT_WORDS] {
         static NOWHERE: [AtomicU64; EVENT_WORDS] = [const { AtomicU64::new(0) }; EVENT_WORDS];
         self.memory.words()[INBOX..].first_chunk().unwrap_or(&NOWHERE)
+    }
+
+    /// A fork that was read and not passed on: the child's number, the parent's, and the descriptor in the handler.
+    pub(super) fn unpassed_fork(&self) -> Option<(SpaceId, SpaceId, RawFd)> {
+        let words = self.memory.words();
+        match raw_event(self.inbox_words()) {
+            RawEvent::Fork { fd } => {
+                let word = |at: usize| words[at].load(Ordering::Acquire);
+                Some((word(INBOX_CHILD), word(INBOX_SPACE), fd))
+            }
+            _ => None,
+        }
     }
 
     /// Makes good for a predecessor that was killed between reading an event and noting it.
@@ -248,15 +262,16 @@ mod tests {
             }
         };
         let change = Record::Cut { id: 4, start: 0x1000, end: 0x3000 };
-        remove(journal.inbox(4));
+        remove(journal.inbox(4, 9));
         journal.settle();
         journal.settle();
         assert_eq!(journal.records().collect::<Vec<_>>(), [change], "once");
-        remove(journal.inbox(4));
+        remove(journal.inbox(4, 9));
         journal.note(change);
         journal.settle();
         assert_eq!(journal.records().count(), 2, "it was noted already");
-        journal.inbox(4)[0].store(0x13, Ordering::Release);
+        journal.inbox(4, 9)[0].store(0x13, Ordering::Release);
+        assert_eq!(journal.unpassed_fork(), Some((9, 4, 0)));
         journal.settle();
         assert_eq!(journal.get(Counter::LostForks), 1);
     }

@@ -9,13 +9,14 @@
 //! handler goes on to the end. What is not covered:
 //!
 //! - Both die at once: the kernel unregisters everything, missing pages read as zero.
-//! - The handler is killed just when it has read of a fork and not yet passed the child's descriptor on, some
-//!   microseconds: the descriptor dies with it and the child's missing pages read as zero. [`FillReport::lost_forks`]
-//!   counts such children. (All other events are read straight into the journal: none is lost, whenever it is killed.)
+//! - The handler and its guard are killed at once, just when it has read of a fork and not yet passed the child's
+//!   descriptor on, some microseconds: the child's missing pages read as zero. [`FillReport::lost_forks`] counts such
+//!   children. (All other events are read straight into the journal: none is lost, whenever it is killed.)
 //! - After the death of the supervisor nobody starts another handler, and forked children are only known to the handler.
 //! - Two threads of a task that change the same addresses at the same moment may be heard of in the other order.
 
 mod background;
+mod guard;
 mod handler;
 mod journal;
 mod lists;
