@@ -397,4 +397,30 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
             prop_assert!(rest.windows(2).all(|pair| pair[0].end < pair[1].start));
         }
     }
+
+    #[test]
+    fn a_cut_is_where_mappings_meet_that_did_not() {
+        let read = |lines: &[&str]| {
+            let text: String =
+                lines.iter().map(|range| format!("{range} rw-p 00000000 00:00 0 \n")).collect();
+            let mut maps = Maps { text: text.into(), ..Default::default() };
+            maps.parse();
+            maps
+        };
+        let span = |start, end| Span { start, end };
+        let before = read(&["1000-3000", "3000-4000", "8000-9000"]);
+        // they met already, or nothing is beside it
+        let same = read(&["1000-3000", "3000-4000", "8000-9000"]);
+        assert_eq!(same.cut_off(span(0x1000, 0x3000), &before), []);
+        assert_eq!(same.cut_off(span(0x8000, 0x9000), &before), []);
+        // it grew, upwards and downwards, and what was registered is a part
+        let grown = read(&["1000-3000", "3000-4000", "7000-8000", "8000-9000", "9000-b000"]);
+        assert_eq!(
+            grown.cut_off(span(0x8000, 0x9000), &before),
+            [span(0x8000, 0x9000), span(0x8000, 0x9000)]
+        );
+        // of several only the one at the border
+        let after = read(&["1000-3000", "3000-4000", "4000-6000"]);
+        assert_eq!(after.cut_off(span(0x1000, 0x4000), &before), [span(0x3000, 0x4000)]);
+    }
 }

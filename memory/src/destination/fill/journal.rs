@@ -270,7 +270,9 @@ mod tests {
         journal.note(change);
         journal.settle();
         assert_eq!(journal.records().count(), 2, "it was noted already");
-        journal.inbox(4, 9)[0].store(0x13, Ordering::Release);
+        let inbox = journal.inbox(4, 9);
+        inbox[1].store(0, Ordering::Release);
+        inbox[0].store(0x13, Ordering::Release);
         assert_eq!(journal.unpassed_fork(), Some((9, 4, 0)));
         journal.settle();
         assert_eq!(journal.get(Counter::LostForks), 1);
