@@ -26,8 +26,13 @@ pub(super) fn of_pid(pid: i32, ignored: &BTreeSet<i32>) -> Result<Freezer> {
             continue;
         }
         let dir = widest(dir, &hierarchy.mount, &tree, ignored);
-        let others: Vec<i32> =
+        let mut others: Vec<i32> =
             pids_below(&dir)?.difference(&tree).filter(|p| !ignored.contains(p)).copied().collect();
+        if !others.is_empty() {
+            // one that was forked meanwhile belongs to it; one that has ended meanwhile to nobody
+            let tree = process_tree(pid);
+            others.retain(|other| !tree.contains(other) && Path::new(&format!("/proc/{other}")).exists());
+        }
         if others.is_empty() {
             return Freezer::at(dir);
         }
