@@ -64,7 +64,8 @@ pub fn compose(images: &Path, store: &PageStore, lazy: bool) -> Result<Composed,
     for vpid in &tasks {
         let mut of_task = mappings(&images.join(format!("mm-{vpid}.img")))?;
         for mapping in &mut of_task {
-            mapping.lazy &= lazy && (mapping.end - mapping.start) / PAGE_SIZE >= SMALL;
+            let large = (mapping.end - mapping.start) / PAGE_SIZE >= SMALL;
+            mapping.lazy &= lazy && large && !mapping.grows_down;
         }
         maps.insert(*vpid, of_task);
     }
@@ -214,7 +215,12 @@ mod tests {
 
     #[test]
     fn a_run_is_cut_at_every_border() {
-        let mapping = |start, end, lazy| Mapping { start: start * PAGE_SIZE, end: end * PAGE_SIZE, lazy };
+        let mapping = |start, end, lazy| Mapping {
+            start: start * PAGE_SIZE,
+            end: end * PAGE_SIZE,
+            lazy,
+            grows_down: false,
+        };
         let maps =
             [mapping(0, 10, false), mapping(10, 20, true), mapping(20, 25, false), mapping(30, 40, true)];
         let got = pieces(run(5, 40), &maps, &[run(12, 2), run(35, 1)]);

@@ -13,8 +13,10 @@ pub struct Mapping {
     /// Address behind the last.
     pub end: u64,
     /// CRIU can restore it on demand: private anonymous memory that is neither locked nor of huge pages (CRIU's vma.h,
-    /// vma_entry_can_be_lazy), and no stack that grows by itself.
+    /// vma_entry_can_be_lazy).
     pub lazy: bool,
+    /// A stack that grows by itself: the page at its pointer must be there at once (CRIU's mem.c, is_stack).
+    pub grows_down: bool,
 }
 
 /// All mappings of a task, ascending.
@@ -76,10 +78,8 @@ fn mapping(vma: &[u8]) -> Result<Option<Mapping>, Malformed> {
         && flag(libc::MAP_PRIVATE)
         && !flag(libc::MAP_LOCKED)
         && !flag(libc::MAP_HUGETLB)
-        // the page at a thread's stack pointer must be there at once (CRIU's mem.c, is_stack)
-        && !flag(libc::MAP_GROWSDOWN)
         && status & KERNELS_OWN == 0;
-    Ok(Some(Mapping { start, end, lazy }))
+    Ok(Some(Mapping { start, end, lazy, grows_down: flag(libc::MAP_GROWSDOWN) }))
 }
 
 #[cfg(test)]
@@ -118,7 +118,8 @@ mod tests {
         assert_eq!(mappings.len(), vmas.len());
         let lazy: Vec<u64> =
             mappings.iter().filter(|mapping| mapping.lazy).map(|mapping| mapping.start).collect();
-        assert_eq!(lazy, [0x1000, 0x7000]);
+        assert_eq!(lazy, [0x1000, 0x7000, 0x8000]);
+        assert!(mappings.iter().all(|mapping| mapping.grows_down == (mapping.start == 0x8000)));
         put_bytes(&mut record, 14, &vmas[0]);
         assert_eq!(parse(&record), Err(Malformed), "not ascending");
     }

@@ -21,7 +21,7 @@ pub struct Sum {
 pub fn storms(method: Method, threads: u64, children: u64, budget: Duration, least: u64) -> Sum {
     let mut sum = Sum::default();
     let start = Instant::now();
-    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let directory = tempfile::tempdir_in(crate::directory()).unwrap();
     for seed in 0.. {
         if seed >= least && start.elapsed() > budget {
             break;

@@ -238,7 +238,7 @@ fn a_32_bit_task_is_read_in_full() {
     // mov $29 (pause), %eax; int $0x80; jmp back
     elf.extend([0xb8, 29, 0, 0, 0, 0xcd, 0x80, 0xeb, 0xf7]);
     elf.resize(0x60, 0);
-    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let directory = tempfile::tempdir_in(crate::directory()).unwrap();
     let path = directory.path().join("pause32");
     std::fs::write(&path, elf).unwrap();
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();

@@ -35,6 +35,11 @@ fn possible(possible: bool, why: &str) -> bool {
     possible
 }
 
+/// Where files can be made, on a real disk: in a test host as it says, here below the build.
+fn directory() -> std::path::PathBuf {
+    std::env::var_os("GODWIT_TEST_DIR").map_or_else(|| env!("CARGO_TARGET_TMPDIR").into(), Into::into)
+}
+
 /// Whether tracking by userfaultfd can be tested here.
 fn tracks() -> bool {
     let probe = godwit_memory::source::Method::Uffd.probe();

@@ -42,7 +42,7 @@ impl Pursuit {
 
 /// A file of random content next to the build, which is on a real file system.
 fn file(shell: &mut Followed, bytes: u64) -> i64 {
-    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let directory = tempfile::tempdir_in(crate::directory()).unwrap();
     let path = directory.path().join("file");
     let fd = shell.tell(&format!("open {} {}", libc::O_RDWR | libc::O_CREAT, path.display()));
     let buffer = shell.map_alone(bytes, READ | WRITE, ANONYMOUS, -1);
