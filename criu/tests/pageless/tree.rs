@@ -39,12 +39,15 @@ impl Tree {
         let close =
             r#"for f in /proc/$$/fd/*; do n=${f##*/}; if [ $n -gt 2 ]; then eval "exec $n>&-"; fi; done;"#;
         let away = r#"for m in /srv /var/lib/godwit /mnt/share; do while umount -l $m; do :; done 2> /dev/null; done; exec < /dev/null > /dev/null 2>&1;"#;
+        // A child that it forks before it is in its cgroup would not be in there.
+        let go = dir.join("go");
+        let wait = format!("while [ ! -e '{}' ]; do sleep 0.01; done;", go.display());
         let script = if own_mounts {
             format!(
-                r#"{close} exec setsid unshare -m --propagation private bash -c '{away} exec "$@"' - "$@""#
+                r#"{wait} {close} exec setsid unshare -m --propagation private bash -c '{away} exec "$@"' - "$@""#
             )
         } else {
-            format!(r#"{close} exec setsid "$@""#)
+            format!(r#"{wait} {close} exec setsid "$@""#)
         };
         let child = Command::new("bash")
             .args(["-c", &script, "-", "python3", "-c", include_str!("workload.py"), &mib.to_string(), kind])
@@ -57,6 +60,7 @@ impl Tree {
         let pid = child.id() as i32;
         let tree = Tree { dir, cgroup, pid, child: Some(child) };
         fs::write(tree.cgroup.join("cgroup.procs"), pid.to_string()).unwrap();
+        fs::write(go, "").unwrap();
         let tasks = if ["tree", "guarded"].contains(&kind) { 3 } else { 1 };
         wait_for("the tree", || {
             let pids = tree.pids();

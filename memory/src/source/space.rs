@@ -330,8 +330,12 @@ fn soft_dirty(
         && !all
     {
         for mapping in &maps.list {
-            if matches!(mapping.kind, Kind::Anonymous | Kind::PrivateFile) {
-                scanner.soft_dirty(pagemap, mapping.span, mapping.kind, out)?;
+            match mapping.kind {
+                Kind::Anonymous => scanner.soft_dirty(pagemap, mapping.span, mapping.kind, out)?,
+                // pages that were written, given up and written again were seen without the bit (Linux 6.12): all that
+                // there are, which are few
+                Kind::PrivateFile => scanner.existing(pagemap, mapping, out)?,
+                _ => {}
             }
         }
         if frozen || pages(out) <= before / 4 {
