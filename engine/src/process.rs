@@ -22,6 +22,12 @@ fn unreadable(pid: i32) -> impl FnOnce(procfs::ProcError) -> EngineError {
     }
 }
 
+/// Whether a task is gone, or only waits to be reaped: it has no mappings and no mounts then.
+fn has_ended(pid: i32) -> bool {
+    let stat = Process::new(pid).and_then(|process| process.stat());
+    stat.map_or(true, |stat| matches!(stat.state, 'Z' | 'X'))
+}
+
 /// Resident memory of the tasks in bytes: what they have for themselves, and shared memory once.
 pub fn memory_bytes(pids: &BTreeSet<i32>) -> u64 {
     let mut shared: u64 = 0;
@@ -43,7 +49,11 @@ pub fn mapped_files(pids: &BTreeSet<i32>) -> Result<HashSet<(u64, u64)>, EngineE
     let mut files = HashSet::new();
     for pid in pids {
         let Ok(process) = Process::new(*pid) else { continue };
-        let maps = process.maps().map_err(unreadable(*pid))?;
+        let maps = match process.maps() {
+            Ok(maps) => maps,
+            Err(_) if has_ended(*pid) => continue,
+            Err(error) => return Err(unreadable(*pid)(error)),
+        };
         for map in maps {
             let wanted = MMPermissions::SHARED | MMPermissions::WRITE;
             if map.inode == 0 || !map.perms.contains(wanted) {
@@ -69,8 +79,11 @@ pub fn descriptor_blockers(pids: &BTreeSet<i32>, carry: &Carry) -> Result<Vec<Re
     let mut blockers = Vec::new();
     for pid in pids {
         let Ok(process) = Process::new(*pid) else { continue };
-        let mounts: HashSet<i32> =
-            process.mountinfo().map_err(unreadable(*pid))?.iter().map(|mount| mount.mnt_id).collect();
+        let mounts: HashSet<i32> = match process.mountinfo() {
+            Ok(mounts) => mounts.iter().map(|mount| mount.mnt_id).collect(),
+            Err(_) if has_ended(*pid) => continue,
+            Err(error) => return Err(unreadable(*pid)(error)),
+        };
         let Ok(descriptors) = process.fd() else { continue };
         for descriptor in descriptors.flatten() {
             let (number, target) = (descriptor.fd, descriptor.target);
