@@ -173,7 +173,12 @@ pub fn established_connections(pids: &BTreeSet<i32>) -> Result<Vec<String>, Engi
     let mut tables = None;
     for pid in pids {
         let Ok(process) = Process::new(*pid) else { continue };
-        for descriptor in process.fd().map_err(unreadable(*pid))?.flatten() {
+        let descriptors = match process.fd() {
+            Ok(descriptors) => descriptors,
+            Err(_) if has_ended(*pid) => continue,
+            Err(error) => return Err(unreadable(*pid)(error)),
+        };
+        for descriptor in descriptors.flatten() {
             if let FDTarget::Socket(inode) = descriptor.target {
                 inodes.insert(inode);
             }
