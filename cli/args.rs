@@ -164,8 +164,15 @@ pub struct MigrateArgs {
     #[arg(long, default_value = "10m", value_parser = quantity::positive_duration, allow_hyphen_values = true, value_name = "DURATION")]
     pub timeout: Duration,
     /// When rounds or time run out above the accepted downtime
-    #[arg(long, value_enum, default_value_t = OnTimeoutArg::Cancel)]
-    pub on_timeout: OnTimeoutArg,
+    /// [default: ask on a terminal, else cancel]
+    #[arg(long, value_enum)]
+    pub on_timeout: Option<OnTimeoutArg>,
+    /// Percent of its CPU time, 1 to 99, that may be taken from a container that writes faster than the link carries
+    ///
+    /// Taken in steps, and only when the rounds do not come under the accepted downtime; measured against the CPU time that it
+    /// used in the round before the first step. It has its own limit again when it is frozen, and whenever the attempt ends. `off`: none
+    #[arg(long, default_value = "off", value_parser = throttle, value_name = "off|PERCENT")]
+    pub throttle: u8,
     /// Bytes a second at most while the container runs: `500MiB/s`, `1gbit`
     #[arg(long, value_parser = quantity::bytes_per_second, value_name = "RATE")]
     pub bandwidth: Option<u64>,
@@ -175,6 +182,9 @@ pub struct MigrateArgs {
     /// Compression on the wire: `auto` (as link and processor have it), `zstd`, `zstd:LEVEL` or `none`
     #[arg(long, default_value = "auto", value_parser = str::parse::<Compression>)]
     pub compress: Compression,
+    /// Whether copying steps back when the container would have to wait for a processor
+    #[arg(long, value_enum, default_value_t = PaceArg::Gentle)]
+    pub pace: PaceArg,
     /// How the container gets its memory over there
     #[arg(long, value_enum, default_value_t = RestorationArg::Auto)]
     pub restore: RestorationArg,
@@ -209,15 +219,19 @@ pub struct MigrateArgs {
 }
 
 impl MigrateArgs {
-    pub fn limits(&self) -> Limits {
+    /// `can_ask`: somebody sits at a terminal.
+    pub fn limits(&self, can_ask: bool) -> Limits {
+        let otherwise = if can_ask { OnTimeoutArg::Ask } else { OnTimeoutArg::Cancel };
         Limits {
             max_downtime: self.max_downtime,
             max_rounds: self.max_rounds,
             timeout: self.timeout,
-            on_timeout: match self.on_timeout {
+            on_timeout: match self.on_timeout.unwrap_or(otherwise) {
                 OnTimeoutArg::Cancel => OnTimeout::Cancel,
                 OnTimeoutArg::Switchover => OnTimeout::Switchover,
+                OnTimeoutArg::Ask => OnTimeout::Ask,
             },
+            throttle: self.throttle,
         }
     }
 }
@@ -352,6 +366,17 @@ pub enum OnTimeoutArg {
     Cancel,
     /// Switch over all the same
     Switchover,
+    /// Ask on the terminal, while further rounds go on; no answer within 60 s is a no
+    Ask,
+}
+
+/// How copying behaves while the container runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum PaceArg {
+    /// It pauses when the container waits for processors more than it did before
+    Gentle,
+    /// As fast as it can
+    Full,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -396,6 +421,18 @@ impl From<RungArg> for Rung {
     }
 }
 
+/// Percent, or 0 for `off`.
+fn throttle(text: &str) -> Result<u8, String> {
+    match text {
+        "off" => Ok(0),
+        _ => text
+            .parse()
+            .ok()
+            .filter(|percent| (1..=99).contains(percent))
+            .ok_or_else(|| "neither `off` nor a number from 1 to 99".into()),
+    }
+}
+
 fn network_plan(text: &str) -> Result<NetworkPlan, String> {
     text.parse().map_err(|error| format!("{error}"))
 }
@@ -426,11 +463,34 @@ mod tests {
             ["--restore", "later"],
             ["--connections", "0"],
             ["--on-timeout", "hope"],
+            ["--throttle", "0"],
+            ["--throttle", "100"],
+            ["--throttle", "half"],
         ] {
             let line = ["godwit", "migrate", "web", "ssh://x"].into_iter().chain(flags);
             let error = Args::try_parse_from(line).expect_err(flags[1]);
             assert_eq!(error.exit_code(), 2, "{flags:?}");
             assert!(error.to_string().contains(flags[1]), "{error}");
         }
+    }
+
+    #[test]
+    fn somebody_is_asked_where_somebody_sits() {
+        let limits = |flags: &[&str], can_ask| {
+            let line = ["godwit", "migrate", "web", "ssh://x"].iter().chain(flags);
+            match Args::try_parse_from(line).unwrap().command {
+                Command::Migrate(migrate) => migrate.limits(can_ask),
+                _ => unreachable!(),
+            }
+        };
+        assert_eq!(limits(&[], true).on_timeout, OnTimeout::Ask);
+        assert_eq!(limits(&[], false).on_timeout, OnTimeout::Cancel);
+        for can_ask in [true, false] {
+            assert_eq!(limits(&["--on-timeout", "cancel"], can_ask).on_timeout, OnTimeout::Cancel);
+            assert_eq!(limits(&["--on-timeout", "switchover"], can_ask).on_timeout, OnTimeout::Switchover);
+            assert_eq!(limits(&["--on-timeout", "ask"], can_ask).on_timeout, OnTimeout::Ask);
+        }
+        assert_eq!(limits(&[], true).throttle, 0);
+        assert_eq!(limits(&["--throttle", "90"], true).throttle, 90);
     }
 }

@@ -5,6 +5,7 @@ mod checkpoint;
 mod dirty_rate;
 mod host;
 mod journals;
+mod limits;
 mod log;
 mod migrate;
 mod receive;

@@ -102,6 +102,13 @@ impl Draw {
         if let Some(memory) = &summary.memory {
             self.data(&memory_lines(memory, summary.downtime_total));
         }
+        if let Some(throttle) = &summary.throttle {
+            self.data(&format!(
+                "THROTTLED up to {} % of its CPU time were taken, for {}\n",
+                throttle.most_percent,
+                show_duration(throttle.duration)
+            ));
+        }
         let place = match summary.disposition {
             Disposition::RunningAtDestination => format!("on {}", summary.destination),
             _ => "here".into(),

@@ -7,6 +7,7 @@ mod probe;
 mod progress;
 
 use clap::{CommandFactory, Parser};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -18,6 +19,12 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         };
+    }
+    // and in CRIU's place, where a container runtime starts it
+    if godwit_criu::relay::is_front(&arg0) {
+        let error = godwit_criu::relay::run_front();
+        let _ = writeln!(std::io::stderr(), "godwit: {error}");
+        return ExitCode::FAILURE;
     }
     let args = match args::Args::try_parse() {
         Ok(args) => args,

@@ -6,11 +6,14 @@ pub mod archive;
 mod connections;
 pub mod dumper;
 mod files;
+mod pace;
 pub mod pages;
 pub mod preflight;
+mod question;
 mod rollback;
 mod rounds;
 pub mod source;
+mod throttle;
 pub mod tracker;
 
 pub use dumper::{Circumstances, Dumped, Dumper, PagelessDumped, PagelessDumper};

@@ -33,6 +33,7 @@ impl Source<'_> {
         let journaled = self.journal.append(journal::Event::Failed { reason: reason.clone() });
         // the container first, and at once: the peer can wait
         let stopped_for = self.stopped_for();
+        let throttled = self.unthrottle().err();
         let here = self.let_run();
         // it runs: now there is time to let go of its memory, and of the further connections
         self.pages = None;
@@ -41,6 +42,7 @@ impl Source<'_> {
         let leftovers = [
             journaled.err().map(|error| error.to_string()),
             remove_images(&self.job).err().map(|error| format!("images: {error}")),
+            throttled.map(|error| format!("its CPU limit could not be put back: {error}")),
         ];
         let mut failure = self.describe(error);
         if let Some(stopped_for) = stopped_for {

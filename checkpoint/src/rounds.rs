@@ -1,6 +1,7 @@
 //! Pre-copy: memory and files while the container runs, until the verdict.
 
 use crate::files::{Meter, send_round};
+use crate::pace::Pace;
 use crate::source::{Source, SourceError, outlet};
 use godwit_memory::PAGE_SIZE;
 use godwit_memory::destination::EAGER_COW_PAGES;
@@ -49,6 +50,11 @@ impl Source<'_> {
     pub(crate) fn pre_copy(&mut self) -> Result<(), SourceError> {
         let begun = Instant::now();
         let mut insight = Insight::default();
+        let mut asked = None;
+        let mut before = None;
+        if let Some(pace) = &mut self.pace {
+            pace.begin();
+        }
         let useful_rounds = if self.pages.is_some() { u32::MAX } else { self.tracker.useful_rounds() };
         if useful_rounds == 0 {
             return self.files_only_round();
@@ -70,6 +76,7 @@ impl Source<'_> {
             };
             let verdict = verdict(&measured, &self.plan.limits);
             self.tell_round(report, measured.expected_downtime())?;
+            let verdict = self.answered(verdict, &mut asked)?;
             if round == 0 {
                 self.tell_of_sharing();
             }
@@ -78,7 +85,10 @@ impl Source<'_> {
                 self.memory_report = Some(MemoryReport { expected_downtime, ..MemoryReport::default() });
             }
             match verdict {
-                Verdict::Another { .. } => {}
+                Verdict::Another { expected } => {
+                    self.step_forth(expected, before.replace(expected));
+                    self.throttle(&measured)?;
+                }
                 Verdict::Switchover { expected, over_limit: None } => {
                     self.observer.note(format!(
                         "switchover: expected downtime {} within the limit of {}",
@@ -89,16 +99,26 @@ impl Source<'_> {
                 }
                 Verdict::Switchover { expected, over_limit: Some(why) } => {
                     self.observer.note(format!(
-                        "switchover although up to {} of downtime are expected (limit {}): {why}, and `--on-timeout switchover` was given",
+                        "switchover although up to {} of downtime are expected (limit {}): {why}",
                         show_duration(expected),
                         show_duration(self.plan.limits.max_downtime)
                     ));
                     break;
                 }
-                Verdict::GiveUp { expected, why } => return Err(self.not_converged(expected, &why)),
+                Verdict::GiveUp { expected, why } | Verdict::Ask { expected, why } => {
+                    return Err(self.not_converged(expected, &why));
+                }
             }
         }
         Ok(())
+    }
+
+    /// Pauses make rounds longer, and longer rounds leave more behind: where rounds bring it no nearer to its end there are
+    /// none any more.
+    fn step_forth(&mut self, expected: Duration, before: Option<Duration>) {
+        if before.is_some_and(|before| expected > before.mul_f64(0.7)) {
+            self.pace = None;
+        }
     }
 
     /// What does not depend on what is dirty at the end.
@@ -236,12 +256,18 @@ impl Source<'_> {
         let tasks = self.container.tasks()?;
         let Some(mut pages) = self.pages.take() else { return self.image_round(round) };
         let streams = self.streams.take();
+        let mut pace = self.pace.take();
+        let paused_before = pace.as_mut().map(Pace::begin_round).unwrap_or_default();
         let mut meter = Meter::new(self.observer, Phase::PreCopy, "memory", self.memory_bytes);
+        let mut copied = |bytes| {
+            meter.add(bytes);
+            pace.iter_mut().for_each(Pace::step);
+        };
         let (pass, files) = match &streams {
             Some(_) => std::thread::scope(|scope| {
                 let memory = scope.spawn(|| {
                     let outlet = outlet(&streams, None)?;
-                    let pass = pages.round(&tasks, outlet, &mut |bytes| meter.add(bytes))?;
+                    let pass = pages.round(&tasks, outlet, &mut copied)?;
                     streams.as_ref().map_or(Ok(()), |streams| streams.end_of(round))?;
                     Ok::<_, SourceError>(pass)
                 });
@@ -250,12 +276,23 @@ impl Source<'_> {
             }),
             None => {
                 let outlet = outlet(&streams, Some(&mut self.wire))?;
-                let pass = pages.round(&tasks, outlet, &mut |bytes| meter.add(bytes));
+                let pass = pages.round(&tasks, outlet, &mut copied);
                 (Ok(pass.map_err(SourceError::from)), self.send_files(round > 0, Phase::PreCopy))
             }
         };
+        let sending = begun.elapsed();
         self.streams = streams;
         self.pages = Some(pages);
+        let paused = pace.as_ref().map(Pace::paused).unwrap_or_default() - paused_before;
+        self.pace = pace;
+        if paused > sending / 10 {
+            self.observer.note(format!(
+                "round {round}: stood back for {} of {}, so that the container need not wait for a processor \
+                 (`--pace full` does not)",
+                show_duration(paused),
+                show_duration(sending)
+            ));
+        }
         let (pass, (file_bytes, sent_file_bytes)) = (pass??, files?);
         Ok(Brought {
             memory_bytes: pass.changed_bytes,
@@ -263,7 +300,8 @@ impl Source<'_> {
             sent_bytes: pass.changed_bytes + sent_file_bytes,
             sent_file_bytes,
             frozen: Duration::ZERO,
-            sending: begun.elapsed(),
+            // bandwidth is what the link can do
+            sending: sending.saturating_sub(paused),
             tasks: pass.tasks,
         })
     }

@@ -7,7 +7,9 @@
 use crate::connections;
 use crate::dumper::{Circumstances, Dumper};
 use crate::files::{Files, FilesError};
+use crate::pace::Pace;
 use crate::pages::{Outlet, PageMemory, PageReader, PagesError};
+use crate::throttle::Throttle;
 use crate::tracker::{MemoryTracker, TrackerError, tracker_for};
 use godwit_criu::DumpOptions;
 use godwit_engine::network::NetworkPlan;
@@ -60,6 +62,8 @@ pub struct Plan {
     pub compress: Compression,
     /// How it gets its memory at the destination.
     pub restoration: Restoration,
+    /// While it runs, copying pauses when it would have to wait for a processor.
+    pub gentle: bool,
     /// The highest rung of the ladder that keeps CRIU from dumping pages; the best that works when absent.
     pub highest_rung: Option<godwit_criu::pageless::Rung>,
     /// What this host is like.
@@ -197,6 +201,9 @@ pub(crate) struct Source<'a> {
     pub(crate) memory_bytes: u64,
     /// What starting a process costs at the destination.
     pub(crate) process_start: Duration,
+    pub(crate) throttle: Throttle,
+    /// None when nobody steps back.
+    pub(crate) pace: Option<Pace>,
     begun: Instant,
     offered: Vec<TreeOffer>,
     stopwatch: Option<Stopwatch>,
@@ -250,6 +257,8 @@ impl<'a> Source<'a> {
             round_trip: Duration::ZERO,
             files: Files::default(),
             rounds: Vec::new(),
+            throttle: Throttle::default(),
+            pace: plan.gentle.then(|| Pace::observe(container.tasks().unwrap_or_default())),
             begun: Instant::now(),
             offered: Vec::new(),
             stopwatch: None,
@@ -459,6 +468,8 @@ impl<'a> Source<'a> {
         self.stopwatch = Some(Stopwatch::start());
         self.container.lock_network()?;
         self.container.freeze()?;
+        // the dump must find the limit that it had
+        self.unthrottle()?;
         self.lap(Stopwatch::frozen);
         self.journal.append(journal::Event::Frozen)?;
         Ok(())
@@ -679,6 +690,7 @@ impl<'a> Source<'a> {
                 ..report
             });
         let wire_bytes = self.bytes_sent();
+        let throttle = self.throttle_report();
         Summary {
             migration: self.job.id,
             container: self.plan.container,
@@ -692,6 +704,7 @@ impl<'a> Source<'a> {
             downtime_total: downtime.total(),
             downtime,
             memory,
+            throttle,
             rounds: self.rounds,
             wire_bytes,
             leftovers,

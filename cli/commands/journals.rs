@@ -127,7 +127,7 @@ impl<'a> Told<'a> {
 }
 
 /// A lock that this user may not look at counts as free: only root migrates.
-fn is_locked(root: &Path, container: &str) -> bool {
+pub fn is_locked(root: &Path, container: &str) -> bool {
     let Some((engine, name)) = container.split_once(':') else { return false };
     // a probe must not make what is not there
     root.join("locks").exists() && matches!(lock_container(root, engine, name), Ok(None))
@@ -160,6 +160,11 @@ pub fn event_words(event: &Event) -> (String, String) {
         Event::Round { round, wire_bytes } => {
             format!("pre-copy {round}, {} on the wire", show_bytes(*wire_bytes))
         }
+        Event::Throttling(change) => {
+            let file = change.file.display();
+            format!("`{file}`: `{}` instead of `{}`", change.now, change.original)
+        }
+        Event::Unthrottled => "its CPU limit is what it was".into(),
         Event::Freezing => "about to lock the network and to freeze".into(),
         Event::Frozen => "every task is frozen".into(),
         Event::Dumped => "the final dump is complete".into(),

@@ -1,7 +1,7 @@
 //! `godwit migrate`.
 
 use super::{Trouble, cancel_on_signal, open};
-use crate::args::{Args, MigrateArgs};
+use crate::args::{Args, MigrateArgs, PaceArg};
 use crate::draw::Draw;
 use crate::progress::Show;
 use godwit_checkpoint::pages::{PageReader, method_of};
@@ -50,13 +50,14 @@ pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Troubl
         destination: command.destination.clone(),
         strategy: command.strategy.into(),
         tracker,
-        limits: command.limits(),
+        limits: command.limits(show.can_ask()),
         carry: request.carry,
         network_plan: request.network_plan,
         bandwidth: command.bandwidth.unwrap_or(0),
         connections: command.connections,
         compress: command.compress,
         restoration: command.restore.into(),
+        gentle: command.pace == PaceArg::Gentle,
         highest_rung: command.highest_rung.map(Into::into),
         facts,
     };
@@ -66,6 +67,9 @@ pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Troubl
                 .hint("`godwit status` shows it"),
         ));
     };
+    for told in super::limits::put_back(&args.global.root, Some(&name.to_string())) {
+        show.note(told);
+    }
     let cancel = cancel_on_signal();
     let wire = call(&address, command, cancel.clone()).map_err(about)?;
     let (job, journal) = begin(args, command, &name).map_err(about)?;

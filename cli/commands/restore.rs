@@ -49,6 +49,7 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
         connections: 1,
         compress: Compression::None,
         restoration: Restoration::Eager,
+        gentle: false,
         highest_rung: None,
         facts: archived.host.clone(),
     };

@@ -10,6 +10,9 @@ use std::path::Path;
 
 pub fn run(args: &Args, command: &StatusArgs, draw: &Draw) -> Result<u8, Trouble> {
     let root = &args.global.root;
+    for told in super::limits::put_back(root, None) {
+        draw.talk(&told);
+    }
     let mut found = match &command.migration {
         Some(text) => vec![find(root, text)?],
         None => all(root)?,

@@ -2,6 +2,7 @@
 //!
 //! - [`CriuBinary`] finds a criu and says what it and the kernel can do.
 //! - [`Session`] is one `criu swrk` process and the socket to it; [`DumpOptions`] and [`RestoreOptions`] run on it.
+//! - [`relay`] stands between a container runtime and the CRIU that it starts.
 //! - [`pageless`] dumps everything but the pages.
 //! - [`images`] reads and writes the image files godwit has to understand; [`images::flatten()`] resolves a chain of pre-dumps.
 //! - [`log`] turns a CRIU log into a cause and a hint.
@@ -13,6 +14,7 @@ pub mod error;
 pub mod images;
 pub mod log;
 pub mod pageless;
+pub mod relay;
 pub mod restore;
 pub mod session;
 mod sys;

@@ -66,6 +66,13 @@ pub(crate) fn adopt(number: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(number) }
 }
 
+/// Takes a descriptor that this process was started with, by its number.
+pub(crate) fn inherited(number: RawFd) -> OwnedFd {
+    // SAFETY: called once, in a process that was started for this descriptor alone and owns no other of that number; a
+    // number that is not open makes the next use of it fail.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
 /// Whether the task whose `/proc/PID/pagemap` this is has guard pages (madvise(2), MADV_GUARD_INSTALL). Kernels before 6.15 do
 /// not say, and answer EINVAL.
 pub(crate) fn has_guard_pages(pagemap: &File) -> nix::Result<bool> {

@@ -4,10 +4,12 @@ use crate::error::EngineError;
 use crate::network::{NetworkPlan, NetworkState};
 use godwit_criu::DumpOptions;
 use godwit_migration::plan::Carry;
+use godwit_migration::throttle::LimitChange;
 use godwit_transfer::message::{Refusal, TreeKind};
 use godwit_transfer::wire::HeldFrames;
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A directory tree (or one file) that belongs to a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +91,39 @@ pub trait SourceContainer: Send {
     /// When the tasks cannot be read.
     fn mapped_files(&self) -> Result<HashSet<(u64, u64)>, EngineError>;
 
+    /// CPU time that all of its tasks have used until now.
+    ///
+    /// # Errors
+    /// When it has no cgroup of its own where CPU time is counted and limited: then it cannot be throttled.
+    fn cpu_time(&mut self) -> Result<Duration, EngineError> {
+        Err(EngineError::NoCpuLimit("nothing of it runs here".into()))
+    }
+
+    /// How its CPU limit would have to be changed to leave it `processors` of them, or fewer where it has a stricter limit of its
+    /// own. Touches nothing.
+    ///
+    /// # Errors
+    /// As [`SourceContainer::cpu_time`].
+    fn plan_throttle(&mut self, _processors: f64) -> Result<LimitChange, EngineError> {
+        Err(EngineError::NoCpuLimit("nothing of it runs here".into()))
+    }
+
+    /// Changes its CPU limit as planned; once more for another step.
+    ///
+    /// # Errors
+    /// When the kernel says no; then the limit is what it was.
+    fn throttle(&mut self, change: &LimitChange) -> Result<(), EngineError> {
+        Err(EngineError::NoCpuLimit(format!("`{}` is unknown", change.file.display())))
+    }
+
+    /// Gives it the limit back that it had before the first change. Idempotent.
+    ///
+    /// # Errors
+    /// When the kernel says no.
+    fn unthrottle(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// Begins to drop everything in and out of its own network namespace, and to keep what comes for it.
     ///
     /// # Errors
@@ -102,7 +137,7 @@ pub trait SourceContainer: Send {
     /// When the lock is still there.
     fn unlock_network(&mut self) -> Result<(), EngineError>;
 
-    /// Stops every task.
+    /// Stops every task, and gives it the CPU limit back that it had: none runs at it.
     ///
     /// # Errors
     /// When some task did not stop in time; then all of them run.
@@ -172,7 +207,7 @@ pub struct Shipment {
 }
 
 /// Where the images are.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RestoreRequest {
     /// CRIU's images.
     pub images: PathBuf,
@@ -191,12 +226,22 @@ pub struct Given {
 
 /// The container at the destination: made early, restored late, held until go.
 pub trait DestinationContainer: Send {
+    /// Gets as far with the restore as is possible without the images, for whose directory there is a place already. All of
+    /// its files have been here once; nothing else works in them until this returns. What fails is done in
+    /// [`DestinationContainer::restore`].
+    fn begin(&mut self, _request: &RestoreRequest) {}
+
     /// Restores the tree and holds it just before it may run. When this returns, CRIU and the runtime have ended, and it
-    /// was checked that every task is frozen.
+    /// was checked that every task is frozen. Before that `restored` may be called with the first process: every task has
+    /// its memory then, where it will be, and none runs; CRIU has still to end, which goes on beside.
     ///
     /// # Errors
     /// When it could not be restored or is not held; [`DestinationContainer::abandon`] cleans up.
-    fn restore(&mut self, request: &RestoreRequest) -> Result<Given, EngineError>;
+    fn restore(
+        &mut self,
+        request: &RestoreRequest,
+        restored: &mut dyn FnMut(i32),
+    ) -> Result<Given, EngineError>;
 
     /// Lets it run: link up, announce, unlock, replay, thaw. In the downtime.
     ///

@@ -69,6 +69,9 @@ pub enum EngineError {
         /// What is wrong.
         reason: String,
     },
+    /// It cannot be given less CPU time.
+    #[error("{0}")]
+    NoCpuLimit(String),
     /// The restored tree is not held as it must be.
     #[error("the restored container is not held: {0}")]
     NotHeld(String),

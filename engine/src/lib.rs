@@ -15,6 +15,7 @@ pub mod process;
 pub mod registry;
 pub mod runc;
 mod sys;
+pub mod throttle;
 mod tool;
 
 pub use container::{

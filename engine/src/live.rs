@@ -5,8 +5,10 @@ use crate::error::EngineError;
 use crate::freezer::{FreezeState, Freezer};
 use crate::network::{Frame, FramesByLink, Gate, Namespace, NetworkAttachment, forward};
 use crate::process;
+use crate::throttle::CpuCgroup;
 use godwit_criu::DumpOptions;
 use godwit_migration::plan::Carry;
+use godwit_migration::throttle::LimitChange;
 use godwit_transfer::wire::HeldFrames;
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
@@ -97,13 +99,22 @@ pub(crate) struct LiveContainer {
     kin: Box<dyn Kin>,
     network: Option<SourceNetwork>,
     freezer: Option<Freezer>,
+    cpu: Option<CpuCgroup>,
     /// The tasks at the freeze.
     frozen: BTreeSet<i32>,
 }
 
 impl LiveContainer {
     pub(crate) fn new(facts: Facts, carry: Carry, kin: Box<dyn Kin>, network: Option<SourceNetwork>) -> Self {
-        Self { facts, carry, kin, network, freezer: None, frozen: BTreeSet::new() }
+        Self { facts, carry, kin, network, freezer: None, cpu: None, frozen: BTreeSet::new() }
+    }
+
+    fn cpu(&mut self) -> Result<&mut CpuCgroup, EngineError> {
+        let found = match self.cpu.take() {
+            Some(cpu) => cpu,
+            None => CpuCgroup::of_pid(self.facts.pid)?,
+        };
+        Ok(self.cpu.insert(found))
     }
 
     fn freezer(&mut self) -> Result<Freezer, EngineError> {
@@ -150,6 +161,22 @@ impl SourceContainer for LiveContainer {
         process::mapped_files(&self.kin.pids()?)
     }
 
+    fn cpu_time(&mut self) -> Result<Duration, EngineError> {
+        self.cpu()?.used()
+    }
+
+    fn plan_throttle(&mut self, processors: f64) -> Result<LimitChange, EngineError> {
+        self.cpu()?.plan(processors)
+    }
+
+    fn throttle(&mut self, change: &LimitChange) -> Result<(), EngineError> {
+        self.cpu()?.throttle(change)
+    }
+
+    fn unthrottle(&mut self) -> Result<(), EngineError> {
+        self.cpu.as_mut().map_or(Ok(()), CpuCgroup::unthrottle)
+    }
+
     fn lock_network(&mut self) -> Result<(), EngineError> {
         self.network.as_mut().map_or(Ok(()), |network| Ok(network.gate.close_input()?))
     }
@@ -171,6 +198,14 @@ impl SourceContainer for LiveContainer {
         let freezer = self.freezer()?;
         if self.network.is_some() {
             let_read(self.facts.pid);
+        }
+        if self.cpu.as_ref().is_some_and(CpuCgroup::is_throttled) {
+            // a throttled task would stop late: ordered to stop, it does so with its first CPU time, and runs nothing else
+            freezer.order_freeze()?;
+            if let Err(error) = self.unthrottle() {
+                freezer.thaw()?;
+                return Err(error);
+            }
         }
         let took = freezer.freeze(FREEZE_LIMIT)?;
         // only now, for a program that runs would get an error for what it sends

@@ -6,6 +6,7 @@
 
 mod destination;
 mod oci;
+mod restoration;
 mod source;
 
 use crate::container::{DestinationContainer, Engine, OpenRequest, Shipment, SourceContainer};
@@ -18,6 +19,8 @@ use std::time::Duration;
 
 /// Name of the engine.
 pub const KIND: &str = "runc";
+/// runc's own file among CRIU's images.
+const DESCRIPTORS: &str = "descriptors.json";
 /// Time that a question to runc may take.
 const QUESTION: Duration = Duration::from_secs(20);
 
@@ -52,11 +55,14 @@ struct Recipe {
     config: serde_json::Value,
     /// Name under /run/netns that its network namespace gets.
     namespace: Option<String>,
+    /// Where its standard streams lead: what will be in `descriptors.json` of the images, which runc reads before CRIU does.
+    #[serde(default)]
+    descriptors: Option<Vec<String>>,
 }
 
 impl Runc {
     fn run(&self, args: &[&str], limit: Duration) -> Result<String, EngineError> {
-        tool::run(&self.program, args, &[], limit)
+        tool::run(&self.program, args, limit)
     }
 
     fn state(&self, name: &str) -> Result<State, EngineError> {

@@ -51,6 +51,13 @@ pub enum Verdict {
         /// Why no further round is made.
         why: String,
     },
+    /// The limit cannot be met: somebody has to say whether to switch over, and another round is made meanwhile.
+    Ask {
+        /// The downtime if the freeze came now.
+        expected: Duration,
+        /// Why the limit counts as missed.
+        why: String,
+    },
 }
 
 impl Measured {
@@ -87,8 +94,12 @@ pub fn verdict(measured: &Measured, limits: &Limits) -> Verdict {
         return Verdict::Another { expected };
     };
     match limits.on_timeout {
-        OnTimeout::Switchover => Verdict::Switchover { expected, over_limit: Some(why) },
+        OnTimeout::Switchover => {
+            let why = format!("{why}, and `--on-timeout switchover` was given");
+            Verdict::Switchover { expected, over_limit: Some(why) }
+        }
         OnTimeout::Cancel => Verdict::GiveUp { expected, why },
+        OnTimeout::Ask => Verdict::Ask { expected, why },
     }
 }
 
@@ -157,8 +168,16 @@ mod tests {
                 Limits { on_timeout: OnTimeout::Switchover, ..limits },
                 Verdict::Switchover {
                     expected: ms(500),
-                    over_limit: Some("8 pre-copy rounds were made".into()),
+                    over_limit: Some(
+                        "8 pre-copy rounds were made, and `--on-timeout switchover` was given".into(),
+                    ),
                 },
+            ),
+            (
+                "rounds run out, somebody is to say what then",
+                Measured { rounds: 8, ..measured() },
+                Limits { on_timeout: OnTimeout::Ask, ..limits },
+                Verdict::Ask { expected: ms(500), why: "8 pre-copy rounds were made".into() },
             ),
             (
                 "time runs out",
@@ -207,7 +226,9 @@ mod tests {
                 Verdict::Switchover { expected, over_limit } => {
                     prop_assert!(over_limit.is_none() && expected <= limits.max_downtime)
                 }
-                Verdict::GiveUp { expected, .. } => prop_assert!(expected > limits.max_downtime),
+                Verdict::GiveUp { expected, .. } | Verdict::Ask { expected, .. } => {
+                    prop_assert!(expected > limits.max_downtime)
+                }
             }
         }
     }

@@ -7,6 +7,7 @@
 
 use crate::id::MigrationId;
 use crate::phase::Role;
+use crate::throttle::LimitChange;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
@@ -49,6 +50,10 @@ pub enum Event {
         /// Bytes over the wire.
         wire_bytes: u64,
     },
+    /// Source: about to change the container's CPU limit.
+    Throttling(LimitChange),
+    /// Source: the CPU limit is what it was before the first change.
+    Unthrottled,
     /// Source: about to lock the network and to freeze.
     Freezing,
     /// Source: every task is frozen.
@@ -147,6 +152,7 @@ impl JournalState {
             (Planned, Event::Accepted) => Planned,
             (Planned, Event::Prepared) => PreCopy,
             (PreCopy, Event::Round { .. }) => PreCopy,
+            (PreCopy, Event::Throttling(_)) => PreCopy,
             (PreCopy, Event::Freezing) => Freezing,
             (Freezing, Event::Frozen) => Freezing,
             (Freezing, Event::Dumped) => Dumped,
@@ -157,6 +163,8 @@ impl JournalState {
             (Committed, Event::Running { .. }) => Running,
             (Running, Event::Discarded) => Running,
             (Running, Event::Completed { .. }) => Completed,
+            // whoever comes across it after a crash may be the one that does it
+            (state, Event::Unthrottled) if state != Empty => state,
             (
                 Planned | PreCopy | Freezing | Dumped | Ready | Restoring | Restored | Failed,
                 Event::Failed { .. },
@@ -192,6 +200,8 @@ impl Event {
         !matches!(
             self,
             Event::Round { .. }
+                | Event::Throttling(_)
+                | Event::Unthrottled
                 | Event::Accepted
                 | Event::Frozen
                 | Event::Dumped
@@ -264,6 +274,20 @@ impl Journal {
         // a file that is not in its directory after a power cut is no journal
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(fail)?;
         Ok(Self { file, path, state: JournalState::Empty, seq: 0, length: 0 })
+    }
+
+    /// Opens a journal that a dead process has left, to go on with it; a last line without its end is cut off.
+    ///
+    /// # Errors
+    /// As [`read`], and when it cannot be written.
+    pub fn resume(path: &Path) -> Result<Self, JournalError> {
+        let (lines, state) = read(path)?;
+        let fail = |source| JournalError::Io { path: path.to_owned(), source };
+        let text = std::fs::read(path).map_err(fail)?;
+        let length = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last as u64 + 1);
+        let file = OpenOptions::new().append(true).open(path).map_err(fail)?;
+        file.set_len(length).map_err(fail)?;
+        Ok(Self { file, path: path.to_owned(), state, seq: lines.len() as u64, length })
     }
 
     /// Appends an event; it is on disk when this returns, if its kind asks for it.
@@ -349,12 +373,22 @@ mod tests {
         }
     }
 
+    fn change() -> LimitChange {
+        LimitChange {
+            file: "/sys/fs/cgroup/web/cpu.max".into(),
+            original: "max 100000".into(),
+            now: "20000 100000".into(),
+        }
+    }
+
     fn source_path() -> Vec<Event> {
         vec![
             planned(),
             Event::Accepted,
             Event::Prepared,
             Event::Round { round: 0, wire_bytes: 1 },
+            Event::Throttling(change()),
+            Event::Unthrottled,
             Event::Freezing,
             Event::Frozen,
             Event::Dumped,
@@ -409,6 +443,22 @@ mod tests {
                 matches!(state, JournalState::Committed | JournalState::Running | JournalState::Completed);
             assert_eq!(failed.is_err(), committed, "{state:?}");
         }
+    }
+
+    #[test]
+    fn a_dead_one_s_journal_goes_on_behind_its_last_whole_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::create(&dir.path().join("m")).unwrap();
+        for event in source_path().into_iter().take(5) {
+            journal.append(event).unwrap();
+        }
+        let path = dir.path().join("m/journal");
+        let torn = std::fs::metadata(&path).unwrap().len() - 3;
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(torn).unwrap();
+        Journal::resume(&path).unwrap().append(Event::Unthrottled).unwrap();
+        let (lines, state) = read(&path).unwrap();
+        assert_eq!((lines.len(), state), (5, JournalState::PreCopy));
+        assert_eq!(lines[4].event, Event::Unthrottled);
     }
 
     #[test]

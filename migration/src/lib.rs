@@ -16,6 +16,7 @@ pub mod plan;
 pub mod prediction;
 pub mod quantity;
 pub mod report;
+pub mod throttle;
 
 pub use cancel::Cancel;
 pub use failure::{Disposition, Failure, FailureKind};

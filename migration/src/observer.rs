@@ -1,8 +1,10 @@
 //! The library reports, the command line draws.
 
 use crate::phase::{Phase, Role};
+use crate::quantity::show_duration;
 use crate::report::RoundReport;
 use serde::Serialize;
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 /// Something worth telling while a migration runs. Serialized as it is for `--json`.
@@ -46,10 +48,32 @@ pub enum Event {
     },
 }
 
+/// What somebody has to decide: the limit cannot be met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The downtime to expect.
+    pub expected: Duration,
+    /// The downtime that was accepted.
+    pub limit: Duration,
+}
+
+impl std::fmt::Display for Question {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (expected, limit) = (show_duration(self.expected), show_duration(self.limit));
+        write!(f, "expected downtime {expected}, limit {limit}: switch over all the same?")
+    }
+}
+
 /// Is told what happens.
 pub trait Observer: Send + Sync {
     /// Something happened. Must return at once: some events fall into the downtime.
     fn event(&self, event: &Event);
+
+    /// Asks somebody, and returns at once: yes or no comes later, or the sender is dropped without an answer. `None` when
+    /// there is nobody to ask.
+    fn ask(&self, _question: &Question) -> Option<Receiver<bool>> {
+        None
+    }
 
     /// A sentence for people.
     fn note(&self, text: String) {

@@ -71,6 +71,8 @@ pub enum OnTimeout {
     Cancel,
     /// Switch over all the same, and say by how much the limit was missed.
     Switchover,
+    /// Somebody is asked while further rounds go on.
+    Ask,
 }
 
 /// When rounds end.
@@ -84,6 +86,8 @@ pub struct Limits {
     pub timeout: Duration,
     /// What to do when rounds or time run out.
     pub on_timeout: OnTimeout,
+    /// Percent of its CPU time that may be taken from the container so that rounds converge: 0 (nothing) to 99.
+    pub throttle: u8,
 }
 
 impl Default for Limits {
@@ -94,6 +98,7 @@ impl Default for Limits {
             max_rounds: 8,
             timeout: Duration::from_secs(600),
             on_timeout: OnTimeout::Cancel,
+            throttle: 0,
         }
     }
 }

@@ -77,6 +77,16 @@ pub struct FillReport {
     pub restarts: u64,
 }
 
+/// CPU time that was taken from the container so that rounds converged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ThrottleReport {
+    /// The most that was taken, in percent of what it used before.
+    pub most_percent: u8,
+    /// From the first step to the freeze, or to the end of the attempt.
+    #[serde(rename = "duration_us", with = "micros")]
+    pub duration: Duration,
+}
+
 /// The whole migration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -108,6 +118,9 @@ pub struct Summary {
     /// Memory, when it was read from outside.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub memory: Option<MemoryReport>,
+    /// The CPU time that was taken from it, when it was.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub throttle: Option<ThrottleReport>,
     /// All rounds, the final one last.
     pub rounds: Vec<RoundReport>,
     /// Bytes over the wire in all.

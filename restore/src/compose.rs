@@ -2,12 +2,13 @@
 //! restored tasks as they touch them.
 
 use godwit_criu::images::{ImageError, Mapping, PE_LAZY, PE_PRESENT, Pagemap, PagemapEntry, mappings};
+use godwit_memory::destination::fill::TaskPages;
 use godwit_memory::destination::{Content, EAGER_COW_PAGES, PageStore};
 use godwit_memory::{ImageId, PAGE_SIZE, PageRun};
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::Path;
 
 /// A mapping with fewer pages is restored at once: a fault costs more than it saves.
@@ -16,8 +17,8 @@ const SMALL: u64 = 16;
 /// What the tasks get later.
 #[derive(Debug, Default)]
 pub struct Composed {
-    /// By task (in its own pid namespace): its pages in ascending order, and where they lie.
-    pub lists: Vec<(u32, Vec<(PageRun, Content)>)>,
+    /// By task.
+    pub lists: Vec<TaskPages>,
     /// Pages that CRIU puts in place.
     pub eager_pages: u64,
     /// Pages that come later.
@@ -73,12 +74,40 @@ pub fn compose(images: &Path, store: &PageStore, lazy: bool) -> Result<Composed,
     let cow_pages: u64 = cow.values().flatten().map(|run| run.pages).sum();
     let keep_shared = cow_pages <= EAGER_COW_PAGES;
     composed.unshared_pages = if keep_shared { 0 } else { cow_pages };
-    for vpid in tasks {
+    for vpid in tasks.iter().copied() {
         let of_task = maps.remove(&vpid).unwrap_or_default();
         let at_once = if keep_shared { cow.get(&vpid).map_or(&[][..], Vec::as_slice) } else { &[] };
         task(images, store, vpid, &of_task, at_once, &mut composed)?;
     }
+    if composed.lazy_pages > 0 {
+        keep_huge_pages_away(images, &tasks)?;
+    }
     Ok(composed)
+}
+
+/// Where huge pages are always used, a page that CRIU puts in place brings up to 511 others with it, which are zero: they
+/// would be there already when theirs come later. CRIU turns huge pages off until they can come no more, but only for a task
+/// whose images have a parent (mem.c, `maybe_disable_thp`). So they get one, without pages.
+fn keep_huge_pages_away(images: &Path, tasks: &[u32]) -> Result<(), ComposeError> {
+    const DIRECTORY: &str = "no-pages";
+    let unwritable = |path: &Path| {
+        let path = path.display().to_string();
+        move |source| ComposeError::Write { path, source }
+    };
+    let dir = images.join(DIRECTORY);
+    DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(unwritable(&dir))?;
+    for (vpid, pages_id) in tasks.iter().zip(1u32..) {
+        let map = Pagemap { pages_id, entries: Vec::new() };
+        map.write(&dir.join(format!("pagemap-{vpid}.img")))?;
+        let path = dir.join(map.pages_name());
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        file.map_err(unwritable(&path))?;
+    }
+    let link = images.join("parent");
+    match symlink(DIRECTORY, &link) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(unwritable(&link)(error)),
+        _ => Ok(()),
+    }
 }
 
 /// One task's pagemap and pages.
@@ -97,7 +126,7 @@ fn task(
     let unwritable = |source| ComposeError::Write { path: pages_path.display().to_string(), source };
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&pages_path);
     let mut pages = BufWriter::with_capacity(1 << 20, file.map_err(unwritable)?);
-    let mut list = Vec::new();
+    let mut list = TaskPages { vpid, ..TaskPages::default() };
     for (run, content) in store.runs(ImageId::Task(vpid), None) {
         for (piece, is_lazy) in pieces(run, maps, at_once) {
             let content = behind(content, (piece.start - run.start) / PAGE_SIZE);
@@ -110,7 +139,8 @@ fn task(
             }
             if is_lazy {
                 composed.lazy_pages += piece.pages;
-                list.push((piece, content));
+                list.first.extend(store.recent(piece, content));
+                list.pages.push((piece, content));
                 continue;
             }
             composed.eager_pages += piece.pages;
@@ -128,8 +158,8 @@ fn task(
     }
     pages.flush().map_err(unwritable)?;
     map.write(&path)?;
-    if !list.is_empty() {
-        composed.lists.push((vpid, list));
+    if !list.pages.is_empty() {
+        composed.lists.push(list);
     }
     Ok(())
 }

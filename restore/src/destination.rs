@@ -11,7 +11,6 @@ use crate::preflight;
 use crate::streams;
 use crate::trees::{Trees, TreesError, look_at};
 use godwit_criu::images::ImageError;
-use godwit_engine::freezer::process_tree;
 use godwit_engine::network::{NetworkPlan, NetworkState};
 use godwit_engine::{DestinationContainer, Engine, EngineError, RestoreRequest, Shipment};
 use godwit_migration::journal::{self, Journal, JournalError, JournalState};
@@ -381,6 +380,12 @@ impl Destination<'_> {
                 other => return Err(unexpected(&other, "a round").into()),
             };
             let before = self.wire.bytes_received();
+            if let Some(pages) = &self.job()?.pages {
+                pages.begin_round();
+            }
+            if last && round > 0 {
+                self.begin_restore()?;
+            }
             let (image_round, streams) = self.take_operations(round)?;
             let arrived = Instant::now();
             if let Some(pages) = &mut self.job()?.pages {
@@ -397,6 +402,17 @@ impl Destination<'_> {
             job.journal.append(journal::Event::Round { round, wire_bytes })?;
             self.wire.say(&Message::RoundAck { round })?;
         }
+    }
+
+    /// While the source dumps, the runtime gets ready: all files have been here once. Nothing is restored yet. Where memory
+    /// travels in CRIU's images these have their place only at the end.
+    fn begin_restore(&mut self) -> Result<(), DestinationError> {
+        let job = self.job()?;
+        if let (Some(pages), Some(container)) = (&job.pages, &mut job.container) {
+            let (images, work) = (job.images.dir_of(0), job.dir.join("work"));
+            container.begin(&RestoreRequest { images, work, lazy: pages.is_lazy() });
+        }
+        Ok(())
     }
 
     /// Applies operations until the round's end; gives the memory round that came with it, if one did, and the number of
@@ -458,9 +474,16 @@ impl Destination<'_> {
         let container =
             job.container.as_mut().ok_or_else(|| WireError::Malformed("restore before prepare".into()))?;
         let lazy = job.pages.as_ref().is_some_and(IncomingPages::is_lazy);
-        let given = container.restore(&RestoreRequest { images, work, lazy })?;
-        if let Some(pages) = &job.pages {
-            pages.fill_shared(&process_tree(given.pid))?;
+        let mut filled = None;
+        let mut fill = |root| {
+            let tried = job.pages.as_ref().map(|pages| pages.fill_shared(root));
+            filled = tried.and_then(|tried| tried.map_err(|error| tracing::info!(%error, "once more")).ok());
+        };
+        let given = container.restore(&RestoreRequest { images, work, lazy }, &mut fill)?;
+        if let Some(pages) = &job.pages
+            && !filled.is_some_and(|filled| pages.is_filled(given.pid, &filled))
+        {
+            pages.fill_shared(given.pid)?;
         }
         self.wire.check_cancel()?;
         let job = self.job()?;

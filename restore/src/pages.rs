@@ -2,11 +2,14 @@
 
 use crate::compose::{ComposeError, Composed, compose};
 use crate::streams::{PageReceiver, StreamError};
+use godwit_engine::freezer::process_tree;
 use godwit_memory::SharedObject;
 use godwit_memory::destination::fill::{FillError, Filler};
-use godwit_memory::destination::{PageStore, SharedError, StoreError, fill_shared};
+use godwit_memory::destination::{
+    PageStore, SharedError, SharedFilled, StoreError, fill_shared, is_still_shared,
+};
 use godwit_migration::report::FillReport;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -84,6 +87,11 @@ impl IncomingPages {
         Ok(())
     }
 
+    /// A round begins.
+    pub fn begin_round(&self) {
+        self.store.begin_round();
+    }
+
     /// What the tasks share.
     pub fn expect_shared(&mut self, objects: Vec<SharedObject>) {
         self.objects = objects;
@@ -106,7 +114,7 @@ impl IncomingPages {
             compose(images, &self.store, self.filler.is_some())?;
         tracing::debug!(eager_pages, lazy_pages, unshared_pages, "images composed");
         if let Some(filler) = &self.filler {
-            filler.give(lists)?;
+            filler.give(&lists)?;
         }
         Ok(())
     }
@@ -116,16 +124,17 @@ impl IncomingPages {
         self.filler.is_some()
     }
 
-    /// Fills what the held tasks share, and checks every object.
+    /// Fills what the tasks of a tree share, and checks every object. None of them may run; CRIU may still be at work, if
+    /// [`IncomingPages::is_filled`] is asked afterwards. Touches no task when there is nothing to be filled.
     ///
     /// # Errors
     /// When one of them is not there, or not whole afterwards.
-    pub fn fill_shared(&self, tasks: &BTreeSet<i32>) -> Result<(), PagesError> {
+    pub fn fill_shared(&self, root: i32) -> Result<Vec<SharedFilled>, PagesError> {
         if self.objects.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let by_vpid: BTreeMap<u32, i32> =
-            tasks.iter().filter_map(|pid| Some((innermost_pid(*pid)?, *pid))).collect();
+        let by_vpid = by_vpid(root);
+        let mut all = Vec::with_capacity(self.objects.len());
         for object in &self.objects {
             let filled = fill_shared(&self.store, object, |vpid| by_vpid.get(&vpid).copied());
             let filled = filled.map_err(|source| PagesError::Shared {
@@ -134,8 +143,23 @@ impl IncomingPages {
                 source,
             })?;
             tracing::debug!(?filled, name = object.name, "shared object filled");
+            all.push(filled);
         }
-        Ok(())
+        Ok(all)
+    }
+
+    /// Whether the tasks of a held tree share just the objects that were filled.
+    pub fn is_filled(&self, root: i32, filled: &[SharedFilled]) -> bool {
+        if self.objects.is_empty() {
+            return true;
+        }
+        let by_vpid = by_vpid(root);
+        self.objects.len() == filled.len()
+            && self
+                .objects
+                .iter()
+                .zip(filled)
+                .all(|(object, filled)| is_still_shared(object, filled, |vpid| by_vpid.get(&vpid).copied()))
     }
 
     /// The tasks run.
@@ -169,6 +193,11 @@ impl IncomingPages {
 /// godwit itself, also when its file was replaced meanwhile.
 fn handler() -> PathBuf {
     std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| "/proc/self/exe".into())
+}
+
+/// The tasks of a tree by what they call themselves.
+fn by_vpid(root: i32) -> BTreeMap<u32, i32> {
+    process_tree(root).into_iter().filter_map(|pid| Some((innermost_pid(pid)?, pid))).collect()
 }
 
 /// The last number of `NSpid` in /proc/PID/status (proc_pid_status(5)): what the task calls itself.

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 const ADDRESS: &str = "10.77.0.100";
 
 /// Takes its bed down, whatever happens.
-struct OldHosts;
+pub struct OldHosts;
 
 impl OldHosts {
     fn testbed(args: &[&str]) -> Command {
@@ -18,15 +18,25 @@ impl OldHosts {
         command
     }
 
+    /// Brings it up, with the program under test in it.
+    pub fn up() -> Self {
+        Self::must(&["up", "--cgroup", "v1"]);
+        let up = Self;
+        Self::must(&["push", &crate::bed::binary().to_string_lossy(), "/usr/local/bin/godwit"]);
+        up
+    }
+
+    /// `scripts/testbed` with some arguments; its output. It must succeed.
     #[track_caller]
-    fn must(args: &[&str]) -> String {
+    pub fn must(args: &[&str]) -> String {
         let said = said(&Self::testbed(args).output().unwrap());
         assert_eq!(said.code, 0, "{args:?}: {}{}", said.out, said.err);
         said.out.trim().to_owned()
     }
 
+    /// Runs a shell script in a host; its output. It must succeed.
     #[track_caller]
-    fn sh(host: &str, script: &str) -> String {
+    pub fn sh(host: &str, script: &str) -> String {
         Self::must(&["exec", host, "timeout", "--kill-after=5", "100", "sh", "-c", script])
     }
 }
@@ -41,9 +51,7 @@ impl Drop for OldHosts {
 fn redis_moves_between_hosts_with_the_old_freezer() {
     // the other bed first: it says whether test hosts can be had at all, and keeps other tests off the processors
     let Some(_others_wait) = crate::bed::bed() else { return };
-    OldHosts::must(&["up", "--cgroup", "v1"]);
-    let _down = OldHosts;
-    OldHosts::must(&["push", &crate::bed::binary().to_string_lossy(), "/usr/local/bin/godwit"]);
+    let _down = OldHosts::up();
     OldHosts::sh("src", &format!("testbed-container create old {ADDRESS} --ram 8"));
     let digest = || OldHosts::sh("client", &format!("timeout 10 redis-cli -h {ADDRESS} debug digest"));
     let before = digest();

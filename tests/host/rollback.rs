@@ -73,10 +73,15 @@ fn begin_migrate<'a>(bed: &'a Bed, environment: &[&str], more: &[&str]) -> Backg
     Background::migrate(bed, environment, &[MOVE, more].concat())
 }
 
-/// Puts a script in the place of runc at the destination; gives the environment that makes godwit use it there.
+/// Whether the images have come; godwit starts runc before.
+const IMAGES_ARE_THERE: &str = "ls /var/lib/godwit/migrations/*/images/*/core-1.img > /dev/null 2>&1";
+
+/// Puts a script in the place of runc at the destination; gives the environment that makes godwit use it there. Begun early
+/// it fails: what is done `at_restore` comes when the images are there.
 fn runc_there(bed: &Bed, at_restore: &str) -> String {
-    let script =
-        format!("#!/bin/sh\ncase \" $* \" in *\" restore \"*) {at_restore};; esac\nexec runc \"$@\"\n");
+    let script = format!(
+        "#!/bin/sh\ncase \" $* \" in *\" restore \"*) {IMAGES_ARE_THERE} || exit 1; {at_restore};; esac\nexec runc \"$@\"\n"
+    );
     bed.write(DST, "/root/test-runc", &script);
     "GODWIT_REMOTE_COMMAND=env GODWIT_RUNC=/root/test-runc godwit receive --stdio".into()
 }
@@ -223,6 +228,31 @@ fn the_destination_dies_under_the_freeze() {
     let none_or_held = "cd /sys/fs/cgroup/stay 2> /dev/null || exit 0
         [ -z \"$(cat cgroup.procs)\" ] || grep -q 1 cgroup.freeze";
     assert!(bed.holds(DST, none_or_held), "it runs there, too");
+    attempt.end();
+}
+
+#[test]
+fn the_destination_dies_before_its_images_are_there() {
+    let Some(bed) = bed() else { return };
+    let attempt = Attempt::begin(&bed);
+    // the dump takes so long that runc waits for its images
+    bed.write(
+        SRC,
+        "/root/test-criu",
+        "#!/bin/sh\ncase \" $* \" in *swrk*) sleep 2;; esac\nexec criu \"$@\"\n",
+    );
+    let running = begin_migrate(&bed, &["GODWIT_CRIU=/root/test-criu"], ANY_DOWNTIME);
+    let waits = "[ -n \"$(cat /sys/fs/cgroup/stay/cgroup.procs 2> /dev/null)\" ]";
+    bed.sh(DST, &format!("timeout 60 sh -c 'until {waits}; do sleep 0.05; done'; pgrep -x runc"));
+    assert!(
+        !bed.holds(DST, "ls /var/lib/godwit/migrations/*/images/*/core-1.img"),
+        "the images came already"
+    );
+    bed.sh(DST, "pkill -KILL -x godwit");
+    let said = running.finish();
+    attempt.assert_runs_here(&said, 1);
+    bed.sh(DST, "timeout 10 sh -c 'while pgrep -x \"runc|criu\"; do sleep 0.1; done'");
+    assert_eq!(bed.sh(DST, "runc list -q"), "", "runc has given up");
     attempt.end();
 }
 

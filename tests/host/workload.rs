@@ -3,10 +3,8 @@
 use crate::bed::{Bed, DST, SRC, Said};
 use crate::container::assert_runs_only_on;
 use crate::godwit::godwit_with;
+use crate::program::PROGRAM;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::LazyLock;
 
 /// One or more of them that move together. They go with this.
 pub struct Workload<'a> {
@@ -20,20 +18,6 @@ pub struct Workload<'a> {
     parts: usize,
     checks: usize,
 }
-
-/// The program as it is in this tree; `GODWIT_WORKLOAD_BIN` may name one that is built already.
-static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
-    if let Some(path) = std::env::var_os("GODWIT_WORKLOAD_BIN") {
-        return path.into();
-    }
-    let repository = env!("CARGO_MANIFEST_DIR");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--release", "--locked", "--package", "godwit-workload"]).current_dir(repository);
-    let built = cargo.output().unwrap();
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    let directory = Path::new(env!("CARGO_BIN_EXE_godwit")).ancestors().nth(2).unwrap();
-    directory.join("release/godwit-workload")
-});
 
 /// Puts the program into both hosts.
 pub fn push(bed: &Bed) {

@@ -13,12 +13,13 @@ use godwit_engine::container::{
 use godwit_memory::source::{MemoryError, PageSink, RoundStats};
 use godwit_memory::{ImageId, PageRun, SharedObject};
 use godwit_migration::journal;
+use godwit_migration::throttle::LimitChange;
 use godwit_transfer::Refusal;
 use godwit_transfer::wire::HeldFrames;
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The engine's kind.
 pub const ENGINE: &str = "fake";
@@ -27,6 +28,9 @@ pub const PID: i32 = 4242;
 const MAP: &str = "pagemap-1.img";
 /// What each step under the freeze takes at least, so that its part of the downtime can be told.
 pub const STEP: Duration = Duration::from_millis(1);
+
+/// Where the CPU limit of the container would be, and what is there before anybody changes it.
+const CPU_LIMIT: (&str, &str) = ("/fake/cpu.max", "max 100");
 
 /// Writes images as CRIU would: with `before`, pages that did not change are left to the parent.
 fn write_images(dir: &Path, before: Option<&Memory>, now: &Memory) {
@@ -205,6 +209,8 @@ impl PageReader for Reader {
 pub struct Source {
     pub witness: Arc<Witness>,
     pub facts: Facts,
+    /// Since when it keeps one processor busy.
+    pub since: Instant,
 }
 
 impl SourceContainer for Source {
@@ -233,6 +239,38 @@ impl SourceContainer for Source {
     fn mapped_files(&self) -> Result<HashSet<(u64, u64)>, EngineError> {
         self.witness.enter("source.mapped_files")?.beat();
         Ok(HashSet::new())
+    }
+
+    fn cpu_time(&mut self) -> Result<Duration, EngineError> {
+        drop(self.witness.enter("source.cpu_time")?);
+        Ok(self.since.elapsed())
+    }
+
+    fn plan_throttle(&mut self, processors: f64) -> Result<LimitChange, EngineError> {
+        drop(self.witness.enter("source.plan_throttle")?);
+        let (file, original) = CPU_LIMIT;
+        let now = format!("{} 100", (processors * 100.0).round());
+        Ok(LimitChange { file: file.into(), original: original.into(), now })
+    }
+
+    fn throttle(&mut self, change: &LimitChange) -> Result<(), EngineError> {
+        let mut world = self.witness.enter("source.throttle")?;
+        let runs = world.source_runs;
+        world.must(runs, "throttled under the freeze");
+        let (lines, _) = journal::read(&world.source_journal).unwrap();
+        let last = lines.last().map(|line| line.event.clone());
+        world.must(
+            last == Some(journal::Event::Throttling(change.clone())),
+            "throttled before it was written down",
+        );
+        world.must(change.original == CPU_LIMIT.1, "the limit of an earlier step counts as the original");
+        world.cpu_limit = change.now.split(' ').next().unwrap().parse().ok();
+        Ok(())
+    }
+
+    fn unthrottle(&mut self) -> Result<(), EngineError> {
+        self.witness.enter("source.unthrottle")?.cpu_limit = None;
+        Ok(())
     }
 
     fn lock_network(&mut self) -> Result<(), EngineError> {
@@ -276,6 +314,8 @@ impl SourceContainer for Source {
         let mut world = self.witness.enter("source.verify_frozen")?;
         let frozen = !world.source_runs;
         world.must(frozen, "it runs where it was to be frozen");
+        let throttled = world.cpu_limit.is_some();
+        world.must(!throttled, "it goes on with another CPU limit than it had");
         Ok(())
     }
 
@@ -359,7 +399,11 @@ impl Engine for FakeEngine {
 struct Destination(Arc<Witness>);
 
 impl DestinationContainer for Destination {
-    fn restore(&mut self, request: &RestoreRequest) -> Result<Given, EngineError> {
+    fn restore(
+        &mut self,
+        request: &RestoreRequest,
+        _restored: &mut dyn FnMut(i32),
+    ) -> Result<Given, EngineError> {
         let mut world = self.0.enter("destination.restore")?;
         let memory = read_images(&request.images).map_err(EngineError::NotHeld)?;
         // a source that has given up meanwhile runs on already: harmless, since what is restored here is held

@@ -4,6 +4,8 @@
 //! - `phases`: what is called in which order, rounds, downtime, equal files and memory at the end.
 //! - `failures`: every step fails once, the link breaks everywhere, Ctrl-C comes at every moment: at most one side ever
 //!   runs, and the journals say which.
+//! - `throttle`: CPU time that is taken comes back, whatever happens.
+//! - `question`: switching over beyond the limit is for somebody to say.
 //! - `cli`: flags, errors and exit codes of the binary.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // a test that cannot go on has failed; a skip says why
@@ -13,5 +15,7 @@ mod failures;
 mod fake;
 mod link;
 mod phases;
+mod question;
 mod stage;
+mod throttle;
 mod world;

@@ -2,14 +2,14 @@
 
 use crate::fake::{Criu, ENGINE, FakeEngine, Reader, Source};
 use crate::link::{Cut, Link, Marks};
-use crate::world::{Then, Trap, Witness};
+use crate::world::{BUSY, Then, Trap, Witness};
 use godwit_checkpoint::PageReader;
 use godwit_checkpoint::{Job, Order, Parties, Plan, migrate};
 use godwit_engine::container::{Facts, Tree};
 use godwit_engine::network::NetworkPlan;
 use godwit_migration::journal::{self, Event as Wrote, Journal, JournalState, Line};
 use godwit_migration::lock::lock_container;
-use godwit_migration::observer::Event;
+use godwit_migration::observer::{Event, Question};
 use godwit_migration::plan::{Carry, Limits, OnTimeout, Restoration, Strategy, Tracker};
 use godwit_migration::report::Summary;
 use godwit_migration::{Cancel, Disposition, Failure, MigrationId, Observer, Phase, Role};
@@ -17,8 +17,24 @@ use godwit_restore::{Host, Outcome, receive};
 use godwit_transfer::tree::equal_digest;
 use godwit_transfer::{Compression, Descriptors, HostFacts, Refusal, Transport, TreeKind, Wire};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+/// What happens when it is asked whether to switch over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// There is nobody to ask.
+    Nobody,
+    /// Somebody answers.
+    Says(bool),
+    /// Somebody was there, and leaves.
+    Leaves,
+    /// No answer; the container is busy no more.
+    CalmsDown,
+    /// No answer; Ctrl-C.
+    Interrupts,
+}
 
 /// How a migration is to go.
 #[derive(Clone, Debug)]
@@ -45,6 +61,10 @@ pub struct Play {
     pub bulk: usize,
     /// Bytes a second at most; 0 is no limit.
     pub bandwidth: u64,
+    /// The container writes more than the link carries.
+    pub busy: bool,
+    /// Who answers at the source.
+    pub answer: Answer,
     /// In the midst of the bulk the destination stops reading for a while, and Ctrl-C comes at the source.
     pub interrupt_when_full: bool,
 }
@@ -72,6 +92,8 @@ impl Play {
             locked_there: false,
             bulk: 0,
             bandwidth: 0,
+            busy: false,
+            answer: Answer::Nobody,
             interrupt_when_full: false,
         }
     }
@@ -94,6 +116,14 @@ impl Play {
     /// As [`Play::pages`], over two connections of their own.
     pub fn pages_by_themselves() -> Self {
         Self::pages(3)
+    }
+
+    /// A container that writes 4 MiB again and again over a link that carries 20 MiB/s, and may be throttled.
+    pub fn busy() -> Self {
+        let mut play = Self { busy: true, bandwidth: 20 << 20, ..Self::pages(1) };
+        play.limits =
+            Limits { max_downtime: Duration::from_millis(200), max_rounds: 5, throttle: 60, ..play.limits };
+        play
     }
 
     /// Everything under one freeze.
@@ -157,9 +187,29 @@ struct Notes {
     me: Role,
     interrupt: Option<(Role, Phase)>,
     cancel: Cancel,
+    answer: Answer,
+    /// Whose answer does not come.
+    silent: Mutex<Option<Sender<bool>>>,
+    witness: Arc<Witness>,
 }
 
 impl Observer for Notes {
+    fn ask(&self, question: &Question) -> Option<Receiver<bool>> {
+        self.told.lock().unwrap().push((self.me, format!("question: {question}")));
+        let (say, answer) = channel();
+        match self.answer {
+            Answer::Nobody => return None,
+            Answer::Says(yes) => say.send(yes).unwrap(),
+            Answer::Leaves => {}
+            Answer::CalmsDown => self.witness.look().busy = false,
+            Answer::Interrupts => self.cancel.raise(),
+        }
+        if matches!(self.answer, Answer::CalmsDown | Answer::Interrupts) {
+            *self.silent.lock().unwrap() = Some(say);
+        }
+        Some(answer)
+    }
+
     fn event(&self, event: &Event) {
         let text = match event {
             Event::Phase { phase, event, .. } => format!("{phase} {event}"),
@@ -187,12 +237,12 @@ fn host_facts(host: &str) -> HostFacts {
     HostFacts { host: host.into(), kernel: "6.1".into(), criu: 40200, cpu_flags: vec!["sse2".into()] }
 }
 
-fn container_facts(volume: &Path, there: &Path) -> Facts {
+fn container_facts(volume: &Path, there: &Path, memory_bytes: u64) -> Facts {
     Facts {
         engine: ENGINE,
         name: "web".into(),
         pid: 1,
-        memory_bytes: 64 << 10,
+        memory_bytes,
         trees: vec![Tree {
             kind: TreeKind::Volume,
             path: there.into(),
@@ -226,12 +276,16 @@ pub fn play(play: Play) -> Ended {
     let id = MigrationId::generate().unwrap();
     let job = Job::new(&roots.0, id.clone());
     let witness = Arc::new(Witness::new(volumes.clone(), job.dir.join("journal"), play.traps.clone()));
+    witness.look().busy = play.busy;
     let told = Arc::new(Mutex::new(Vec::new()));
     let notes = |me, cancel: &Cancel| Notes {
         told: told.clone(),
         me,
         interrupt: play.interrupt,
         cancel: cancel.clone(),
+        answer: play.answer,
+        silent: Mutex::new(None),
+        witness: witness.clone(),
     };
     let (source_notes, destination_notes) =
         (notes(Role::Source, &play.source_cancel), notes(Role::Destination, &play.destination_cancel));
@@ -259,8 +313,9 @@ pub fn play(play: Play) -> Ended {
         });
         let wire = Wire::open(Box::new(source_link), play.source_cancel.clone(), Duration::from_secs(5));
         let source = wire.ok().map(|wire| {
-            let container =
-                Source { witness: witness.clone(), facts: container_facts(&volumes.0, &volumes.1) };
+            let memory_bytes = (64 << 10) + if play.busy { BUSY * 4096 } else { 0 };
+            let facts = container_facts(&volumes.0, &volumes.1, memory_bytes);
+            let container = Source { witness: witness.clone(), facts, since: Instant::now() };
             let criu = Criu::new(witness.clone());
             let journal = begin(&job);
             let plan = plan_of(&play);
@@ -350,6 +405,7 @@ fn plan_of(play: &Play) -> Plan {
         connections: play.connections,
         compress: Compression::None,
         restoration: Restoration::Auto,
+        gentle: true,
         highest_rung: None,
         facts: host_facts("here"),
     }
@@ -398,6 +454,7 @@ impl Ended {
         );
         assert!(world.violations.is_empty(), "{:#?}\n{context}", world.violations);
         assert!(!(world.source_runs && world.destination_runs), "it runs on both sides\n{context}");
+        assert_eq!(world.cpu_limit, None, "it is still throttled\n{context}");
         assert!(self.took < Duration::from_secs(5), "it took {:?}\n{context}", self.took);
         let source_state = self.source_journal.as_ref().map(|journal| journal.1);
         let destination_state = self.destination_journal.as_ref().map(|journal| journal.1);

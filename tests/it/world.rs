@@ -10,6 +10,9 @@ use std::sync::{Mutex, MutexGuard};
 /// Pages by their number: what the container has in memory.
 pub type Memory = BTreeMap<u64, u64>;
 
+/// Pages that a busy container writes again and again, when it has all of its CPU time.
+pub const BUSY: u64 = 1024;
+
 /// Pages of a flood: more than the 64 MiB that are kept beyond what a container has.
 const FLOOD: u64 = 20_000;
 
@@ -58,6 +61,10 @@ pub struct World {
     pub held: Option<Memory>,
     /// It runs there.
     pub destination_runs: bool,
+    /// It writes more than the link carries.
+    pub busy: bool,
+    /// Percent of a processor that it is limited to.
+    pub cpu_limit: Option<u64>,
     /// What the container has in memory, wherever it is.
     pub memory: Memory,
     /// What the container writes into while it runs.
@@ -144,6 +151,10 @@ impl World {
         let beat = self.beats;
         self.memory.insert(beat % 24, 1000 + beat);
         self.memory.insert(100 + beat % 3, 2000 + beat);
+        if self.busy {
+            let pages = BUSY * self.cpu_limit.unwrap_or(100).min(100) / 100;
+            self.memory.extend((10_000..10_000 + pages).map(|page| (page, page << 20 | beat)));
+        }
         std::fs::write(self.volume.join("counter"), format!("{beat}\n")).unwrap();
         std::fs::write(self.volume.join(format!("log-{}", beat % 5)), vec![beat as u8; 3000]).unwrap();
     }

@@ -1,7 +1,9 @@
-//! Two virtual machines and a client, driven by `scripts/testbed`.
+//! Two virtual machines and a client, driven by `scripts/testbed`. Each test has its own, one after the other.
 
+use crate::program::PROGRAM;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Where the container comes from.
@@ -14,7 +16,10 @@ const LIMIT: &str = "400";
 /// The machines are up as long as this lives.
 pub struct Machines {
     was_up: bool,
+    _alone: MutexGuard<'static, ()>,
 }
+
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Boots the machines; `None` when they cannot be had, after saying why.
 pub fn machines() -> Option<Machines> {
@@ -44,21 +49,28 @@ fn boot() -> Result<Machines, String> {
     if !nix::unistd::Uid::effective().is_root() {
         return Err("the virtual machines need root".into());
     }
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let was_up = testbed(&["path"]).output().is_ok_and(|output| output.status.success());
-    let machines = Machines { was_up };
+    let machines = Machines { was_up, _alone: alone };
     let up = testbed(&["up"]).output().map_err(|error| format!("scripts/testbed cannot be run: {error}"))?;
     if !up.status.success() {
         return Err(format!("scripts/testbed up failed: {}", String::from_utf8_lossy(&up.stderr).trim()));
     }
     let binary =
         std::env::var_os("GODWIT_BIN").map_or_else(|| env!("CARGO_BIN_EXE_godwit").into(), PathBuf::from);
-    let pushed = testbed(&["push", &binary.to_string_lossy(), "/usr/local/bin/godwit"]).output();
-    match pushed {
-        Ok(output) if output.status.success() => {}
-        other => return Err(format!("`{}` could not be put into the machines: {other:?}", binary.display())),
+    for (file, place) in [(&binary, "/usr/local/bin/godwit"), (&*PROGRAM, "/usr/local/bin/godwit-workload")] {
+        match testbed(&["push", &file.to_string_lossy(), place]).output() {
+            Ok(output) if output.status.success() => {}
+            other => {
+                return Err(format!("`{}` could not be put into the machines: {other:?}", file.display()));
+            }
+        }
     }
     for host in [SRC, DST] {
-        machines.sh(host, "testbed-container remove vmt > /dev/null 2>&1; rm -rf /var/lib/godwit/*; true");
+        machines.sh(
+            host,
+            "testbed-container remove vmt; ip netns del godwit-vmt; rm -rf /var/lib/godwit/*; true",
+        );
     }
     Ok(machines)
 }

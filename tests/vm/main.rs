@@ -5,7 +5,13 @@
 //! `scripts/testbed`. What cannot be run says why; with `GODWIT_REQUIRE=all` it fails.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod chaos;
+mod kernels;
 mod machines;
+#[path = "../host/program.rs"]
+mod program;
+mod versions;
+mod workload;
 
 use machines::{DST, Machines, SRC, machines};
 use serde_json::Value;
@@ -29,7 +35,7 @@ fn digest(machines: &Machines) -> String {
     digest
 }
 
-/// One test and not several: a pair of machines takes long to boot, and each step needs the one before.
+/// One test and not several: each step needs the one before.
 #[test]
 fn redis_moves_there_and_back_with_every_tracker_of_this_kernel() {
     let Some(machines) = machines() else { return };

@@ -16,6 +16,7 @@ mod settings;
 mod sys;
 mod table;
 mod team;
+mod without;
 
 use args::Args;
 use settings::Settings;
@@ -36,6 +37,8 @@ godwit-workload: uses memory, and checks all of it when asked
       children that share their parent's memory copy-on-write, and write parts of it
   godwit-workload special KIND --dir DIR [--size MIB] [--rate N] [--file FILE]
       memory of one kind
+  godwit-workload without pagemap-scan|userfaultfd COMMAND…
+      runs a command as on a kernel that lacks this
   godwit-workload bench-table [--json] < LINES
       what the lines of scripts/bench come to
 
@@ -47,6 +50,9 @@ of JSON of each process. `pass` is true when no page is bad and no system call f
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     let command = words.next().unwrap_or_default();
+    if command == "without" {
+        return without::run(words);
+    }
     let done = Args::parse(words, &["no-direct", "json"]).and_then(|args| run(&command, args));
     match done {
         Ok(code) => code,

@@ -34,6 +34,8 @@ const OWN_TRACES: u64 = 64;
 pub struct Ladder {
     /// The highest rung there is, to begin with.
     top: Rung,
+    /// The highest that is wanted.
+    max: Rung,
     /// The rungs that there are not, and why.
     missing: Vec<(Rung, String)>,
     preload: Option<Preload>,
@@ -90,6 +92,7 @@ impl Ladder {
         let version = criu.version()?;
         let mut ladder = Ladder {
             top: Rung::Plain,
+            max,
             missing: Vec::new(),
             preload: None,
             frame: Frame::of(version),
@@ -220,7 +223,9 @@ impl Ladder {
         let before = names_in(&options.images_dir)?;
         let frozen = Frozen::look(options.pid);
         let mut rung = self.top;
-        let mut fell = Vec::new();
+        let wanted = self.max..self.top;
+        let mut fell: Vec<_> =
+            self.missing.iter().filter(|(missing, _)| wanted.contains(missing)).cloned().collect();
         let refused = Cell::new(false);
         let mut notify = |question: &Notify| {
             let answer = notify(question);

@@ -96,7 +96,11 @@ impl BareArrival {
 }
 
 impl DestinationContainer for BareArrival {
-    fn restore(&mut self, request: &RestoreRequest) -> Result<Given, EngineError> {
+    fn restore(
+        &mut self,
+        request: &RestoreRequest,
+        _restored: &mut dyn FnMut(i32),
+    ) -> Result<Given, EngineError> {
         let cgroup = self.cgroup.as_ref().ok_or_else(|| EngineError::NotHeld("its cgroup is gone".into()))?;
         let (dir, freezer) = (cgroup.dir.clone(), cgroup.freezer()?);
         // from the first moment on: a restore that fails half way may leave tasks there

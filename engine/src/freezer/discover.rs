@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::tree::process_tree;
 use super::{Freezer, FreezerError, Result, pids_below};
 
-/// A cgroup hierarchy with a freezer, where it is mounted here.
+/// A cgroup hierarchy with a controller, where it is mounted here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Hierarchy {
     pub(super) mount: PathBuf,
@@ -16,11 +16,27 @@ pub(super) struct Hierarchy {
     v2: bool,
 }
 
+/// The controller that freezes.
+const FREEZER: &str = "freezer";
+
 /// See [`Freezer::of_pid`]. Processes of `ignored` do not count as others.
 pub(super) fn of_pid(pid: i32, ignored: &BTreeSet<i32>) -> Result<Freezer> {
+    // every cgroup but a root has the file, of one version or the other
+    let any = ["freezer.state", "cgroup.freeze"];
+    Freezer::at(own_dir(pid, FREEZER, &any, ignored)?)
+}
+
+/// The cgroup that holds the tree of `pid` and nothing else, of cgroup2 or else of the v1 hierarchy of `controller`, where it
+/// has one of `files`.
+pub(crate) fn own_dir(
+    pid: i32,
+    controller: &str,
+    files: &[&str],
+    ignored: &BTreeSet<i32>,
+) -> Result<PathBuf> {
     let tree = process_tree(pid);
     let mut refusal = FreezerError::NoOwnCgroup(pid);
-    for (hierarchy, path) in own_cgroups(pid)? {
+    for (hierarchy, path) in cgroups_with(pid, controller)? {
         let dir = hierarchy.mount.join(path.trim_start_matches('/'));
         if dir == hierarchy.mount || !dir.is_dir() {
             continue;
@@ -34,7 +50,10 @@ pub(super) fn of_pid(pid: i32, ignored: &BTreeSet<i32>) -> Result<Freezer> {
             others.retain(|other| !tree.contains(other) && Path::new(&format!("/proc/{other}")).exists());
         }
         if others.is_empty() {
-            return Freezer::at(dir);
+            if files.iter().any(|file| dir.join(file).exists()) {
+                return Ok(dir);
+            }
+            continue;
         }
         refusal = FreezerError::Shared { pid, dir, others };
     }
@@ -62,7 +81,12 @@ pub(super) fn mount_of(dir: &Path) -> Result<PathBuf> {
 
 /// The hierarchies mounted here that can freeze: cgroup2 first.
 pub(super) fn hierarchies() -> Result<Vec<Hierarchy>> {
-    let mut all = parse_mounts(&read(Path::new("/proc/self/mountinfo"))?);
+    hierarchies_with(FREEZER)
+}
+
+/// The hierarchies mounted here that can have a controller: cgroup2 first.
+fn hierarchies_with(controller: &str) -> Result<Vec<Hierarchy>> {
+    let mut all = parse_mounts(&read(Path::new("/proc/self/mountinfo"))?, controller);
     all.sort_by_key(|hierarchy| !hierarchy.v2);
     Ok(all)
 }
@@ -73,15 +97,19 @@ impl Hierarchy {
     }
 }
 
-/// The cgroup of `pid` in each hierarchy, relative to its mount.
+/// The cgroup of `pid` in each hierarchy that can freeze, relative to its mount.
 pub(super) fn own_cgroups(pid: i32) -> Result<Vec<(Hierarchy, String)>> {
-    let paths = parse_paths(&read(Path::new(&format!("/proc/{pid}/cgroup")))?);
+    cgroups_with(pid, FREEZER)
+}
+
+fn cgroups_with(pid: i32, controller: &str) -> Result<Vec<(Hierarchy, String)>> {
+    let paths = parse_paths(&read(Path::new(&format!("/proc/{pid}/cgroup")))?, controller);
     let of = |hierarchy: Hierarchy| {
-        let path = if hierarchy.v2 { paths.v2.clone() } else { paths.freezer.clone() }?;
+        let path = if hierarchy.v2 { paths.v2.clone() } else { paths.v1.clone() }?;
         let below = strip_root(&path, &hierarchy.root)?.to_owned();
         Some((hierarchy, below))
     };
-    Ok(hierarchies()?.into_iter().filter_map(of).collect())
+    Ok(hierarchies_with(controller)?.into_iter().filter_map(of).collect())
 }
 
 /// `path` relative to the mounted cgroup `root`; none when it lies outside and so is not visible.
@@ -94,11 +122,11 @@ fn strip_root<'a>(path: &'a str, root: &str) -> Option<&'a str> {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Paths {
     v2: Option<String>,
-    freezer: Option<String>,
+    v1: Option<String>,
 }
 
 /// `/proc/PID/cgroup`: `ID:CONTROLLERS:PATH` (cgroups(7)).
-fn parse_paths(text: &str) -> Paths {
+fn parse_paths(text: &str, controller: &str) -> Paths {
     let mut paths = Paths::default();
     for line in text.lines() {
         let mut fields = line.splitn(3, ':');
@@ -107,8 +135,8 @@ fn parse_paths(text: &str) -> Paths {
         };
         if id == "0" && controllers.is_empty() {
             paths.v2 = Some(path.into());
-        } else if controllers.split(',').any(|c| c == "freezer") {
-            paths.freezer = Some(path.into());
+        } else if controllers.split(',').any(|c| c == controller) {
+            paths.v1 = Some(path.into());
         }
     }
     paths
@@ -116,7 +144,7 @@ fn parse_paths(text: &str) -> Paths {
 
 /// `/proc/PID/mountinfo` (proc_pid_mountinfo(5)): fields 4 (root) and 5 (mount point), after ` - ` the type and the
 /// options of the superblock.
-fn parse_mounts(text: &str) -> Vec<Hierarchy> {
+fn parse_mounts(text: &str, controller: &str) -> Vec<Hierarchy> {
     let parse = |line: &str| {
         let (mount, filesystem) = line.split_once(" - ")?;
         let mut mount = mount.split(' ').skip(3);
@@ -124,7 +152,7 @@ fn parse_mounts(text: &str) -> Vec<Hierarchy> {
         let mut filesystem = filesystem.split(' ');
         let (kind, options) = (filesystem.next()?, filesystem.nth(1)?);
         let v2 = kind == "cgroup2";
-        let v1 = kind == "cgroup" && options.split(',').any(|o| o == "freezer");
+        let v1 = kind == "cgroup" && options.split(',').any(|o| o == controller);
         (v1 || v2).then(|| Hierarchy { mount: point.into(), root, v2 })
     };
     text.lines().filter_map(parse).collect()
@@ -149,7 +177,7 @@ mod tests {
             37 31 0:34 / /sys/fs/cgroup/freezer rw,relatime - cgroup cgroup rw,freezer\n\
             40 31 0:37 / /sys/fs/cgroup/systemd rw shared:9 - cgroup cgroup rw,name=systemd\n\
             41 31 0:38 /inner /sys/fs/cgroup/uni\\040fied rw shared:10 - cgroup2 cgroup2 rw\n";
-        let found = parse_mounts(mounts);
+        let found = parse_mounts(mounts, FREEZER);
         assert_eq!(found.len(), 2);
         assert!(!found[0].v2 && found[0].mount == Path::new("/sys/fs/cgroup/freezer"));
         assert!(
@@ -161,8 +189,13 @@ mod tests {
 
     #[test]
     fn paths_of_both_versions_are_read() {
-        let paths = parse_paths("9:name=systemd:/a\n6:freezer,pids:/b:c\n0::/d\n");
-        assert_eq!(paths, Paths { v2: Some("/d".into()), freezer: Some("/b:c".into()) });
+        let paths = |controller| {
+            parse_paths("9:name=systemd:/a\n6:freezer,pids:/b:c\n5:cpu,cpuacct:/e\n0::/d\n", controller)
+        };
+        let both = |v1: &str| Paths { v2: Some("/d".into()), v1: Some(v1.into()) };
+        assert_eq!(paths("freezer"), both("/b:c"));
+        assert_eq!(paths("cpu"), both("/e"));
+        assert_eq!(paths("memory"), Paths { v2: Some("/d".into()), v1: None });
     }
 
     #[test]

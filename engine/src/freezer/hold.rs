@@ -74,6 +74,19 @@ pub fn hold_from_hook(call: &HookCall, dir: Option<&Path>, limit: Duration) -> R
     Ok(Hold::Held { freezer, pids: tree, took })
 }
 
+/// Moves CRIU out of the cgroup of the tree that it restores, once the tree's first process is there: what it starts then is
+/// outside, and the tree's other processes come from the first. [`hold_from_hook`] does this otherwise; a move waits for a
+/// grace period of the kernel, 5 ms and more, which can pass while the tree is restored.
+pub fn move_criu_out(criu: i32, init: i32) -> Result<()> {
+    let tree = process_tree(init);
+    let family: BTreeSet<i32> = process_tree(criu).difference(&tree).copied().collect();
+    let freezer = discover::of_pid(init, &family)?;
+    if family.contains(&criu) && freezer.pids()?.contains(&criu) {
+        freezer.move_out(criu)?;
+    }
+    Ok(())
+}
+
 /// This process's ancestors below process 1, and their children that are not of the tree: CRIU and its helpers.
 fn criu(own: &BTreeSet<i32>, tree: &BTreeSet<i32>) -> BTreeSet<i32> {
     let roots = own.iter().filter(|pid| **pid > 1 && !tree.contains(pid));

@@ -3,7 +3,7 @@
 //! One [`Freezer`] is one cgroup directory, of the v1 `freezer` hierarchy (`freezer.state`) or of cgroup2
 //! (`cgroup.freeze`). Its state needs no process and survives the death of every one.
 
-mod discover;
+pub(crate) mod discover;
 mod hold;
 mod named;
 mod own;
@@ -21,7 +21,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-pub use hold::{Hold, HookCall, hold_from_hook};
+pub use hold::{Hold, HookCall, hold_from_hook, move_criu_out};
 pub use named::{cgroups_named, remove_cgroup};
 pub use own::OwnCgroup;
 pub use tree::process_tree;

@@ -1,13 +1,13 @@
 //! A runc container at the destination.
 
-use super::{QUESTION, Recipe, Runc, oci};
+use super::restoration::Restoration;
+use super::{DESCRIPTORS, QUESTION, Recipe, Runc, oci};
 use crate::arrival::Arrival;
 use crate::container::{DestinationContainer, Given, RestoreRequest, Shipment};
 use crate::error::EngineError;
 use crate::freezer::{Freezer, cgroups_named, process_tree, remove_cgroup};
 use crate::hold::install_hook;
 use crate::process::without_groups;
-use crate::tool;
 use godwit_transfer::message::Refusal;
 use godwit_transfer::wire::HeldFrames;
 use std::collections::BTreeSet;
@@ -29,6 +29,8 @@ struct RuncArrival {
     written_config: Option<(PathBuf, Option<Vec<u8>>)>,
     made_bundle: bool,
     attempted: bool,
+    /// `runc restore`, begun early.
+    begun: Option<Restoration>,
     /// Cgroups called as the container will be, before runc made its own.
     cgroups_before: BTreeSet<PathBuf>,
 }
@@ -115,6 +117,7 @@ pub(super) fn prepare(
         written_config: None,
         made_bundle: false,
         attempted: false,
+        begun: None,
     };
     match arrival.make() {
         Ok(()) => Ok(Box::new(arrival)),
@@ -157,12 +160,10 @@ impl RuncArrival {
         Ok(path)
     }
 
-    fn restore_with_runc(&mut self, request: &RestoreRequest) -> Result<i32, EngineError> {
-        if let Some(group) = oci::mapped_group(&self.recipe.config) {
-            let_read(&request.images, group)?;
-        }
+    /// Starts `runc restore`; it waits for [`Restoration::finish`] as soon as it needs CRIU.
+    fn start_runc(&mut self, request: &RestoreRequest) -> Result<Restoration, EngineError> {
         let config = self.write_criu_config()?;
-        let pid_file = self.shipment.job.join("pid");
+        let pid_file = self.pid_file();
         // an old one makes CRIU fail at the very end
         let _ = std::fs::remove_file(&pid_file);
         let mut args: Vec<OsString> = ["restore", "--detach", "--bundle"].map(OsString::from).to_vec();
@@ -187,8 +188,66 @@ impl RuncArrival {
         args.push(self.shipment.name.clone().into());
         self.attempted = true;
         without_groups()?;
-        tool::run(&self.runc.program, &args, &[("CRIU_CONFIG_FILE", &config)], RESTORE)
-            .map_err(|error| explain(error, &request.work))?;
+        Restoration::start(&self.runc.program, &args, &config, &self.shipment.job.join("criu"), request)
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.shipment.job.join("pid")
+    }
+
+    /// What runc is shown as `descriptors.json` before the images are here; none if the source did not tell.
+    fn descriptors(&self) -> Option<Vec<u8>> {
+        serde_json::to_vec(self.recipe.descriptors.as_ref()?).ok()
+    }
+
+    /// Starts runc without the images, with nothing but the one file that it reads itself.
+    fn start_early(&mut self, request: &RestoreRequest) -> Result<Option<Restoration>, EngineError> {
+        let Some(descriptors) = self.descriptors() else { return Ok(None) };
+        let mut builder = std::fs::DirBuilder::new();
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.recursive(true).create(&request.images).map_err(EngineError::io("make", &request.images))?;
+        let path = request.images.join(DESCRIPTORS);
+        write_private(&path, &descriptors)?;
+        let started = self.start_runc(request);
+        let ready = started.map(|mut started| (started.is_ready(), started));
+        // the images bring their own
+        let removed = std::fs::remove_file(&path).map_err(EngineError::io("remove", &path));
+        let (ready, started) = ready?;
+        if ready && removed.is_ok() {
+            return Ok(Some(started));
+        }
+        started.abandon();
+        removed.map(|()| None)
+    }
+
+    /// The restore that was begun, if it is the one that is wanted.
+    fn take_begun(&mut self, request: &RestoreRequest) -> Option<Restoration> {
+        let begun = self.begun.take()?;
+        let came: Option<Vec<String>> = std::fs::read(request.images.join(DESCRIPTORS))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        if begun.is_for(request) && came.is_some() && came == self.recipe.descriptors {
+            return Some(begun);
+        }
+        tracing::info!("runc is started again: the images are not those that it was started for");
+        begun.abandon();
+        None
+    }
+
+    fn restore_with_runc(
+        &mut self,
+        request: &RestoreRequest,
+        restored: &mut dyn FnMut(i32),
+    ) -> Result<i32, EngineError> {
+        if let Some(group) = oci::mapped_group(&self.recipe.config) {
+            let_read(&request.images, group)?;
+        }
+        let restoration = match self.take_begun(request) {
+            Some(begun) => begun,
+            None => self.start_runc(request)?,
+        };
+        restoration.finish(RESTORE, restored).map_err(|error| explain(error, &request.work))?;
+        let pid_file = self.pid_file();
         let text = std::fs::read_to_string(&pid_file).map_err(EngineError::io("read", &pid_file))?;
         text.trim()
             .parse()
@@ -228,8 +287,19 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<(), EngineError> {
 }
 
 impl DestinationContainer for RuncArrival {
-    fn restore(&mut self, request: &RestoreRequest) -> Result<Given, EngineError> {
-        let pid = self.restore_with_runc(request)?;
+    fn begin(&mut self, request: &RestoreRequest) {
+        match self.start_early(request) {
+            Ok(begun) => self.begun = begun,
+            Err(error) => tracing::warn!(%error, "runc could not be started early"),
+        }
+    }
+
+    fn restore(
+        &mut self,
+        request: &RestoreRequest,
+        restored: &mut dyn FnMut(i32),
+    ) -> Result<Given, EngineError> {
+        let pid = self.restore_with_runc(request, restored)?;
         let freezer = Freezer::of_pid(pid)?;
         freezer.verify_held(&process_tree(pid))?;
         self.arrival.held(freezer);
@@ -251,6 +321,9 @@ impl DestinationContainer for RuncArrival {
                 leftovers.push(format!("{what}: {error}"));
             }
         };
+        if let Some(begun) = self.begun.take() {
+            begun.abandon();
+        }
         if self.attempted {
             // a restore that failed late may have left a held tree that was never reported
             if let Ok(state) = self.runc.state(&self.shipment.name) {

@@ -109,7 +109,12 @@ pub(super) fn open(
             "its standard streams are pipes to this host: at the destination they lead to /dev/null".into(),
         );
     }
-    let recipe = Recipe { bundle: state.bundle.clone(), config, namespace: namespace_name };
+    let recipe = Recipe {
+        bundle: state.bundle.clone(),
+        config,
+        namespace: namespace_name,
+        descriptors: Some(kin.descriptors.clone()),
+    };
     let facts = Facts {
         engine: KIND,
         name: name.to_owned(),
@@ -230,7 +235,7 @@ impl Kin for RuncKin {
 
     fn complete_images(&self, images: &Path) -> Result<(), EngineError> {
         use std::os::unix::fs::OpenOptionsExt;
-        let path = images.join("descriptors.json");
+        let path = images.join(super::DESCRIPTORS);
         let text = serde_json::json!(self.descriptors).to_string();
         let mut options = std::fs::OpenOptions::new();
         let file = options.write(true).create(true).truncate(true).mode(0o600).open(&path);

@@ -4,7 +4,7 @@ pub mod fill;
 pub mod shared;
 pub mod store;
 
-pub use shared::{SharedError, SharedFilled, fill_shared};
+pub use shared::{SharedError, SharedFilled, fill_shared, is_still_shared};
 pub use store::{Applied, Content, PageStore, StoreError};
 
 /// Pages shared copy-on-write between tasks are put in place by CRIU, which shares them again, when they are this many at

@@ -78,6 +78,8 @@ pub struct SharedFilled {
     pub by_memory: bool,
     /// How long it took.
     pub seconds: f64,
+    /// Device and inode of the object.
+    pub identity: (u64, u64),
 }
 
 /// A mapping to write through, with the task's memory.
@@ -103,7 +105,7 @@ pub fn fill_shared(
 ) -> Result<SharedFilled, SharedError> {
     let start = Instant::now();
     let runs = store.runs(ImageId::Shared(object.number), None);
-    let doors = same_object(object, &pid_of)?;
+    let (doors, identity) = same_object(object, &pid_of)?;
     let mut by_memory = false;
     let pages = match open_file(object, &pid_of) {
         Ok(file) => match fill(store, object, &runs, &Way::File(file)) {
@@ -123,7 +125,17 @@ pub fn fill_shared(
             }
         }
     };
-    Ok(SharedFilled { pages, doors, by_memory, seconds: start.elapsed().as_secs_f64() })
+    Ok(SharedFilled { pages, doors, by_memory, seconds: start.elapsed().as_secs_f64(), identity })
+}
+
+/// Whether everybody still has the object that was filled, and nobody has lost it: for one that was filled before the
+/// restore had come to its end.
+pub fn is_still_shared(
+    object: &SharedObject,
+    filled: &SharedFilled,
+    pid_of: impl Fn(u32) -> Option<i32>,
+) -> bool {
+    same_object(object, &pid_of).is_ok_and(|now| now == (filled.doors, filled.identity))
 }
 
 fn is_refusal(error: &std::io::Error) -> bool {
@@ -155,8 +167,11 @@ fn joined(pid: i32, start: u64, offset: u64) -> Option<String> {
         .then(|| format!("/proc/{pid}/map_files/{first:x}-{last:x}"))
 }
 
-/// Checks that everybody has the same object, of the right length. Gives how many doors there are.
-fn same_object(object: &SharedObject, pid_of: &impl Fn(u32) -> Option<i32>) -> Result<u64, SharedError> {
+/// Checks that everybody has the same object, of the right length. Gives how many doors there are, and which object it is.
+fn same_object(
+    object: &SharedObject,
+    pid_of: &impl Fn(u32) -> Option<i32>,
+) -> Result<(u64, (u64, u64)), SharedError> {
     let name = || object.name.clone();
     let mut first = None;
     let mut doors = 0;
@@ -176,9 +191,9 @@ fn same_object(object: &SharedObject, pid_of: &impl Fn(u32) -> Option<i32>) -> R
         }
         doors += 1;
     }
-    match doors {
-        0 => Err(SharedError::NoWay { name: name(), reason: "none of its tasks has it".into() }),
-        doors => Ok(doors),
+    match first {
+        None => Err(SharedError::NoWay { name: name(), reason: "none of its tasks has it".into() }),
+        Some((_, identity)) => Ok((doors, identity)),
     }
 }
 

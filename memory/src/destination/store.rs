@@ -121,6 +121,33 @@ struct Maps {
     users: Vec<u32>,
     /// A bit for each slot that ever got content.
     written: Vec<u64>,
+    recent: Recent,
+}
+
+/// A bit for each slot that got content in the present round, and in the one before. The first round does not count: it
+/// brings everything.
+struct Recent {
+    rounds: [Vec<u64>; 2],
+    begun: u32,
+}
+
+impl Recent {
+    fn begin_round(&mut self) {
+        self.begun += 1;
+        let [present, before] = &mut self.rounds;
+        std::mem::swap(present, before);
+        present.fill(0);
+    }
+
+    fn mark(&mut self, slot: u64) {
+        if self.begun > 1 {
+            self.rounds[0][(slot / 64) as usize] |= 1 << (slot % 64);
+        }
+    }
+
+    fn contains(&self, slot: u64) -> bool {
+        self.rounds.iter().any(|round| round[(slot / 64) as usize] & 1 << (slot % 64) != 0)
+    }
 }
 
 impl std::fmt::Debug for Maps {
@@ -145,11 +172,13 @@ impl PageStore {
                 .map_err(system("take the memory of"))?;
         }
         let memory = Mapping::read_only(&file, needed).map_err(system("map"))?;
+        let bits = || vec![0; pages.div_ceil(64) as usize];
         let maps = Maps {
             images: BTreeMap::new(),
             blocks: 0,
             users: vec![0; pages as usize],
-            written: vec![0; pages.div_ceil(64) as usize],
+            written: bits(),
+            recent: Recent { rounds: [bits(), bits()], begun: 0 },
         };
         Ok(Self { file, memory, room: pages, maps: Mutex::new(maps) })
     }
@@ -162,6 +191,30 @@ impl PageStore {
     /// The memfd with the pages: slot number times [`PAGE_SIZE`] is the offset.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// A round begins: what comes from now on was written more recently than all before.
+    pub fn begin_round(&self) {
+        self.maps().recent.begin_round();
+    }
+
+    /// Those of the pages that came in this round or the one before, unless that was the first. Whoever wrote them a moment
+    /// ago will soon want them again.
+    pub fn recent(&self, pages: PageRun, content: Content) -> Vec<PageRun> {
+        let Content::Slot(first) = content else { return Vec::new() };
+        let maps = self.maps();
+        let mut recent: Vec<PageRun> = Vec::new();
+        for page in 0..pages.pages {
+            if !maps.recent.contains(u64::from(first) + page) {
+                continue;
+            }
+            let start = pages.start + page * PAGE_SIZE;
+            match recent.last_mut() {
+                Some(last) if last.end() == start => last.pages += 1,
+                _ => recent.push(PageRun { start, pages: 1 }),
+            }
+        }
+        recent
     }
 
     /// Carries out a batch. Several threads may do so at once as long as each gets the batches of its own stream, in
@@ -296,6 +349,7 @@ impl PageStore {
 impl Maps {
     fn mark_written(&mut self, slot: u64) {
         self.written[(slot / 64) as usize] |= 1 << (slot % 64);
+        self.recent.mark(slot);
     }
 
     fn is_written(&self, slot: u64) -> bool {

@@ -1,6 +1,7 @@
 //! How writes are found.
 
 use super::scan::Scanner;
+use crate::sys::pagemap::entry;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -70,8 +71,12 @@ fn probe_soft_dirty() -> Result<(), String> {
         .and_then(|pagemap| pagemap.read_exact_at(&mut bytes, address * 8))
         .map_err(|error| format!("/proc/self/pagemap: {error}"))?;
     std::hint::black_box(&page);
-    if u64::from_ne_bytes(bytes) & crate::sys::pagemap::entry::SOFT_DIRTY == 0 {
+    let value = u64::from_ne_bytes(bytes);
+    if value & entry::SOFT_DIRTY == 0 {
         return Err("the kernel is built without soft-dirty bits (CONFIG_MEM_SOFT_DIRTY)".into());
+    }
+    if value & entry::FRAME == 0 {
+        return Err("the kernel hides the frames of pages (that needs CAP_SYS_ADMIN)".into());
     }
     Ok(())
 }

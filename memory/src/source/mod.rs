@@ -8,6 +8,7 @@ mod read;
 mod rules;
 mod scan;
 mod shared;
+mod soft_dirty;
 mod space;
 mod stats;
 mod tree;

@@ -27,6 +27,22 @@ pub(crate) struct Scanner {
     count: u64,
 }
 
+/// What the pagemap says of a page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry(u64);
+
+impl Entry {
+    /// Whether its soft-dirty bit is set.
+    pub(crate) fn is_soft_dirty(self) -> bool {
+        self.0 & entry::SOFT_DIRTY != 0
+    }
+
+    /// Its frame, or where in the swap space it is.
+    pub(crate) fn place(self) -> u64 {
+        self.0 & (entry::FRAME | entry::PRESENT | entry::SWAPPED)
+    }
+}
+
 /// What the mapping's kind excludes: CRIU's `should_dump_page` (criu/mem.c).
 fn excluded(kind: Kind) -> u64 {
     match kind {
@@ -118,7 +134,9 @@ impl Scanner {
         out: &mut Vec<Span>,
     ) -> Result<(), Errno> {
         if !self.scans {
-            return self.read_entries(pagemap, span, kind, false, out);
+            return self.pages(pagemap, span, kind, &mut |address, _| {
+                Span { start: address, end: address + PAGE_SIZE }.push_to(out);
+            });
         }
         let inverted = excluded(kind) | self.guard;
         let query = Query {
@@ -207,7 +225,11 @@ impl Scanner {
         kind: Kind,
         out: &mut Vec<Span>,
     ) -> Result<(), Errno> {
-        self.read_entries(pagemap, span, kind, true, out)
+        self.pages(pagemap, span, kind, &mut |address, page| {
+            if page.is_soft_dirty() {
+                Span { start: address, end: address + PAGE_SIZE }.push_to(out);
+            }
+        })
     }
 
     fn run(&mut self, pagemap: &File, span: Span, query: &Query, out: &mut Vec<Span>) -> Result<(), Errno> {
@@ -226,14 +248,13 @@ impl Scanner {
         Ok(())
     }
 
-    /// The same by reading the pagemap: for kernels without the scan, and for soft-dirty.
-    fn read_entries(
+    /// Every page to carry, by reading the pagemap.
+    pub(crate) fn pages(
         &mut self,
         pagemap: &File,
         span: Span,
         kind: Kind,
-        soft_dirty: bool,
-        out: &mut Vec<Span>,
+        visit: &mut dyn FnMut(u64, Entry),
     ) -> Result<(), Errno> {
         self.entries.resize(ENTRIES * 8, 0);
         let mut start = span.start;
@@ -247,8 +268,8 @@ impl Scanner {
             }
             for bytes in self.entries[..read / 8 * 8].as_chunks::<8>().0 {
                 let value = u64::from_ne_bytes(*bytes);
-                if carried(value, kind, self.zero_frame) && (!soft_dirty || value & entry::SOFT_DIRTY != 0) {
-                    Span { start, end: start + PAGE_SIZE }.push_to(out);
+                if carried(value, kind, self.zero_frame) {
+                    visit(start, Entry(value));
                 }
                 start += PAGE_SIZE;
             }

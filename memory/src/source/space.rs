@@ -6,6 +6,7 @@ use super::maps::{Kind, Mapping, Maps, Span};
 use super::read::Origin;
 use super::rules::Rules;
 use super::scan::Scanner;
+use super::soft_dirty::{Cleared, Look};
 use super::stats::{RoundStats, Untracked};
 use crate::page::ImageId;
 use crate::sys::task;
@@ -25,8 +26,8 @@ pub(super) const FEATURES: u64 =
 pub(super) enum Tracking {
     /// The kernel reports them.
     Uffd(Userfaultfd),
-    /// Soft-dirty bits: how many pages there were when they were last cleared, and everything was read.
-    SoftDirty(Option<u64>),
+    /// Soft-dirty bits, once they have been cleared.
+    SoftDirty(Option<Cleared>),
     /// Not at all; everything is read.
     Nothing(Untracked),
 }
@@ -182,8 +183,9 @@ impl Space {
                 Walk { pid, pagemap, uffd, maps, again, scanner, rules, frozen, all, fresh, stats }
                     .walk(&mut due)
             }
-            Tracking::SoftDirty(base) => {
-                soft_dirty(self.pid, &self.pagemap, base, maps, scanner, frozen, all, &mut due.written)
+            Tracking::SoftDirty(cleared) => {
+                let (pid, pagemap) = (self.pid, &self.pagemap);
+                Look { pid, pagemap, maps, scanner, frozen, all }.private(cleared, &mut due.written)
             }
             Tracking::Nothing(_) => all_pages(&self.pagemap, maps, scanner, &mut due.written),
         };
@@ -309,49 +311,6 @@ fn inject_into(
     let injected = inject::userfaultfd(pid, vdso, mem, rules.linger)?;
     injected.value.enable(FEATURES).map_err(|errno| Untracked::failed("UFFDIO_API", errno))?;
     Ok((injected.value, injected.stopped))
-}
-
-/// Bits that are cleared while the task runs lose what is written between reading and clearing them. So they are cleared
-/// only when everything is read behind it; in between, all that was written since then is read in each round. When that is
-/// a quarter of the memory, it begins anew.
-#[allow(clippy::too_many_arguments)]
-fn soft_dirty(
-    pid: i32,
-    pagemap: &File,
-    base: &mut Option<u64>,
-    maps: &Maps,
-    scanner: &mut Scanner,
-    frozen: bool,
-    all: bool,
-    out: &mut Vec<Span>,
-) -> Result<(), Errno> {
-    let pages = |spans: &[Span]| spans.iter().map(Span::pages).sum::<u64>();
-    if let Some(before) = *base
-        && !all
-    {
-        for mapping in &maps.list {
-            match mapping.kind {
-                Kind::Anonymous => scanner.soft_dirty(pagemap, mapping.span, mapping.kind, out)?,
-                // pages that were written, given up and written again were seen without the bit (Linux 6.12): all that
-                // there are, which are few
-                Kind::PrivateFile => scanner.existing(pagemap, mapping, out)?,
-                _ => {}
-            }
-        }
-        if frozen || pages(out) <= before / 4 {
-            return Ok(());
-        }
-        out.clear();
-    }
-    if !frozen {
-        std::fs::write(format!("/proc/{pid}/clear_refs"), "4")
-            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
-    }
-    all_pages(pagemap, maps, scanner, out)?;
-    if !frozen {
-        *base = Some(pages(out));
-    }
-    Ok(())
 }
 
 /// Takes the registration of a part back where a mapping was cut by it: it had changed since its place was read. An

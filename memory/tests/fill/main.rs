@@ -7,10 +7,10 @@ mod content;
 mod sys;
 mod tenant;
 
-use godwit_memory::destination::fill::{FillError, FillReport, Filler, run_fill};
-use godwit_memory::destination::{Content, PageStore};
+use godwit_memory::ImageId;
+use godwit_memory::destination::PageStore;
+use godwit_memory::destination::fill::{FillError, FillReport, Filler, TaskPages, run_fill};
 use godwit_memory::ledger::PageLedger;
-use godwit_memory::{ImageId, PageRun};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -137,11 +137,17 @@ fn stored(case: &Case) -> PageStore {
     store
 }
 
-fn lists(store: &PageStore) -> Vec<(u32, Vec<(PageRun, Content)>)> {
+/// Of every task, every third run is to come first; so many that some will be cut, moved or given up before.
+fn lists(store: &PageStore) -> Vec<TaskPages> {
     let vpid = |image| match image {
         ImageId::Task(vpid) | ImageId::Shared(vpid) => vpid,
     };
-    store.images().into_iter().map(|image| (vpid(image), store.runs(image, None))).collect()
+    let of_task = |image| {
+        let pages = store.runs(image, None);
+        let first = pages.iter().skip(1).step_by(3).map(|(run, _)| *run).collect();
+        TaskPages { vpid: vpid(image), pages, first }
+    };
+    store.images().into_iter().map(of_task).collect()
 }
 
 fn kill_handler(filler: &Filler, last: &mut Option<u32>) {
@@ -184,7 +190,7 @@ fn run(case: &Case) -> FillReport {
     if case.kill_first {
         kill_handler(&filler, &mut last);
     }
-    filler.give(lists(&store)).unwrap();
+    filler.give(&lists(&store)).unwrap();
     if case.kill_first {
         kill_handler(&filler, &mut last);
     }

@@ -47,6 +47,32 @@ fn what_was_written_since_the_last_round_is_found() {
     mirror.compare(&mut memory, &pids).assert_clean("soft-dirty");
 }
 
+/// mremap(2) moves whole page tables, whose entries stay as they are: without the bit.
+#[test]
+fn pages_that_were_moved_over_others_are_found() {
+    if !has_soft_dirty() {
+        return;
+    }
+    let mut shell = Followed::shell();
+    let place = shell.map_alone(8 * MIB, READ | WRITE, ANONYMOUS, -1);
+    let (from, to) = (place.next_multiple_of(2 * MIB), place.next_multiple_of(2 * MIB) + 4 * MIB);
+    for (at, value) in [(from, 1), (to, 2)] {
+        assert_eq!(shell.advise(at, 2 * MIB, libc::MADV_NOHUGEPAGE), 0);
+        shell.fill(at, 2 * MIB, value);
+    }
+    let mut memory = TreeMemory::new(Method::SoftDirty).unwrap();
+    let mut mirror = Mirror::default();
+    let pids = shell.find_kin();
+    mirror.round(&mut memory, &pids);
+    let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    assert_eq!(shell.syscall(libc::SYS_mremap, &[from, 2 * MIB, 2 * MIB, how as u64, to]), to as i64);
+    let round = mirror.round(&mut memory, &pids);
+    assert!(round.pages >= 512, "{round:?}");
+    let pids = shell.freeze();
+    memory.frozen(&pids, &mut mirror).unwrap();
+    mirror.compare(&mut memory, &pids).assert_clean("moved");
+}
+
 #[test]
 fn a_storm_is_followed_exactly() {
     if has_soft_dirty() {

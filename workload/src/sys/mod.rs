@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod file;
+pub mod filter;
 pub mod memory;
 pub mod process;
 

@@ -139,7 +139,8 @@ impl Pool {
                     None => break,
                 }
                 let now = self.birth.elapsed();
-                if now < Duration::from_micros(self.last_fault.load(Ordering::Relaxed)) + BUSY {
+                let busy = Duration::from_micros(self.last_fault.load(Ordering::Relaxed)) + BUSY;
+                if now < busy && !space.is_urgent() {
                     std::thread::sleep(start.elapsed());
                 }
             }
@@ -176,9 +177,17 @@ impl Pool {
         let mut left = CHUNK;
         let mut outcome = None;
         while left > 0 && outcome.is_none_or(|outcome| outcome == Outcome::Done) {
-            let Some(run) = space.todo().take(left) else { break };
-            left -= run.pages;
-            outcome = Some(space.fill(run, &self.store, &self.journal));
+            let runs = space.take(left);
+            if runs.is_empty() {
+                break;
+            }
+            for run in runs {
+                left -= run.pages;
+                outcome = Some(match space.fill(run, &self.store, &self.journal) {
+                    Outcome::Done => outcome.unwrap_or(Outcome::Done),
+                    worse => worse,
+                });
+            }
         }
         outcome
     }

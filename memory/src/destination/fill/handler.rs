@@ -5,14 +5,14 @@ use super::FillError;
 use super::background::Pool;
 use super::guard::Guard;
 use super::journal::{Counter, Journal, Record};
-use super::lists;
+use super::lists::{self, List};
 use super::message::{FORKED_FROM, Message, SpaceId};
 use super::runs::Runs;
 use super::space::{Outcome, Space};
-use crate::PAGE_SIZE;
 use crate::sys::mapping::Mapping;
 use crate::sys::process;
 use crate::sys::userfaultfd::{Change, Event, Userfaultfd};
+use crate::{PAGE_SIZE, PageRun};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -52,7 +52,7 @@ struct Handler {
     supervised: bool,
     epoll: Epoll,
     pool: Arc<Pool>,
-    lists: HashMap<u32, Runs>,
+    lists: HashMap<u32, List>,
     /// What a predecessor left: address spaces by number that were not handed over again yet.
     inherited: HashMap<SpaceId, Runs>,
     spaces: BTreeMap<SpaceId, Entry>,
@@ -177,11 +177,12 @@ impl Handler {
         match (message, descriptors.into_iter().next()) {
             (Message::Lists, Some(file)) => self.take_lists(File::from(file))?,
             (Message::Root { id, vpid }, Some(uffd)) => {
+                let List { runs, first } = self.lists.get(&vpid).cloned().unwrap_or_default();
                 let list = self.inherited.remove(&id).unwrap_or_else(|| {
                     self.pool.journal.note(Record::Root { id, vpid });
-                    self.lists.get(&vpid).cloned().unwrap_or_default()
+                    runs
                 });
-                self.adopt(id, Userfaultfd::from_fd(uffd), list.clone(), list)?;
+                self.adopt(id, Userfaultfd::from_fd(uffd), list.clone(), list, first)?;
             }
             (Message::Forked { id, parent }, Some(uffd)) => {
                 let list = self.inherited.remove(&id).unwrap_or_else(|| {
@@ -191,7 +192,7 @@ impl Handler {
                     list.or_else(|| self.inherited.get(&parent)).cloned().unwrap_or_default()
                 });
                 self.next_fork = self.next_fork.max(id + 1);
-                self.adopt(id, Userfaultfd::from_fd(uffd), list.clone(), list)?;
+                self.adopt(id, Userfaultfd::from_fd(uffd), list.clone(), list, Vec::new())?;
             }
             (Message::Resume, _) => {}
             (Message::Start, _) => self.start(),
@@ -213,7 +214,14 @@ impl Handler {
 
     /// Takes an address space over: from CRIU, from a fork, or from a predecessor that may have read a fault and not
     /// answered it.
-    fn adopt(&mut self, id: SpaceId, uffd: Userfaultfd, list: Runs, todo: Runs) -> Result<(), FillError> {
+    fn adopt(
+        &mut self,
+        id: SpaceId,
+        uffd: Userfaultfd,
+        list: Runs,
+        todo: Runs,
+        first: Vec<PageRun>,
+    ) -> Result<(), FillError> {
         let system = |doing| move |source| FillError::System { doing, source };
         let flags = fcntl(&uffd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
         flags
@@ -224,7 +232,7 @@ impl Handler {
             .add(&uffd, EpollEvent::new(EpollFlags::EPOLLIN, id))
             .map_err(system("watch a userfaultfd"))?;
         self.pool.count_todo(todo.pages());
-        let space = Arc::new(Space::new(id, uffd, todo));
+        let space = Arc::new(Space::new(id, uffd, todo, first));
         self.pool.add(space.clone());
         self.spaces.insert(id, Entry { space, list, leaving: false });
         Ok(())
@@ -311,7 +319,7 @@ impl Handler {
         }
         drop(gate);
         for (child, uffd, list, todo) in forked {
-            if let Err(error) = self.adopt(child, uffd, list, todo) {
+            if let Err(error) = self.adopt(child, uffd, list, todo, Vec::new()) {
                 tracing::warn!(%error, "cannot follow a forked child");
             }
         }

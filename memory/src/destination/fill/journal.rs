@@ -1,6 +1,7 @@
 //! What a successor must know if the handler dies, in memory that outlives it: every change of the lists, written down
 //! before it is acted on; and the counters.
 
+use super::lists::List;
 use super::message::SpaceId;
 use super::runs::Runs;
 use crate::sys::mapping::{self, Mapping};
@@ -202,12 +203,12 @@ impl Journal {
     }
 
     /// The lists of all address spaces there ever were, as they are by now.
-    pub(super) fn replay(&self, lists: &HashMap<u32, Runs>) -> HashMap<SpaceId, Runs> {
+    pub(super) fn replay(&self, lists: &HashMap<u32, List>) -> HashMap<SpaceId, Runs> {
         let mut spaces: HashMap<SpaceId, Runs> = HashMap::new();
         for record in self.records() {
             match record {
                 Record::Root { id, vpid } => {
-                    spaces.insert(id, lists.get(&vpid).cloned().unwrap_or_default());
+                    spaces.insert(id, lists.get(&vpid).map(|list| list.runs.clone()).unwrap_or_default());
                 }
                 Record::Fork { id, parent } => {
                     spaces.insert(id, spaces.get(&parent).cloned().unwrap_or_default());
@@ -236,8 +237,8 @@ mod tests {
     #[test]
     fn a_successor_reads_what_was_noted() {
         let (journal, file) = Journal::create().unwrap();
-        let list = Runs::collect([Run { start: 0x10000, pages: 16, slot: 0 }].into_iter());
-        let lists = HashMap::from([(5, list)]);
+        let runs = Runs::collect([Run { start: 0x10000, pages: 16, slot: 0 }].into_iter());
+        let lists = HashMap::from([(5, List { runs, first: Vec::new() })]);
         for record in [
             Record::Root { id: 0, vpid: 5 },
             Record::Cut { id: 0, start: 0x10000, end: 0x12000 },

@@ -1,6 +1,7 @@
 //! The lists of the tasks' pages, in a memfd: written once by the supervisor, read by every handler.
 //!
-//! Words of 64 bits: the number of tasks; then for each its number, how many runs, and three words for each run.
+//! Words of 64 bits: the number of tasks; then for each its number, how many runs, and three words for each run; how many
+//! runs are to be filled first, and two words for each of them.
 
 use super::runs::{Run, Runs};
 use crate::destination::Content;
@@ -10,24 +11,46 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 
+/// What one task is to be given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TaskPages {
+    /// Its number in its own pid namespace.
+    pub vpid: u32,
+    /// Its pages in ascending order, and where they lie.
+    pub pages: Vec<(PageRun, Content)>,
+    /// Those it will probably want first.
+    pub first: Vec<PageRun>,
+}
+
+/// [`TaskPages`], as the handler knows it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct List {
+    pub(super) runs: Runs,
+    pub(super) first: Vec<PageRun>,
+}
+
 /// Writes the lists into a new memfd. Zero pages need no place in it: a page that is in no list is zero.
-pub(super) fn write(lists: &[(u32, Vec<(PageRun, Content)>)]) -> std::io::Result<File> {
-    let runs: usize = lists.iter().map(|(_, list)| list.len()).sum();
-    let mut bytes = Vec::with_capacity(8 + 16 * lists.len() + 24 * runs);
+pub(super) fn write(lists: &[TaskPages]) -> std::io::Result<File> {
+    let words: usize = lists.iter().map(|list| 3 + 3 * list.pages.len() + 2 * list.first.len()).sum();
+    let mut bytes = Vec::with_capacity(8 + 8 * words);
     let word = |bytes: &mut Vec<u8>, word: u64| bytes.extend_from_slice(&word.to_ne_bytes());
     word(&mut bytes, lists.len() as u64);
-    for (vpid, list) in lists {
-        word(&mut bytes, u64::from(*vpid));
+    for list in lists {
+        word(&mut bytes, u64::from(list.vpid));
         let count_at = bytes.len();
         word(&mut bytes, 0);
         let mut count = 0u64;
-        for (run, content) in list {
+        for (run, content) in &list.pages {
             if let Content::Slot(first) = content {
                 count += 1;
                 [run.start, run.pages, u64::from(*first)].into_iter().for_each(|part| word(&mut bytes, part));
             }
         }
         bytes[count_at..count_at + 8].copy_from_slice(&count.to_ne_bytes());
+        word(&mut bytes, list.first.len() as u64);
+        for run in &list.first {
+            [run.start, run.pages].into_iter().for_each(|part| word(&mut bytes, part));
+        }
     }
     let mut file = mapping::memfd(c"godwit-lists", 0)?;
     file.write_all(&bytes)?;
@@ -35,7 +58,7 @@ pub(super) fn write(lists: &[(u32, Vec<(PageRun, Content)>)]) -> std::io::Result
 }
 
 /// Reads what [`write`] wrote. `room` is the number of slots; a run beyond it is an error.
-pub(super) fn read(mut file: File, room: u64) -> std::io::Result<HashMap<u32, Runs>> {
+pub(super) fn read(mut file: File, room: u64) -> std::io::Result<HashMap<u32, List>> {
     let mut bytes = Vec::new();
     file.rewind()?;
     file.read_to_end(&mut bytes)?;
@@ -55,7 +78,11 @@ pub(super) fn read(mut file: File, room: u64) -> std::io::Result<HashMap<u32, Ru
             }
             list.push(run);
         }
-        lists.insert(vpid, Runs::collect(list.into_iter()));
+        let mut first = Vec::new();
+        for _ in 0..next()? {
+            first.push(PageRun { start: next()?, pages: next()? });
+        }
+        lists.insert(vpid, List { runs: Runs::collect(list.into_iter()), first });
     }
     Ok(lists)
 }
@@ -72,20 +99,26 @@ mod tests {
             (run(0x3000, 9), Content::Zero),
             (run(0x20000, 1), Content::Slot(3)),
         ];
-        let file = write(&[(1, list), (9, Vec::new())]).unwrap();
+        let first = vec![run(0x20000, 1)];
+        let file = write(&[
+            TaskPages { vpid: 1, pages: list, first: first.clone() },
+            TaskPages { vpid: 9, ..TaskPages::default() },
+        ])
+        .unwrap();
         let lists = read(file.try_clone().unwrap(), 9).unwrap();
         assert_eq!(lists.len(), 2);
-        assert_eq!(lists[&1].pages(), 3);
-        assert_eq!(lists[&1].find(0x2000), Some(Run { start: 0x1000, pages: 2, slot: 7 }));
-        assert!(lists[&1].find(0x3000).is_none());
-        assert!(lists[&9].is_empty());
+        assert_eq!(lists[&1].runs.pages(), 3);
+        assert_eq!(lists[&1].runs.find(0x2000), Some(Run { start: 0x1000, pages: 2, slot: 7 }));
+        assert!(lists[&1].runs.find(0x3000).is_none());
+        assert_eq!(lists[&1].first, first);
+        assert!(lists[&9].runs.is_empty() && lists[&9].first.is_empty());
         assert!(read(file, 8).is_err(), "a slot beyond the store");
     }
 
     #[test]
     fn ten_thousand_runs_take_less_than_a_millisecond() {
-        let list = (0..10_000u32).map(|at| (run_at(at), Content::Slot(2 * at))).collect();
-        let lists = [(1, list)];
+        let pages = (0..10_000u32).map(|at| (run_at(at), Content::Slot(2 * at))).collect();
+        let lists = [TaskPages { vpid: 1, pages, first: Vec::new() }];
         let best = (0..10).map(|_| {
             let start = std::time::Instant::now();
             write(&lists).unwrap();

@@ -26,6 +26,7 @@ mod space;
 mod supervisor;
 
 pub use handler::run_fill;
+pub use lists::TaskPages;
 pub use supervisor::Filler;
 
 use nix::errno::Errno;

@@ -3,9 +3,9 @@
 use super::journal::{Counter, Journal};
 use super::message::SpaceId;
 use super::runs::{Run, Runs};
-use crate::PAGE_SIZE;
 use crate::sys::mapping::Mapping;
 use crate::sys::userfaultfd::Userfaultfd;
+use crate::{PAGE_SIZE, PageRun};
 use nix::errno::Errno;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -31,12 +31,16 @@ pub(super) struct Space {
     gate: RwLock<()>,
     /// Pages nobody has put into place yet.
     todo: Mutex<Runs>,
+    /// Those of them that come first, the last of the list before the others.
+    first: Mutex<Vec<PageRun>>,
     gone: AtomicBool,
 }
 
 impl Space {
-    pub(super) fn new(id: SpaceId, uffd: Userfaultfd, todo: Runs) -> Self {
-        Self { id, uffd, gate: RwLock::new(()), todo: Mutex::new(todo), gone: AtomicBool::new(false) }
+    pub(super) fn new(id: SpaceId, uffd: Userfaultfd, todo: Runs, mut first: Vec<PageRun>) -> Self {
+        first.reverse();
+        let (todo, first) = (Mutex::new(todo), Mutex::new(first));
+        Self { id, uffd, gate: RwLock::new(()), todo, first, gone: AtomicBool::new(false) }
     }
 
     /// For those who copy.
@@ -51,6 +55,31 @@ impl Space {
 
     pub(super) fn todo(&self) -> MutexGuard<'_, Runs> {
         self.todo.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn first(&self) -> MutexGuard<'_, Vec<PageRun>> {
+        self.first.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// There are pages left that the task will probably want first.
+    pub(super) fn is_urgent(&self) -> bool {
+        !self.first().is_empty()
+    }
+
+    /// Takes the next pages out of `todo`, `most` at most. One that comes first and was moved elsewhere comes later.
+    pub(super) fn take(&self, most: u64) -> Vec<Run> {
+        let (mut todo, mut first) = (self.todo(), self.first());
+        while let Some(run) = first.pop() {
+            let now = PageRun { pages: run.pages.min(most), ..run };
+            if run.pages > most {
+                first.push(PageRun { start: now.end(), pages: run.pages - most });
+            }
+            let taken = todo.cut(now.start, now.end());
+            if !taken.is_empty() {
+                return taken;
+            }
+        }
+        todo.take(most).into_iter().collect()
     }
 
     pub(super) fn is_gone(&self) -> bool {

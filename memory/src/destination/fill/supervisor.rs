@@ -2,9 +2,8 @@
 
 use super::journal::{self, Counter, Journal};
 use super::message::{Message, SpaceId};
-use super::{FillError, FillReport, lists};
-use crate::PageRun;
-use crate::destination::{Content, PageStore};
+use super::{FillError, FillReport, TaskPages, lists};
+use crate::destination::PageStore;
 use crate::sys::{fdpass, process};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -107,10 +106,10 @@ impl Filler {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// The pages of each task, by its number in its own pid namespace; just before the restore. A page in no list is zero.
-    pub fn give(&self, lists: Vec<(u32, Vec<(PageRun, Content)>)>) -> Result<(), FillError> {
+    /// The pages of each task; just before the restore. A page in no list is zero.
+    pub fn give(&self, lists: &[TaskPages]) -> Result<(), FillError> {
         let file =
-            lists::write(&lists).map_err(|source| FillError::Io { doing: "write the page lists", source })?;
+            lists::write(lists).map_err(|source| FillError::Io { doing: "write the page lists", source })?;
         self.shared.state().lists = Some(file);
         self.notify();
         Ok(())

@@ -1,0 +1,426 @@
+//! A relay between a container runtime and the CRIU that it starts for a restore.
+//!
+//! The runtime finds a link to godwit called `criu` ([`Relay::directory`] is first in its `PATH`). What it starts there is
+//! [`run_front`]: it hands its end of the runtime's socket to the [`Relay`] in the waiting godwit, gets another socket in its
+//! place, and becomes the real CRIU, with the process id, parent and descriptors that the runtime knows. The relay passes
+//! every message on, both ways, and does three things:
+//!
+//! - it keeps the restore request back until [`Relay::open`], so that the runtime can be ready before the images are;
+//! - it asks for less of a log than runtimes do (at runc's level 4 it has a line for every mapping of every task, each
+//!   written alone): all errors and warnings, which is what [`crate::log`] explains failures from;
+//! - it tells which step CRIU is at.
+//!
+//! When the relay goes, both sockets are shut: the runtime fails, and so does CRIU at its next question. CRIU does not care
+//! from `pre-resume` on: who must hold the restored tree there does it with an action script, not with the relay.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, getsockopt,
+    recvmsg, sendmsg, shutdown, socketpair,
+};
+use protobuf::Message;
+use rust_criu::rust_criu_protobuf::rpc::{Criu_req, Criu_req_type, Criu_resp};
+
+use crate::binary::CriuBinary;
+use crate::error::CriuError;
+use crate::sys;
+
+/// Under this name runtimes look for CRIU.
+const NAME: &str = "criu";
+/// The relay's socket, told to the front.
+const SOCKET_VARIABLE: &str = "GODWIT_CRIU_RELAY";
+/// The real CRIU, told to the front.
+const PROGRAM_VARIABLE: &str = "GODWIT_RELAYED_CRIU";
+/// CRIU's log level of warnings (log.h).
+const WARNINGS: i32 = 2;
+/// Longest packet, bytes: the requests of a restore with many mounts are some 10 KiB.
+const MAX_PACKET: usize = 1 << 20;
+
+/// A step of CRIU's, told while the runtime hears of it, too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// As in [`crate::Notify::script`].
+    pub script: String,
+    /// The root task, where CRIU names it.
+    pub root: Option<i32>,
+    /// CRIU itself.
+    pub criu: i32,
+}
+
+/// Whether a program called `arg0` was started in CRIU's place.
+pub fn is_front(arg0: &Path) -> bool {
+    arg0.file_name().is_some_and(|name| name == NAME) && std::env::var_os(SOCKET_VARIABLE).is_some()
+}
+
+/// Becomes CRIU, with the relay between it and the runtime. Returns only when that fails.
+pub fn run_front() -> CriuError {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let (socket, program) = (std::env::var_os(SOCKET_VARIABLE), std::env::var_os(PROGRAM_VARIABLE));
+    if let (Some(socket), [verb, number]) = (socket, args.as_slice())
+        && verb == "swrk"
+        && let Some(number) = number.to_str().and_then(|number| number.parse().ok())
+        && let Err(error) = stand_between(Path::new(&socket), number)
+    {
+        return error;
+    }
+    let program = program.unwrap_or_else(|| NAME.into());
+    let mut command = Command::new(&program);
+    command.args(args).env_remove(SOCKET_VARIABLE).env_remove(PROGRAM_VARIABLE);
+    CriuError::Spawn { path: program.into(), source: command.exec() }
+}
+
+/// Gives the runtime's socket to the relay, and gets one that takes its number.
+fn stand_between(socket: &Path, number: RawFd) -> Result<(), CriuError> {
+    let failed = |errno: Errno| CriuError::io("cannot hand criu's socket on")(errno.into());
+    let relay = UnixStream::connect(socket)
+        .map_err(CriuError::io(format!("cannot connect to `{}`", socket.display())))?;
+    let mut runtime = sys::inherited(number);
+    send(&relay, &[0], &[runtime.as_raw_fd()]).map_err(failed)?;
+    let given = receive(&relay).and_then(|mut packet| packet.descriptors.pop());
+    let given = given.ok_or(Errno::ENOTCONN).map_err(failed)?;
+    nix::unistd::dup2(&given, &mut runtime).map_err(failed)?;
+    // it is CRIU's from now on
+    let _ = runtime.into_raw_fd();
+    Ok(())
+}
+
+/// The relay: a thread of its own. Dropped, it shuts all its sockets and waits for the thread.
+#[derive(Debug)]
+pub struct Relay {
+    directory: PathBuf,
+    socket: PathBuf,
+    program: PathBuf,
+    control: Option<UnixStream>,
+    waiting: Receiver<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Relay {
+    /// Makes `directory`, with the link and the socket in it, and waits there for a CRIU to be started; it need not be the
+    /// first one, for runtimes ask one for its version before. `on_step` is called in the relay's thread: what it does goes
+    /// on beside CRIU as long as CRIU asks nothing.
+    ///
+    /// # Errors
+    /// There is no CRIU, or no room for a file.
+    pub fn start(directory: PathBuf, on_step: impl FnMut(&Step) + Send + 'static) -> Result<Self, CriuError> {
+        let program = CriuBinary::find()?.path().to_owned();
+        let failed = |what: &str| CriuError::io(format!("cannot {what} in `{}`", directory.display()));
+        match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(failed("make a relay")(error));
+            }
+            _ => {}
+        }
+        let (link, socket) = (directory.join(NAME), directory.join("relay"));
+        for old in [&link, &socket] {
+            crate::dump::remove_stale(old)?;
+        }
+        std::env::current_exe()
+            .and_then(|godwit| symlink(godwit, &link))
+            .map_err(failed("make a link to godwit"))?;
+        let listener = UnixListener::bind(&socket).map_err(failed("listen"))?;
+        let (control, controlled) = UnixStream::pair().map_err(failed("make a socket"))?;
+        let (told, waiting) = channel();
+        let thread = Thread { listener, control: controlled, told, on_step, is_open: false };
+        let thread = std::thread::Builder::new()
+            .name("criu-relay".into())
+            .spawn(move || thread.run())
+            .map_err(failed("start a thread"))?;
+        Ok(Self { directory, socket, program, control: Some(control), waiting, thread: Some(thread) })
+    }
+
+    /// Comes first in the runtime's `PATH`.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Variables for the runtime's environment.
+    pub fn environment(&self) -> Vec<(&'static str, OsString)> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut directories = vec![self.directory.clone()];
+        directories.extend(std::env::split_paths(&path));
+        // a directory of a migration has no colon in it
+        let path = std::env::join_paths(directories).unwrap_or(path);
+        vec![
+            ("PATH", path),
+            (SOCKET_VARIABLE, self.socket.clone().into()),
+            (PROGRAM_VARIABLE, self.program.clone().into()),
+        ]
+    }
+
+    /// Waits until the runtime has made its restore request, which is kept back: all that it does before is done. Whether
+    /// that came within the time.
+    pub fn wait_for_request(&self, limit: Duration) -> bool {
+        match self.waiting.recv_timeout(limit) {
+            Ok(()) => true,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => false,
+        }
+    }
+
+    /// Lets the restore request pass, now or when it comes.
+    ///
+    /// # Errors
+    /// The relay's thread has ended.
+    pub fn open(&self) -> Result<(), CriuError> {
+        let Some(mut control) = self.control.as_ref() else { return Ok(()) };
+        control.write_all(&[0]).map_err(CriuError::io("cannot let criu restore"))
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.control = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// What the thread works with.
+struct Thread<F> {
+    listener: UnixListener,
+    control: UnixStream,
+    told: Sender<()>,
+    on_step: F,
+    is_open: bool,
+}
+
+/// The relay was told to end.
+struct Over;
+
+impl<F: FnMut(&Step)> Thread<F> {
+    fn run(mut self) {
+        loop {
+            let accepted = match ready([Some(self.listener.as_fd()), Some(self.control.as_fd()), None]) {
+                Ok([_, true, _]) => match self.hear() {
+                    Ok(()) => continue,
+                    Err(Over) => return,
+                },
+                Ok([true, ..]) => self.listener.accept(),
+                Ok(_) => continue,
+                Err(error) => return tracing::warn!(%error, "the relay of criu's messages ended"),
+            };
+            let taken = accepted.and_then(|(front, _)| Ok(take(&front)?));
+            match taken {
+                Ok((criu, runtime, ours)) => match self.pass_on(criu, &runtime, &ours) {
+                    Ok(()) => {}
+                    Err(Over) => return,
+                },
+                // the runtime finds its socket shut
+                Err(error) => tracing::warn!(%error, "a criu could not be relayed"),
+            }
+        }
+    }
+
+    /// What the controlling side wants: a byte opens, the end ends.
+    fn hear(&mut self) -> Result<(), Over> {
+        match self.control.read(&mut [0]) {
+            Ok(1..) => {
+                self.is_open = true;
+                Ok(())
+            }
+            _ => Err(Over),
+        }
+    }
+
+    /// Serves one CRIU to its end.
+    fn pass_on(&mut self, criu: i32, runtime: &OwnedFd, ours: &OwnedFd) -> Result<(), Over> {
+        let (mut from_runtime, mut from_criu) = (true, true);
+        let mut kept: Option<Packet> = None;
+        // open until CRIU has ended
+        let mut directories = Vec::new();
+        while from_runtime || from_criu {
+            let wanted = [
+                from_runtime.then(|| runtime.as_fd()),
+                from_criu.then(|| ours.as_fd()),
+                Some(self.control.as_fd()),
+            ];
+            let Ok([runtime_ready, criu_ready, control_ready]) = ready(wanted) else { return Ok(()) };
+            if control_ready {
+                self.hear()?;
+            }
+            if runtime_ready {
+                match receive(runtime) {
+                    Some(mut packet) => match packet.adapt_restore(runtime) {
+                        Ok(Some(opened)) => {
+                            directories = opened;
+                            let _ = self.told.send(());
+                            kept = Some(packet);
+                        }
+                        Ok(None) if packet.send(ours).is_ok() => {}
+                        Ok(None) => return Ok(()),
+                        Err(error) => {
+                            tracing::warn!(%error, "the runtime's restore request cannot be passed on");
+                            return Ok(());
+                        }
+                    },
+                    None => {
+                        from_runtime = false;
+                        let _ = shutdown(ours.as_raw_fd(), Shutdown::Write);
+                    }
+                }
+            }
+            if self.is_open
+                && let Some(packet) = kept.take()
+                && packet.send(ours).is_err()
+            {
+                return Ok(());
+            }
+            if criu_ready {
+                match receive(ours) {
+                    Some(packet) => {
+                        // the runtime first: it works meanwhile
+                        if packet.send(runtime).is_err() {
+                            return Ok(());
+                        }
+                        if let Some((script, root)) = packet.step() {
+                            (self.on_step)(&Step { script, root, criu });
+                        }
+                    }
+                    None => {
+                        from_criu = false;
+                        let _ = shutdown(runtime.as_raw_fd(), Shutdown::Write);
+                    }
+                }
+            }
+        }
+        drop(directories);
+        Ok(())
+    }
+}
+
+/// Takes the runtime's socket from a front and gives it one to us, for the CRIU that it becomes. That the pair is ours
+/// matters: CRIU looks for the directories of a request among the descriptors of who made its socket.
+fn take(front: &UnixStream) -> Result<(i32, OwnedFd, OwnedFd), Errno> {
+    let criu = getsockopt(front, PeerCredentials)?.pid();
+    let runtime = receive(front).and_then(|mut packet| packet.descriptors.pop()).ok_or(Errno::ENOTCONN)?;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    send(front, &[0], &[theirs.as_raw_fd()])?;
+    Ok((criu, runtime, ours))
+}
+
+/// Waits until something can be read from one of three descriptors.
+fn ready(wanted: [Option<std::os::fd::BorrowedFd<'_>>; 3]) -> Result<[bool; 3], Errno> {
+    let mut places = Vec::with_capacity(3);
+    let mut polled = Vec::with_capacity(3);
+    for (place, fd) in wanted.into_iter().enumerate() {
+        if let Some(fd) = fd {
+            places.push(place);
+            polled.push(PollFd::new(fd, PollFlags::POLLIN));
+        }
+    }
+    match poll(&mut polled, PollTimeout::NONE) {
+        Err(Errno::EINTR) => return Ok([false; 3]),
+        result => result?,
+    };
+    let mut found = [false; 3];
+    for (place, polled) in places.into_iter().zip(&polled) {
+        found[place] = polled.any().unwrap_or(true);
+    }
+    Ok(found)
+}
+
+/// One message, with what came along.
+struct Packet {
+    bytes: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Packet {
+    fn send(&self, to: &OwnedFd) -> Result<(), Errno> {
+        let descriptors: Vec<RawFd> = self.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        send(to, &self.bytes, &descriptors)
+    }
+
+    /// If this is the request to restore: lets it ask for no more of a log than needed, and for the runtime's directories by
+    /// descriptors of ours, which are given back. `None` when it is another request.
+    fn adapt_restore(&mut self, runtime: &OwnedFd) -> std::io::Result<Option<Vec<File>>> {
+        let Ok(mut request) = Criu_req::parse_from_bytes(&self.bytes) else { return Ok(None) };
+        if request.type_() != Criu_req_type::RESTORE {
+            return Ok(None);
+        }
+        let pid = getsockopt(runtime, PeerCredentials)?.pid();
+        let mut opened = Vec::new();
+        let mut open = |number: i32| {
+            let file = File::open(format!("/proc/{pid}/fd/{number}"))?;
+            let ours = file.as_raw_fd();
+            opened.push(file);
+            std::io::Result::Ok(ours)
+        };
+        if let Some(options) = request.opts.as_mut() {
+            options.set_images_dir_fd(open(options.images_dir_fd())?);
+            if let Some(number) = options.work_dir_fd {
+                options.set_work_dir_fd(open(number)?);
+            }
+            options.set_log_level(options.log_level().min(WARNINGS));
+        }
+        self.bytes = request.write_to_bytes()?;
+        Ok(Some(opened))
+    }
+
+    /// The step that CRIU tells, and the root task if it is named.
+    fn step(&self) -> Option<(String, Option<i32>)> {
+        let answer = Criu_resp::parse_from_bytes(&self.bytes).ok()?;
+        if answer.type_() != Criu_req_type::NOTIFY {
+            return None;
+        }
+        let root = answer.notify.pid.filter(|pid| *pid > 0);
+        Some((answer.notify.script().to_owned(), root))
+    }
+}
+
+fn send(to: &impl AsFd, bytes: &[u8], descriptors: &[RawFd]) -> Result<(), Errno> {
+    let rights = [ControlMessage::ScmRights(descriptors)];
+    let rights = if descriptors.is_empty() { &[][..] } else { &rights[..] };
+    let to = to.as_fd().as_raw_fd();
+    loop {
+        match sendmsg::<()>(to, &[IoSlice::new(bytes)], rights, MsgFlags::MSG_NOSIGNAL, None) {
+            Err(Errno::EINTR) => {}
+            result => return result.map(drop),
+        }
+    }
+}
+
+/// The next message; `None` when there will be none.
+fn receive(from: &impl AsFd) -> Option<Packet> {
+    let mut bytes = vec![0; MAX_PACKET];
+    let mut space = nix::cmsg_space!([RawFd; 8]);
+    let (length, descriptors) = {
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let from = from.as_fd().as_raw_fd();
+        let message = loop {
+            match recvmsg::<()>(from, &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+                Err(Errno::EINTR) => {}
+                result => break result.ok()?,
+            }
+        };
+        let mut descriptors = Vec::new();
+        for control in message.cmsgs().ok()? {
+            if let ControlMessageOwned::ScmRights(numbers) = control {
+                descriptors.extend(numbers.into_iter().map(sys::adopt));
+            }
+        }
+        if message.bytes == 0 || message.flags.contains(MsgFlags::MSG_TRUNC) {
+            return None;
+        }
+        (message.bytes, descriptors)
+    };
+    bytes.truncate(length);
+    Some(Packet { bytes, descriptors })
+}
