@@ -18,6 +18,9 @@ const INTERVAL: Duration = Duration::from_millis(20);
 const THREADS: usize = 128;
 /// A container that was ready for less than this in an interval says nothing about processors.
 const TELLING: Duration = Duration::from_micros(500);
+/// Copying begins without pauses, to see what the link can do: with pauses, what lies behind works on while the reader sleeps,
+/// and nobody can tell how much more it could have done.
+const TRIAL: Duration = Duration::from_millis(150);
 /// Pauses shorter than this are put off: a sleep costs a wake-up.
 const SHORTEST: Duration = Duration::from_micros(500);
 
@@ -73,6 +76,9 @@ pub(crate) struct Pace {
     usual: Option<f64>,
     share: f64,
     looked: (Instant, Schedule),
+    /// Since when copying goes on, and how many bytes, while that is tried; what came of it, in bytes a second.
+    trial: Option<(Instant, u64)>,
+    bandwidth: Option<f64>,
     /// Since when there was no pause, the pauses that were put off, and all pauses.
     at_work: Instant,
     owed: Duration,
@@ -90,6 +96,8 @@ impl Pace {
             usual: None,
             share: 1.0,
             looked: (now, first),
+            trial: None,
+            bandwidth: None,
             at_work: now,
             owed: Duration::ZERO,
             paused: Duration::ZERO,
@@ -112,10 +120,19 @@ impl Pace {
         self.paused
     }
 
-    /// Something was copied: pauses if it is time for it.
-    pub(crate) fn step(&mut self) {
+    /// So many bytes were copied: pauses if it is time for it.
+    pub(crate) fn step(&mut self, bytes: u64) {
         let Some(usual) = self.usual else { return };
         let now = Instant::now();
+        if self.bandwidth.is_none() {
+            let (since, copied) = self.trial.get_or_insert((self.at_work, 0));
+            *copied += bytes;
+            if now - *since < TRIAL {
+                return;
+            }
+            self.bandwidth = Some(*copied as f64 / (now - *since).as_secs_f64());
+            self.at_work = now;
+        }
         if now - self.looked.0 >= INTERVAL {
             let schedule = Schedule::of(&self.pids);
             if let Some(waiting) = schedule.waiting_since(self.looked.1) {
@@ -131,6 +148,11 @@ impl Pace {
             self.paused += self.at_work - now;
             self.owed = Duration::ZERO;
         }
+    }
+
+    /// Bytes a second that went without pauses, once that is known.
+    pub(crate) fn bandwidth(&self) -> Option<f64> {
+        self.bandwidth
     }
 
     /// All pauses so far.
@@ -172,15 +194,32 @@ mod tests {
     }
 
     #[test]
+    fn what_the_link_can_do_is_tried_first() {
+        let mut pace = Pace::observe(BTreeSet::new());
+        pace.usual = Some(0.0);
+        pace.share = LEAST;
+        pace.begin_round();
+        let begun = Instant::now();
+        while pace.bandwidth().is_none() {
+            std::thread::sleep(Duration::from_millis(10));
+            pace.step(1000);
+        }
+        assert!(begun.elapsed() >= TRIAL);
+        assert_eq!(pace.paused(), Duration::ZERO, "no pauses until then");
+        assert!(pace.bandwidth().is_some_and(|found| (10_000.0..=100_000.0).contains(&found)));
+    }
+
+    #[test]
     fn pauses_are_what_the_share_says() {
         let mut pace = Pace::observe(BTreeSet::new());
         pace.usual = Some(0.0);
         pace.share = 0.25;
+        pace.bandwidth = Some(1.0);
         pace.begin_round();
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_millis(100) {
             std::thread::sleep(Duration::from_millis(1));
-            pace.step();
+            pace.step(1);
         }
         let share = pace.paused().as_secs_f64() / begun.elapsed().as_secs_f64();
         assert!((0.6..0.95).contains(&share), "three quarters of the time are pauses, not {share}");

@@ -41,7 +41,8 @@ struct Brought {
     sent_bytes: u64,
     sent_file_bytes: u64,
     frozen: Duration,
-    sending: Duration,
+    /// How long that took; none when there were pauses in it.
+    sending: Option<Duration>,
     tasks: usize,
 }
 
@@ -202,8 +203,11 @@ impl Source<'_> {
         self.finish_round(round)?;
         let acknowledged = asked.elapsed();
 
-        if brought.sent_bytes >= TELLING_BYTES || insight.bandwidth == 0.0 {
-            let sending = brought.sending + acknowledged;
+        let tried = self.pace.as_ref().and_then(Pace::bandwidth);
+        if let (None, Some(tried)) = (brought.sending, tried) {
+            insight.bandwidth = tried;
+        } else if brought.sent_bytes >= TELLING_BYTES || insight.bandwidth == 0.0 {
+            let sending = brought.sending.unwrap_or_else(|| begun.elapsed()) + acknowledged;
             insight.bandwidth = brought.sent_bytes as f64 / sending.as_secs_f64().max(1e-4);
         } else {
             // nothing much was on its way: this was the way there and back
@@ -245,7 +249,7 @@ impl Source<'_> {
             sent_bytes: image_bytes + sent_file_bytes,
             sent_file_bytes,
             frozen: dumped.frozen,
-            sending: sending.elapsed(),
+            sending: Some(sending.elapsed()),
             tasks: 1,
         })
     }
@@ -261,7 +265,7 @@ impl Source<'_> {
         let mut meter = Meter::new(self.observer, Phase::PreCopy, "memory", self.memory_bytes);
         let mut copied = |bytes| {
             meter.add(bytes);
-            pace.iter_mut().for_each(Pace::step);
+            pace.iter_mut().for_each(|pace| pace.step(bytes));
         };
         let (pass, files) = match &streams {
             Some(_) => std::thread::scope(|scope| {
@@ -300,8 +304,7 @@ impl Source<'_> {
             sent_bytes: pass.changed_bytes + sent_file_bytes,
             sent_file_bytes,
             frozen: Duration::ZERO,
-            // bandwidth is what the link can do
-            sending: sending.saturating_sub(paused),
+            sending: (paused <= sending / 10).then_some(sending),
             tasks: pass.tasks,
         })
     }

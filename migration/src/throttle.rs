@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// What may remain after a round, of what remained after the one before, so that the rounds count as converging.
-const CONVERGING: f64 = 0.7;
+const CONVERGING: f64 = 0.5;
 /// From this part on all of what is written at all was written again.
 const SATURATED: f64 = 0.9;
 /// What is left of the CPU time then.
@@ -107,7 +107,7 @@ mod tests {
             ("all is taken", measured(), limits(90), ALL, 90, None),
             (
                 "it converges by itself",
-                Measured { dirty_rate: 350.0 * MIB, ..measured() },
+                Measured { dirty_rate: 250.0 * MIB, ..measured() },
                 limits(90),
                 ALL,
                 0,
