@@ -28,9 +28,49 @@ const TELLING_BYTES: u64 = 256 << 10;
 pub(crate) struct Insight {
     bandwidth: f64,
     dirty_rate: Option<f64>,
-    previous: Option<Instant>,
+    previous: Option<Previous>,
+    /// All that is written at all was written again between the last two looks: how much that is.
+    working_set: Option<u64>,
     frozen: Duration,
     tasks: usize,
+}
+
+/// What is kept of the round before.
+#[derive(Debug)]
+struct Previous {
+    begun: Instant,
+    /// Since the round before that one; very long for the first, which finds all there is.
+    interval: Duration,
+    written: u64,
+}
+
+impl Insight {
+    /// A round that began then has found so many bytes written.
+    fn note(&mut self, begun: Instant, written: u64) {
+        let mut interval = Duration::MAX;
+        if let Some(previous) = &self.previous {
+            interval = begun - previous.begun;
+            self.dirty_rate = Some(written as f64 / interval.as_secs_f64().max(1e-3));
+            self.working_set =
+                is_working_set((previous.written, previous.interval), (written, interval)).then_some(written);
+        }
+        self.previous = Some(Previous { begun, interval, written });
+    }
+
+    /// Bytes a second that were written in a time like that of the last round. What is counted are different pages: where
+    /// all of the working set is written in less time than there was between two looks, it is written again in the last
+    /// round, too, however short that was.
+    fn rate_within(&self, last_round: Duration) -> Option<f64> {
+        let least = self.working_set.map_or(0.0, |set| set as f64 / last_round.as_secs_f64().max(1e-3));
+        self.dirty_rate.map(|rate| rate.max(least))
+    }
+}
+
+/// Whether the second of two looks, each with the bytes found written and the time since the look before, found as many, or
+/// more in no more time: without a working set they follow the time.
+fn is_working_set(before: (u64, Duration), now: (u64, Duration)) -> bool {
+    let ratio = now.0 as f64 / (before.0 as f64).max(1.0);
+    ratio >= 0.9 && (ratio <= 1.1 || now.1 <= before.1.saturating_add(before.1 / 10))
 }
 
 /// What one round brought.
@@ -70,7 +110,7 @@ impl Source<'_> {
                 bandwidth: insight.bandwidth,
                 // before there are two rounds to compare, all of it may have been written again
                 dirty_rate: insight
-                    .dirty_rate
+                    .rate_within(report.duration)
                     .unwrap_or(self.memory_bytes as f64 / report.duration.as_secs_f64().max(1e-3)),
                 total_bytes: self.memory_bytes,
                 fixed: self.fixed_downtime(&insight),
@@ -214,11 +254,8 @@ impl Source<'_> {
             self.round_trip = acknowledged;
         }
         let tells = self.pages.is_some() || self.tracker.tells_dirty_rate();
-        if let Some(previous) = insight.previous.replace(begun)
-            && tells
-        {
-            let interval = (begun - previous).as_secs_f64().max(1e-3);
-            insight.dirty_rate = Some((brought.memory_bytes + brought.sent_file_bytes) as f64 / interval);
+        if tells {
+            insight.note(begun, brought.memory_bytes + brought.sent_file_bytes);
         }
         insight.frozen = brought.frozen;
         insight.tasks = brought.tasks;
@@ -356,5 +393,32 @@ impl Source<'_> {
             Message::RoundAck { round: acknowledged } if acknowledged == round => Ok(()),
             other => Err(other),
         })?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_working_set_that_is_written_again_in_less_time_is_written_again_in_the_last_round() {
+        let ms = Duration::from_millis;
+        let all = (400u64, Duration::MAX);
+        assert!(is_working_set(all, (390, ms(2000))), "all there is");
+        assert!(!is_working_set(all, (30, ms(2000))));
+        assert!(is_working_set((200, ms(2000)), (190, ms(1000))), "as much in half the time");
+        assert!(!is_working_set((200, ms(2000)), (110, ms(1000))), "in proportion");
+        assert!(is_working_set((200, ms(1000)), (200, ms(2000))), "no more in twice the time");
+        assert!(!is_working_set((200, ms(1000)), (390, ms(2000))), "in proportion");
+
+        let begun = Instant::now();
+        let mut insight = Insight::default();
+        insight.note(begun, 400);
+        assert_eq!(insight.rate_within(ms(100)), None);
+        insight.note(begun + ms(2000), 400);
+        assert_eq!(insight.dirty_rate, Some(200.0));
+        assert_eq!(insight.rate_within(ms(500)), Some(800.0), "all of it in half a second");
+        insight.note(begun + ms(4000), 100);
+        assert_eq!(insight.rate_within(ms(500)), Some(50.0));
     }
 }

@@ -42,8 +42,8 @@ fn summary(flags: &str) -> Value {
 /// Starts a migration that throttles, and does something to it as soon as that has begun; the exit code of godwit.
 fn in_the_midst(then: &str) -> String {
     let script = format!(
-        "godwit --json migrate runc:{NAME} ssh://dst {SLOW} > /tmp/told & p=$!
-        for try in $(seq 600); do grep -q 'throttled to' /tmp/told && break; sleep 0.05; done
+        "rm -f /tmp/told; godwit --json migrate runc:{NAME} ssh://dst {SLOW} > /tmp/told & p=$!
+        for try in $(seq 600); do grep -qs 'throttled to' /tmp/told && break; sleep 0.05; done
         {then}
         wait $p; echo $?"
     );
