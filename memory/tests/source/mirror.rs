@@ -118,7 +118,8 @@ impl Mirror {
             let image = ImageId::Task(vpid(pid));
             let told: BTreeSet<u64> =
                 existing[&image].iter().flat_map(|run| (run.start..run.end()).step_by(4096)).collect();
-            let mut found = BTreeSet::new();
+            // with whether it is a page of anonymous memory that holds zeroes
+            let mut found = BTreeMap::new();
             let mem = File::open(format!("/proc/{pid}/mem")).unwrap();
             let pagemap = File::open(format!("/proc/{pid}/pagemap")).unwrap();
             for line in lines.iter().filter(|line| !line.shared) {
@@ -129,15 +130,22 @@ impl Mirror {
                     self.compare_private(image, line, &mem, &pagemap, &mut found, &mut verdict);
                 }
             }
-            for address in told.symmetric_difference(&found) {
+            let seen: BTreeSet<u64> = found.keys().copied().collect();
+            for address in told.symmetric_difference(&seen) {
+                // khugepaged puts pages of zeroes where there were none, also in memory of stopped tasks
+                if found.get(address) == Some(&true) {
+                    continue;
+                }
                 let mapping = lines.iter().find(|line| (line.start..line.end).contains(address));
                 let name = mapping.map(|line| line.name.as_str()).unwrap_or("unmapped");
                 let who = if told.contains(address) { "existing" } else { "the test" };
                 verdict.disputed.push(format!("{pid} {address:x} {name} only by {who}"));
             }
-            verdict.gone +=
-                self.pages.keys().filter(|(of, address)| *of == image && !found.contains(address)).count()
-                    as u64;
+            verdict.gone += self
+                .pages
+                .keys()
+                .filter(|(of, address)| *of == image && !found.contains_key(address))
+                .count() as u64;
         }
         self.compare_objects(memory, pids, zeroes, &mut verdict);
         verdict
@@ -149,7 +157,7 @@ impl Mirror {
         line: &Line,
         mem: &File,
         pagemap: &File,
-        found: &mut BTreeSet<u64>,
+        found: &mut BTreeMap<u64, bool>,
         verdict: &mut Verdict,
     ) {
         let mut page = [0; 4096];
@@ -169,9 +177,10 @@ impl Mirror {
             {
                 continue;
             }
-            found.insert(address);
             let place = || format!("{image:?} {address:x} {}", line.name);
-            match (mem.read_exact_at(&mut page, address), self.pages.get(&(image, address))) {
+            let read = mem.read_exact_at(&mut page, address);
+            found.insert(address, read.is_ok() && page == [0; 4096] && !line.name.starts_with('/'));
+            match (read, self.pages.get(&(image, address))) {
                 (Err(error), _) => verdict.missing.push(format!("{} {error}", place())),
                 (Ok(()), None) => {
                     verdict.missing.push(format!("{} {:x}-{:x} {entry:x}", place(), line.start, line.end))

@@ -4,6 +4,7 @@ use super::{Failure, checked};
 use std::alloc::Layout;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
@@ -16,6 +17,9 @@ pub const HUGE: usize = 2 << 20;
 pub const MADV_COLLAPSE: i32 = 25;
 /// `madvise` of Linux 6.13 and later: pages whose access is a fault, without a mapping of their own.
 pub const MADV_GUARD_INSTALL: i32 = 102;
+
+/// Held alone by who leaves a hole for a moment: another thread's mapping would get it, and be mapped over.
+static LAYOUT: RwLock<()> = RwLock::new(());
 
 /// What may be done with pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,8 +96,10 @@ impl Pages {
 
     /// Maps pages of itself anew; private anonymous memory only.
     pub fn punch(&mut self, first: usize, count: usize) -> Result<(), Failure> {
+        let _alone = LAYOUT.write().unwrap_or_else(PoisonError::into_inner);
         unmap_at(self.at(first, count), count * PAGE)?;
-        map_at("mmap into a hole", self.at(first, count), Source::Private, count).map(|_| ())
+        map_with("mmap into a hole", self.at(first, count), libc::MAP_FIXED_NOREPLACE, Source::Private, count)
+            .map(|_| ())
     }
 
     /// Unmaps them.
@@ -131,6 +137,7 @@ impl Pages {
 
     /// Makes it longer or shorter; it may move.
     pub fn resize(&mut self, count: usize) -> Result<(), Failure> {
+        let _no_holes = LAYOUT.read().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: without MREMAP_FIXED the kernel takes room that nobody has.
         let moved = unsafe {
             libc::mremap(self.address as *mut _, self.count * PAGE, count * PAGE, libc::MREMAP_MAYMOVE)
@@ -204,6 +211,17 @@ impl Pages {
 }
 
 fn map_at(call: &'static str, address: usize, source: Source, count: usize) -> Result<Pages, Failure> {
+    let _no_holes = LAYOUT.read().unwrap_or_else(PoisonError::into_inner);
+    map_with(call, address, if address == 0 { 0 } else { libc::MAP_FIXED }, source, count)
+}
+
+fn map_with(
+    call: &'static str,
+    address: usize,
+    fixed: i32,
+    source: Source,
+    count: usize,
+) -> Result<Pages, Failure> {
     let (flags, descriptor) = match source {
         Source::Private => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
         Source::Shared => (libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1),
@@ -211,7 +229,6 @@ fn map_at(call: &'static str, address: usize, source: Source, count: usize) -> R
         Source::PrivateFile(descriptor) => (libc::MAP_PRIVATE, descriptor),
         Source::SharedFile(descriptor) => (libc::MAP_SHARED, descriptor),
     };
-    let fixed = if address == 0 { 0 } else { libc::MAP_FIXED };
     // SAFETY: a fixed address is of a mapping that the caller owns, or reserved.
     let mapped = unsafe {
         libc::mmap(address as *mut _, count * PAGE, Access::Both.bits(), flags | fixed, descriptor, 0)
@@ -225,6 +242,7 @@ fn map_at(call: &'static str, address: usize, source: Source, count: usize) -> R
 /// Room in the address space that a mapping is about to take.
 fn reserve(bytes: usize) -> Result<usize, Failure> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let _no_holes = LAYOUT.read().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: a new mapping where the kernel likes.
     let room = unsafe { libc::mmap(null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
     if room == libc::MAP_FAILED { Err(Failure::last("mmap room")) } else { Ok(room as usize) }
@@ -287,6 +305,7 @@ pub fn segment(count: usize) -> Result<i32, Failure> {
 
 /// Attaches a segment of `count` pages.
 pub fn attach(id: i32, count: usize) -> Result<Pages, Failure> {
+    let _no_holes = LAYOUT.read().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: the kernel takes room that nobody has.
     let address = unsafe { libc::shmat(id, null_mut(), 0) };
     if address as isize == -1 {

@@ -23,8 +23,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Around a page that was asked for, the others of this aligned piece follow at once: 64 KiB.
-const WINDOW: u64 = 16 * PAGE_SIZE;
+/// Around a page that was asked for, the others of this aligned piece follow at once: 16 KiB. The next fault waits for them.
+const WINDOW: u64 = 4 * PAGE_SIZE;
+/// Those of this aligned piece come next of all that is filled in the background: 512 KiB.
+const NEIGHBOURHOOD: u64 = 128 * PAGE_SIZE;
 /// Events of one address space before another one has its turn.
 const EVENTS: usize = 256;
 /// Where user space begins and ends, for a wake of everything.
@@ -347,6 +349,8 @@ impl Handler {
         }
         for &(id, page) in faults {
             let Some(entry) = self.spaces.get(&id) else { continue };
+            let start = page & !(NEIGHBOURHOOD - 1);
+            entry.space.hasten(PageRun { start, pages: NEIGHBOURHOOD / PAGE_SIZE });
             let start = page & !(WINDOW - 1);
             let around = entry.space.todo().cut(start, start + WINDOW);
             for run in around {

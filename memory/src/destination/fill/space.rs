@@ -66,6 +66,14 @@ impl Space {
         !self.first().is_empty()
     }
 
+    /// What is left of these pages comes before all others.
+    pub(super) fn hasten(&self, pages: PageRun) {
+        let mut first = self.first();
+        if first.last() != Some(&pages) {
+            first.push(pages);
+        }
+    }
+
     /// Takes the next pages out of `todo`, `most` at most. One that comes first and was moved elsewhere comes later.
     pub(super) fn take(&self, most: u64) -> Vec<Run> {
         let (mut todo, mut first) = (self.todo(), self.first());
