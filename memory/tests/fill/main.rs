@@ -298,7 +298,7 @@ fn moved_pages_have_their_content_at_the_new_place() {
 fn everything_at_once_with_threads() {
     if can_run() {
         let report =
-            run(&Case { operations: "frum", parts: 3, part_pages: 32 << 10, work: 800, held: 50, ..CASE });
+            run(&Case { operations: "frum", parts: 3, part_pages: 32 << 10, work: 1200, held: 400, ..CASE });
         assert!(report.forks > 0 && report.removes > 0 && report.unmaps > 0 && report.remaps > 0);
     }
 }
