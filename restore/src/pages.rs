@@ -174,6 +174,7 @@ impl IncomingPages {
     pub fn finish(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<Option<FillReport>, PagesError> {
         let Some(mut filler) = self.filler.take() else { return Ok(None) };
         let filled = filler.wait(Instant::now() + FILL, progress)?;
+        self.store.give_back();
         Ok(Some(FillReport {
             pages: filled.pages,
             faults: filled.faults,

@@ -188,6 +188,15 @@ impl PageStore {
         self.room
     }
 
+    /// Gives all memory back, little by little, so that the tasks that now run need not wait for it. To be called when
+    /// every page is in its place: all slots read as zeroes from then on.
+    pub fn give_back(&self) {
+        let bytes = self.memory.bytes().len() as u64;
+        if let Err(error) = mapping::give_back(&self.file, bytes) {
+            tracing::debug!(%error, "the page store is given back at once");
+        }
+    }
+
     /// The memfd with the pages: slot number times [`PAGE_SIZE`] is the offset.
     pub fn file(&self) -> &File {
         &self.file

@@ -6,6 +6,13 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+/// What is given back at a time, about 50 µs of work for the kernel, which may not be interrupted by others who wait for
+/// the processor until the next tick.
+const PIECE: usize = 1 << 20;
+/// How long others may have the processor between two pieces.
+const REST: Duration = Duration::from_micros(20);
 
 /// A new memfd of this length, without memory of its own yet; closed on exec.
 pub(crate) fn memfd(name: &std::ffi::CStr, bytes: u64) -> Result<File, Errno> {
@@ -90,9 +97,25 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        if self.len > 0 {
-            // SAFETY: made by mmap in `new` with this length; borrows of it have ended.
-            unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+        for from in (0..self.len).step_by(PIECE) {
+            let len = PIECE.min(self.len - from);
+            // SAFETY: a part of what `new` mapped, once for each; borrows of it have ended.
+            unsafe { libc::munmap(self.start.as_ptr().add(from).cast(), len) };
+            if self.len > PIECE {
+                std::thread::sleep(REST);
+            }
         }
     }
+}
+
+/// Gives the memory of a memfd back piece by piece (fallocate(2), `FALLOC_FL_PUNCH_HOLE`); it reads as zeroes from then on.
+pub(crate) fn give_back(file: &File, bytes: u64) -> Result<(), Errno> {
+    use nix::fcntl::{FallocateFlags, fallocate};
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    for from in (0..bytes).step_by(PIECE) {
+        let len = (PIECE as u64).min(bytes - from);
+        fallocate(file, hole, from as libc::off_t, len as libc::off_t)?;
+        std::thread::sleep(REST);
+    }
+    Ok(())
 }

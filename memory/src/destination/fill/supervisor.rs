@@ -24,6 +24,8 @@ const RESTORE_FINISHED: u32 = 0x5253_5446;
 const MOST_RESTARTS: u64 = 100;
 /// CRIU has this long for the second half of what it says.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A handler that has finished has this long to end.
+const LAST_WORDS: Duration = Duration::from_secs(30);
 
 /// See the [module](super). Dropping it stops nothing: the fill goes on to its end in the background.
 #[derive(Debug)]
@@ -219,7 +221,10 @@ struct Supervisor {
 #[derive(PartialEq)]
 enum Next {
     Go,
+    /// It is to end now, whatever it does.
     Stop,
+    /// It has done everything, and ends by itself.
+    Finished,
 }
 
 impl Supervisor {
@@ -228,6 +233,11 @@ impl Supervisor {
             match self.turn() {
                 Ok(Next::Go) => {}
                 Ok(Next::Stop) => break,
+                Ok(Next::Finished) => {
+                    // It gives its memory back little by little, which the kernel would not do for it.
+                    self.await_end();
+                    break;
+                }
                 Err(error) => {
                     tracing::error!(%error, "the supervision of the fill stumbles");
                     std::thread::sleep(Duration::from_millis(100));
@@ -240,6 +250,14 @@ impl Supervisor {
         }
         let _ = std::fs::remove_file(&self.socket_path);
         self.shared.state().pid = None;
+    }
+
+    fn await_end(&mut self) {
+        let Some(handler) = &mut self.handler else { return };
+        let deadline = Instant::now() + LAST_WORDS;
+        while matches!(handler.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     fn turn(&mut self) -> Result<Next, FillError> {
@@ -357,7 +375,7 @@ impl Supervisor {
                     self.started.map_or((0.0, 0), |(start, before)| (start.elapsed().as_secs_f64(), before));
                 self.shared.state().outcome = Some(Ok((seconds, before)));
                 self.shared.changed.notify_all();
-                return Ok(Next::Stop);
+                return Ok(Next::Finished);
             }
             Ok(Some(_)) | Ok(None) | Err(_) => self.succeed()?,
         }
