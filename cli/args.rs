@@ -95,17 +95,59 @@ pub enum Command {
     Status(StatusArgs),
     /// Show the journal of a migration
     Log(LogArgs),
+    /// Say what a log of CRIU's means: dump.log, restore.log
+    Explain(ExplainArgs),
+    /// Bring what a crash or a lost link has left to one end
+    Resume(ResumeArgs),
+    /// Stop a migration: the container stays where it was
+    Cancel(CancelArgs),
     /// Say whether this host, or this pair of hosts, can migrate
     Check(CheckArgs),
     /// Give a restored container its memory (started by `receive`)
     #[command(hide = true)]
-    Fill,
+    Fill {
+        /// Which migration, for whoever looks for it
+        #[arg(long = "for", value_name = "MIGRATION")]
+        migration: Option<String>,
+        /// A file to make when every page is in its place
+        #[arg(long, value_name = "FILE")]
+        done: Option<PathBuf>,
+    },
+    /// Hold a container if CRIU is killed (started beside CRIU)
+    #[command(hide = true)]
+    Guard,
+    /// Make this host's key, and say which hosts it trusts over `tls://`
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Measure the gap that a client sees, from a third place
     Probe(ProbeArgs),
     /// Write completions for a shell
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
+    },
+}
+
+/// `godwit keys`; its files are in /etc/godwit, or where `GODWIT_ETC` says.
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Make this host's key: host.key and host.pem
+    New,
+    /// Show this host's name and the fingerprint of its key
+    Show,
+    /// Trust another host: `godwit keys show` there prints both
+    Trust {
+        /// What it is called here: the host in `tls://HOST`
+        name: String,
+        /// Its key: `sha256:` and 64 hexadecimal digits
+        fingerprint: String,
+    },
+    /// Show the hosts that are trusted
+    List,
+    /// Trust a host no more
+    Forget {
+        /// What it is called here
+        name: String,
     },
 }
 
@@ -146,7 +188,7 @@ impl CarryArgs {
 pub struct MigrateArgs {
     /// The container: `runc:NAME`, `pid:PID`, or a name that only one engine knows
     pub container: String,
-    /// Where to: `ssh://[user@]host[:port]`, `tcp://host:port`, `unix:///path`
+    /// Where to: `ssh://[user@]host[:port]`, `tls://[name@]host[:port]`, `tcp://host:port`, `unix:///path`
     pub destination: String,
     /// How memory travels
     #[arg(long, value_enum, default_value_t = StrategyArg::PreCopy)]
@@ -179,6 +221,9 @@ pub struct MigrateArgs {
     /// Connections to the destination: the first for everything, the others for memory
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub connections: u16,
+    /// How often to begin again when the link is lost before switchover; the container runs on meanwhile
+    #[arg(long, default_value_t = 2, value_name = "NUMBER")]
+    pub retries: u32,
     /// Compression on the wire: `auto` (as link and processor have it), `zstd`, `zstd:LEVEL` or `none`
     #[arg(long, default_value = "auto", value_parser = str::parse::<Compression>)]
     pub compress: Compression,
@@ -239,12 +284,15 @@ impl MigrateArgs {
 /// `godwit receive`.
 #[derive(Debug, ClapArgs)]
 pub struct ReceiveArgs {
-    /// Where to listen: `tcp://host:port` or `unix:///path`
+    /// Where to listen: `tls://host[:port]`, `tcp://host:port` or `unix:///path`
     #[arg(long, required_unless_present = "stdio", value_name = "URL")]
     pub listen: Option<String>,
     /// Speak over standard input and output
     #[arg(long, conflicts_with = "listen")]
     pub stdio: bool,
+    /// Wait for the next migration when one is over
+    #[arg(long, conflicts_with = "stdio")]
+    pub forever: bool,
     /// Accept plain TCP: neither encrypted nor authenticated
     #[arg(long)]
     pub insecure: bool,
@@ -293,6 +341,67 @@ pub struct StatusArgs {
 pub struct LogArgs {
     /// Which migration: its id, or enough of its end to be unambiguous
     pub migration: String,
+    /// Pack its journal and logs, and what `godwit check` says, into a new file (.tar.zst) instead; no memory gets in
+    #[arg(long, value_name = "FILE")]
+    pub bundle: Option<PathBuf>,
+}
+
+/// `godwit explain`.
+#[derive(Debug, ClapArgs)]
+pub struct ExplainArgs {
+    /// CRIU's log, or that of the runtime above it; `-` reads standard input
+    #[arg(required = true, value_name = "LOG")]
+    pub logs: Vec<PathBuf>,
+}
+
+/// Whose a container shall be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KeepArg {
+    /// It runs at the source
+    Source,
+    /// It runs at the destination
+    Destination,
+}
+
+/// `godwit resume`.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct ResumeArgs {
+    /// Which migration: its id, or enough of its end to be unambiguous (default: all that were broken off)
+    pub migration: Option<String>,
+    /// Decide yourself where the two hosts cannot: whose it shall be. The other side obeys when it is back
+    #[arg(long, value_enum, value_name = "SIDE", requires = "migration")]
+    pub keep: Option<KeepArg>,
+    /// How long to call the other side
+    #[arg(long, default_value = "60s", value_parser = quantity::positive_duration, value_name = "DURATION")]
+    pub timeout: Duration,
+    /// What ssh runs at the destination
+    #[arg(long, default_value = "godwit receive --stdio", value_name = "COMMAND")]
+    pub remote_command: String,
+}
+
+/// `godwit cancel`.
+#[derive(Debug, ClapArgs)]
+pub struct CancelArgs {
+    /// Which migration: its id, or enough of its end to be unambiguous
+    pub migration: String,
+    /// How long to call the other side, when the migration's process is dead
+    #[arg(long, default_value = "60s", value_parser = quantity::positive_duration, value_name = "DURATION")]
+    pub timeout: Duration,
+    /// What ssh runs at the destination
+    #[arg(long, default_value = "godwit receive --stdio", value_name = "COMMAND")]
+    pub remote_command: String,
+}
+
+impl CancelArgs {
+    /// The same for `godwit resume`.
+    pub fn as_resume(&self) -> ResumeArgs {
+        ResumeArgs {
+            migration: Some(self.migration.clone()),
+            keep: None,
+            timeout: self.timeout,
+            remote_command: self.remote_command.clone(),
+        }
+    }
 }
 
 /// `godwit check`.

@@ -1,15 +1,20 @@
 //! One file for each command.
 
+mod cancel;
+mod bundle;
 mod check;
 mod checkpoint;
 mod dirty_rate;
+mod explain;
 mod host;
 mod journals;
+mod keys;
 mod limits;
 mod log;
 mod migrate;
 mod receive;
 mod restore;
+mod resume;
 mod status;
 
 use crate::args::{Args, Command};
@@ -66,11 +71,16 @@ pub fn run(args: &Args, draw: &Draw) -> Result<u8, Trouble> {
         Command::Restore(command) => restore::run(args, command, draw),
         Command::Status(command) => status::run(args, command, draw),
         Command::Log(command) => log::run(args, command, draw),
+        Command::Explain(command) => explain::run(command, draw),
+        Command::Resume(command) => resume::run(args, command, draw),
+        Command::Cancel(command) => cancel::run(args, command, draw),
         Command::Check(command) => match &command.dirty_rate {
             Some(container) => dirty_rate::run(args, command, container, draw),
             None => check::run(args, command, draw),
         },
-        Command::Fill => fill(),
+        Command::Fill { done, .. } => fill(done.as_deref()),
+        Command::Guard => guard(),
+        Command::Keys(command) => keys::run(command, draw),
         Command::Probe(command) => probe(args, command),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut crate::command(), "godwit", &mut std::io::stdout());
@@ -80,14 +90,29 @@ pub fn run(args: &Args, draw: &Draw) -> Result<u8, Trouble> {
 }
 
 /// The handler of page faults; `receive` starts it, and speaks with it over the descriptors that it inherits.
-fn fill() -> Result<u8, Trouble> {
+fn fill(done: Option<&std::path::Path>) -> Result<u8, Trouble> {
     use std::os::fd::AsFd;
     let control = std::io::stdin().as_fd().try_clone_to_owned();
     let cannot = |error: &(dyn std::error::Error + 'static)| -> Trouble {
         Failure::new(FailureKind::Failed, "memory cannot be filled on demand").because_of(error).into()
     };
     let control = control.map_err(|error| cannot(&error))?;
-    godwit_memory::destination::fill::run_fill(control).map(|()| 0).map_err(|error| cannot(&error))
+    godwit_memory::destination::fill::run_fill(control).map_err(|error| cannot(&error))?;
+    if let Some(done) = done {
+        std::fs::File::create(done).map_err(|error| cannot(&error))?;
+    }
+    Ok(0)
+}
+
+/// The guardian of CRIU; whoever starts a CRIU starts it, and speaks with it over its standard input.
+fn guard() -> Result<u8, Trouble> {
+    use std::os::fd::AsFd;
+    let control = std::io::stdin().as_fd().try_clone_to_owned();
+    let cannot = |error: &(dyn std::error::Error + 'static)| -> Trouble {
+        Failure::new(FailureKind::Failed, "CRIU cannot be guarded").because_of(error).into()
+    };
+    let control = control.map_err(|error| cannot(&error))?;
+    godwit_guardian::run_guardian(control).map(|()| 0).map_err(|error| cannot(&error))
 }
 
 fn probe(args: &Args, command: &crate::probe::ProbeArgs) -> Result<u8, Trouble> {

@@ -15,6 +15,7 @@ use crate::dumper::{Circumstances, Dumped, Dumper, PagelessDumper};
 use godwit_criu::{CriuError, DumpOptions};
 use godwit_engine::network::NetworkState;
 use godwit_engine::{EngineError, Facts, SourceContainer, Tree};
+use godwit_migration::ownership::Presence;
 use godwit_migration::plan::Carry;
 use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Observer};
 use godwit_transfer::message::TreeKind;
@@ -413,6 +414,14 @@ impl SourceContainer for Archived {
 
     fn mapped_files(&self) -> Result<HashSet<(u64, u64)>, EngineError> {
         Ok(HashSet::new())
+    }
+
+    fn remains(&mut self) -> Result<String, EngineError> {
+        Ok("{}".into())
+    }
+
+    fn presence(&self) -> Presence {
+        Presence::Frozen
     }
 
     fn lock_network(&mut self) -> Result<(), EngineError> {

@@ -10,6 +10,8 @@ mod pace;
 pub mod pages;
 pub mod preflight;
 mod question;
+pub mod recovery;
+pub mod resume;
 mod rollback;
 mod rounds;
 pub mod source;

@@ -67,6 +67,11 @@ pub fn usable_criu() -> Result<CriuBinary, Failure> {
         .because("godwit works with a dynamically linked criu, as distributions ship it")
         .hint("install your distribution's criu"));
     }
+    if let Some(old) = criu.version().ok().filter(|version| *version < OLDEST) {
+        return Err(Failure::new(FailureKind::Missing, format!("criu {old} is too old"))
+            .because("godwit knows the images and the answers of criu 4.1 and later; older ones also fail on current kernels")
+            .hint("install criu 4.1 or later; on kernels from 6.16 on, 4.2"));
+    }
     criu.check().map_err(|error| unusable(&criu, &error))?;
     if let Ok(version) = criu.version()
         && version < ASKS_LESS
@@ -82,6 +87,28 @@ pub fn usable_criu() -> Result<CriuBinary, Failure> {
         .hint(NEWER));
     }
     Ok(criu)
+}
+
+/// The oldest criu whose images and answers are known.
+const OLDEST: Version = Version { major: 4, minor: 1, sublevel: 0 };
+
+/// The oldest kernel, as major and minor: since then ptrace(2) tells of restartable sequences, which every program with
+/// glibc 2.35 has, and cgroups can be killed as a whole.
+const OLDEST_KERNEL: (u32, u32) = (5, 14);
+
+/// Whether a kernel is recent enough, by its release as uname(2) tells it.
+///
+/// # Errors
+/// Why not. What cannot be read as a version passes.
+pub fn check_kernel(release: &str) -> Result<(), Failure> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else { return Ok(()) };
+    if (major, minor) >= OLDEST_KERNEL {
+        return Ok(());
+    }
+    Err(Failure::new(FailureKind::Missing, format!("linux {major}.{minor} is too old"))
+        .because("programs with glibc 2.35 or later crash after a restore, unless the kernel tells of their restartable sequences")
+        .hint("use linux 5.14 or later"))
 }
 
 /// The first criu that reads SO_PASSCRED of unix sockets only. Older ones fail at the first other socket of a container;
@@ -105,4 +132,20 @@ fn unusable(criu: &CriuBinary, error: &CriuError) -> Failure {
     Failure::new(FailureKind::Missing, format!("criu {version} does not work on this kernel"))
         .because_of(error)
         .hint(NEWER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_kernels_are_refused() {
+        for release in ["5.14.0-362.el9.x86_64", "6.18.44", "10.0-rc1", "strange"] {
+            assert!(check_kernel(release).is_ok(), "{release}");
+        }
+        for release in ["5.13.19-generic", "4.18.0-553.el8_10.x86_64", "3.10.0"] {
+            let failure = check_kernel(release).unwrap_err();
+            assert!(failure.message.contains("too old") && failure.hints[0].contains("5.14"), "{failure:?}");
+        }
+    }
 }

@@ -48,6 +48,7 @@ impl Source<'_> {
         if let Some(stopped_for) = stopped_for {
             failure = failure.because(format!("it was thawed here after {}", show_duration(stopped_for)));
         }
+        failure.causes.extend(self.container.damage());
         failure.causes.extend(cancelled);
         failure.causes.extend(leftovers.into_iter().flatten());
         match here {
@@ -160,7 +161,8 @@ impl Source<'_> {
                 Failure::new(FailureKind::Refused, format!("{host} cannot be spoken with")).because(error)
             }
             SourceError::Wire(error) => {
-                Failure::new(FailureKind::Failed, format!("lost contact with {host}")).because_of(&error)
+                let kind = if error.may_pass() { FailureKind::LinkLost } else { FailureKind::Failed };
+                Failure::new(kind, format!("lost contact with {host}")).because_of(&error)
             }
             SourceError::Criu(error) => {
                 let hint = error.explanation().and_then(|explanation| explanation.hint.clone());

@@ -9,6 +9,7 @@ use crate::dumper::{Circumstances, Dumper};
 use crate::files::{Files, FilesError};
 use crate::pace::Pace;
 use crate::pages::{Outlet, PageMemory, PageReader, PagesError};
+use crate::recovery;
 use crate::throttle::Throttle;
 use crate::tracker::{MemoryTracker, TrackerError, tracker_for};
 use godwit_criu::DumpOptions;
@@ -18,6 +19,7 @@ use godwit_migration::downtime::{Downtime, Stopwatch};
 use godwit_migration::journal::{self, Journal, JournalError};
 use godwit_migration::observer::{Event, micros};
 use godwit_migration::plan::{Carry, Limits, Restoration, Strategy, Tracker};
+use godwit_migration::remains;
 use godwit_migration::report::{FillReport, MemoryReport, RoundReport, Summary};
 use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Observer, Phase, Role};
 use godwit_transfer::stale::StaleCopies;
@@ -460,6 +462,7 @@ impl<'a> Source<'a> {
     pub(crate) fn freeze(&mut self) -> Result<(), SourceError> {
         self.hurry()?;
         self.wire.set_patience(FROZEN_PATIENCE);
+        self.keep_remains()?;
         self.journal.append(journal::Event::Freezing)?;
         let options = self.last_dump();
         if let Some(pages) = &mut self.pages {
@@ -473,6 +476,17 @@ impl<'a> Source<'a> {
         self.lap(Stopwatch::frozen);
         self.journal.append(journal::Event::Frozen)?;
         Ok(())
+    }
+
+    /// What whoever goes on after a crash must know.
+    fn keep_remains(&mut self) -> Result<(), SourceError> {
+        let engine = self.container.facts().engine.to_owned();
+        let remains = recovery::Remains { engine, container: self.container.remains()? };
+        remains::keep(&self.job.dir, &remains).map_err(|error| {
+            let path = self.job.dir.display();
+            let failure = Failure::new(FailureKind::Failed, format!("cannot write into `{path}`"));
+            SourceError::Failure(Box::new(failure.because_of(&error)))
+        })
     }
 
     /// No limit and no high compression while it stands still.

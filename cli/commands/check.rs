@@ -1,10 +1,10 @@
 //! `godwit check`: this host alone, or beside another.
 
 use super::Trouble;
-use super::host::{CPU, CRIU, HostReport, RUNC, Row};
+use super::host::{CPU, CRIU, FREEZER, HostReport, RUNC, Row};
 use crate::args::{Args, CheckArgs};
 use crate::draw::{Draw, table};
-use godwit_criu::cpu::missing_flags;
+use godwit_criu::cpu::{mask, missing_flags};
 use godwit_migration::{Failure, FailureKind};
 use godwit_transfer::Address;
 use serde::Serialize;
@@ -137,9 +137,18 @@ fn unlike(name: &str, here: &HostReport, there: &HostReport) -> Option<(String, 
         }
         CPU => {
             let missing = missing_flags(&here.cpu_flags, &there.cpu_flags);
-            (!missing.is_empty()).then(|| {
-                let hint = "move to a host with at least the same processor features";
-                (format!("destination lacks {}", missing.join(", ")), hint.into())
+            (!missing.is_empty())
+                .then(|| (format!("destination lacks {}", missing.join(", ")), mask(&missing)))
+        }
+        // each kind that is mounted: `v1`, `v2`, `v1 and v2`
+        FREEZER => {
+            let kinds =
+                |report: &HostReport| report.row(FREEZER).map(|row| row.value.clone()).unwrap_or_default();
+            let (ours, theirs) = (kinds(here), kinds(there));
+            let shared = ours.split(" and ").any(|kind| theirs.split(" and ").any(|other| kind == other));
+            (!shared && !theirs.is_empty()).then(|| {
+                let hint = "boot both hosts with the same cgroups: `systemd.unified_cgroup_hierarchy=1` is v2, `=0` v1";
+                (format!("{theirs} there, {ours} here"), hint.into())
             })
         }
         _ => None,
@@ -223,6 +232,24 @@ mod tests {
         let there = report(40_101, "sse2 avx2", "not there (only `pid:` can move)");
         let expected = ["destination's is older", "missing at the destination", "destination lacks avx512f"];
         assert_eq!(results(&here, &there), expected);
+    }
+
+    #[test]
+    fn cgroups_must_have_a_version_in_common() {
+        let with = |kinds: &str| {
+            let mut report = report(40_200, "sse2", "1.1");
+            report.rows.push(Row { name: FREEZER.into(), value: kinds.into(), ..report.rows[0].clone() });
+            report
+        };
+        for (here, there) in [("v2", "v2"), ("v1", "v1 and v2"), ("v1 and v2", "v2")] {
+            assert_eq!(results(&with(here), &with(there))[3], "ok", "{here} {there}");
+        }
+        assert_eq!(results(&with("v1"), &with("v2"))[3], "v2 there, v1 here");
+        assert_eq!(
+            results(&with("v2"), &report(40_200, "sse2", "1.1"))[3],
+            "ok",
+            "an older godwit does not say"
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a host is like, row by row, as `godwit check` shows it and two of them are compared.
 
-use godwit_checkpoint::preflight::{check_privilege, usable_criu};
+use godwit_checkpoint::preflight::{check_kernel, check_privilege, usable_criu};
 use godwit_criu::{CriuBinary, Linkage, cpu};
 use godwit_engine::by_kind;
 use godwit_migration::Failure;
@@ -14,6 +14,7 @@ use std::process::Command;
 pub const RUNC: &str = "runc";
 pub const CPU: &str = "cpu features";
 pub const CRIU: &str = "criu";
+pub const FREEZER: &str = "cgroup freezer";
 
 /// One thing that is looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +59,7 @@ impl HostReport {
         let cpu_flags = cpu::cpu_flags().unwrap_or_default();
         let rows = vec![
             row("godwit", env!("CARGO_PKG_VERSION")),
-            row("kernel", text(|uname| uname.release())),
+            kernel(text(|uname| uname.release())),
             privilege(),
             criu_row,
             tracking,
@@ -104,6 +105,12 @@ impl Row {
         let cause = (!failure.causes.is_empty()).then(|| failure.causes.join(": "));
         Self { cause, ..self.wrong(failure.message.clone(), hint) }
     }
+}
+
+fn kernel(release: String) -> Row {
+    let checked = check_kernel(&release);
+    let kernel = row("kernel", release);
+    checked.map_or_else(|failure| kernel.clone().wrong_as(&failure), |()| kernel.clone())
 }
 
 fn privilege() -> Row {
@@ -162,12 +169,12 @@ fn freezer() -> Row {
     }
     let value = kinds.iter().copied().collect::<Vec<_>>().join(" and ");
     if value.is_empty() {
-        return row("cgroup freezer", "none").wrong(
+        return row(FREEZER, "none").wrong(
             "no cgroup hierarchy with a freezer is mounted",
             "mount one: `mount -t cgroup2 none /sys/fs/cgroup`",
         );
     }
-    row("cgroup freezer", value)
+    row(FREEZER, value)
 }
 
 /// The network lock is made with nf_tables, over a netlink socket; the kernel loads what it has when it is asked.

@@ -119,7 +119,10 @@ impl<'a> Told<'a> {
         match self.state {
             JournalState::Completed => there,
             JournalState::RolledBack => "rolled back".into(),
-            JournalState::InDoubt => "in doubt: a person must look".into(),
+            JournalState::Lost => "lost: its tasks are gone".into(),
+            JournalState::InDoubt => "in doubt: frozen, the word was given".into(),
+            JournalState::Waiting => "in doubt: held frozen, waits for the word".into(),
+            JournalState::Stuck => "not all of it could be undone".into(),
             state if self.under_way => format!("under way: {}", stage(state)),
             state => format!("ended without a word in {}", stage(state)),
         }
@@ -144,7 +147,8 @@ fn stage(state: JournalState) -> &'static str {
         JournalState::Committed => "switchover",
         JournalState::Running => "clearing up",
         JournalState::Failed => "rollback",
-        JournalState::Completed | JournalState::RolledBack | JournalState::InDoubt => "nothing",
+        JournalState::Waiting | JournalState::InDoubt | JournalState::Stuck => "doubt",
+        JournalState::Completed | JournalState::RolledBack | JournalState::Lost => "nothing",
     }
 }
 
@@ -183,6 +187,10 @@ pub fn event_words(event: &Event) -> (String, String) {
         }
         Event::Failed { reason } | Event::InDoubt { reason } => reason.clone(),
         Event::RolledBack => "everything was undone".into(),
+        Event::Resumed { godwit } => format!("another process goes on, godwit {godwit}"),
+        Event::TakenBack { reason } => format!("the word given is void: {reason}"),
+        Event::GivenAway => "a person decided: it is the destination's".into(),
+        Event::Lost { reason } => reason.clone(),
     };
     (event.name(), details)
 }

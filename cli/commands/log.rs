@@ -1,6 +1,7 @@
 //! `godwit log`.
 
 use super::Trouble;
+use super::bundle::pack;
 use super::journals::{Told, event_words, find, show_time};
 use crate::args::{Args, LogArgs};
 use crate::draw::{Draw, table};
@@ -8,6 +9,19 @@ use godwit_migration::{Failure, FailureKind};
 
 pub fn run(args: &Args, command: &LogArgs, draw: &Draw) -> Result<u8, Trouble> {
     let found = find(&args.global.root, &command.migration)?;
+    if let Some(file) = &command.bundle {
+        let dir = found.path.parent().unwrap_or(&found.path);
+        let names = pack(&found.id, dir, &args.global.root, file)?;
+        if draw.is_json() {
+            draw.json_line(&serde_json::json!({ "migration": found.id, "bundle": file, "files": names }));
+        }
+        draw.talk(&format!(
+            "`{}` holds {}; read it before you give it away",
+            file.display(),
+            names.join(", ")
+        ));
+        return Ok(0);
+    }
     let (lines, state) = found.read().map_err(|error| {
         Failure::new(FailureKind::Failed, format!("the journal of `{}` cannot be read", found.id))
             .because_of(&error)

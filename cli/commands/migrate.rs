@@ -6,6 +6,8 @@ use crate::draw::Draw;
 use crate::progress::Show;
 use godwit_checkpoint::pages::{PageReader, method_of};
 use godwit_checkpoint::preflight::{abilities, check_privilege, usable_criu};
+use godwit_checkpoint::recovery::Interrupted;
+use godwit_checkpoint::resume::needs_nobody;
 use godwit_checkpoint::{Job, Order, Parties, Plan};
 use godwit_criu::CriuBinary;
 use godwit_engine::{ContainerName, OpenRequest};
@@ -16,6 +18,7 @@ use godwit_migration::observer::Event as Told;
 use godwit_migration::plan::{Strategy, Tracker, choose_tracker};
 use godwit_migration::{Cancel, Failure, FailureKind, MigrationId, Observer, Role};
 use godwit_restore::preflight::host_facts;
+use godwit_transfer::tls::{Identity, TlsError, config_dir};
 use godwit_transfer::{Address, Transport, Wire, connect};
 use std::time::{Duration, Instant};
 
@@ -24,11 +27,42 @@ const FIRST_WORD: Duration = Duration::from_secs(30);
 /// How long a container that has just arrived may take to settle.
 const SETTLING: Duration = Duration::from_secs(900);
 
+/// The first pause before another attempt, and the longest one.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// Attempts, until one ends otherwise than by a lost link. Between two of them the container runs where it was.
 pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Trouble> {
-    let about = |failure| Trouble::about(failure, &command.container, Some(&command.destination));
     let show = Show::new(&args.global, draw);
+    let cancel = cancel_on_signal();
+    let mut pause = PAUSES.0;
+    for left in (0..command.retries).rev() {
+        let is_first = left + 1 == command.retries;
+        match attempt(args, command, draw, &show, &cancel, is_first) {
+            Err(trouble) if trouble.failure.kind == FailureKind::LinkLost && !cancel.is_raised() => {
+                show.note(format!("{}; once more in {} s", trouble.failure, pause.as_secs()));
+                cancel.wait(pause);
+                pause = (pause * 2).min(PAUSES.1);
+            }
+            done => return done,
+        }
+    }
+    attempt(args, command, draw, &show, &cancel, command.retries == 0)
+}
+
+fn attempt(
+    args: &Args,
+    command: &MigrateArgs,
+    draw: &Draw,
+    show: &Show<'_>,
+    cancel: &Cancel,
+    is_first: bool,
+) -> Result<u8, Trouble> {
+    let about = |failure| Trouble::about(failure, &command.container, Some(&command.destination));
     // everything that can be wrong is looked at before anything is touched
     let address = destination(command).map_err(about)?;
+    if address.is_exposed() {
+        show.note(format!("warning: `{address}` is neither encrypted nor authenticated"));
+    }
     check_privilege().map_err(about)?;
     let criu = usable_criu().map_err(about)?;
     let request = OpenRequest {
@@ -37,8 +71,9 @@ pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Troubl
         no_copy: command.no_copy.clone(),
         network_plan: command.network_plan.clone(),
     };
+    settle_earlier(args, command, show)?;
     let (name, container) = open(&command.container, &request)?;
-    let tracker = tracker(command, &criu, &show).map_err(about)?;
+    let tracker = tracker(command, &criu, show).map_err(about)?;
     for warning in &container.facts().warnings {
         show.note(format!("warning: {warning}"));
     }
@@ -61,7 +96,7 @@ pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Troubl
         highest_rung: command.highest_rung.map(Into::into),
         facts,
     };
-    let Some(_lock) = lock(args, &name, &show).map_err(about)? else {
+    let Some(_lock) = lock(args, &name, show, cancel).map_err(about)? else {
         return Err(about(
             Failure::new(FailureKind::Locked, format!("another migration of `{name}` is under way"))
                 .hint("`godwit status` shows it"),
@@ -70,14 +105,19 @@ pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Troubl
     for told in super::limits::put_back(&args.global.root, Some(&name.to_string())) {
         show.note(told);
     }
-    let cancel = cancel_on_signal();
-    let wire = call(&address, command, cancel.clone()).map_err(about)?;
+    let wire = call(&address, command, cancel.clone()).map_err(|mut failure| {
+        if !is_first {
+            // it could be reached before
+            failure.kind = FailureKind::LinkLost;
+        }
+        about(failure)
+    })?;
     let (job, journal) = begin(args, command, &name).map_err(about)?;
     let dir = job.dir.clone();
     let reader = reader(tracker).map_err(about)?;
     let dial = || connect(&address, &command.remote_command);
     let dial: Option<&dyn Fn() -> std::io::Result<Box<dyn Transport>>> = Some(&dial);
-    let parties = Parties { container, criu: &criu, wire, dial, reader, observer: &show, cancel };
+    let parties = Parties { container, criu: &criu, wire, dial, reader, observer: show, cancel: cancel.clone() };
     let order = Order { plan, job, journal };
     if command.dry_run {
         let answer = godwit_checkpoint::rehearse(parties, order);
@@ -95,6 +135,32 @@ pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Troubl
     Ok(if summary.leftovers.is_empty() { 0 } else { FailureKind::Leftovers.exit_code() })
 }
 
+/// What an earlier migration of the container has left, if its process died before it gave its word: put in order. One that
+/// may run elsewhere is not touched.
+fn settle_earlier(args: &Args, command: &MigrateArgs, show: &Show<'_>) -> Result<(), Trouble> {
+    let Ok((_, name)) = super::find(&command.container) else { return Ok(()) };
+    let name = name.to_string();
+    let root = &args.global.root;
+    for found in super::journals::all(root).unwrap_or_default() {
+        let Ok((lines, state)) = found.read() else { continue };
+        let is_ours = matches!(lines.first().map(|line| &line.event),
+            Some(Event::Planned { role: Role::Source, container, .. }) if *container == name);
+        if !is_ours || state.is_settled() || super::journals::is_locked(root, &name) {
+            continue;
+        }
+        let Ok(id) = found.id.parse() else { continue };
+        let Some(mut earlier) = Interrupted::adopt(root, &godwit_engine::all(), &id)? else { continue };
+        if !needs_nobody(earlier.standing()) {
+            return Err(Failure::new(FailureKind::InDoubt, format!("an earlier migration of `{name}` is in doubt"))
+                .hint(format!("`godwit resume {id}` ends it"))
+                .into());
+        }
+        earlier.take_back("another migration begins")?;
+        show.note(format!("migration {id}, whose process died, is rolled back"));
+    }
+    Ok(())
+}
+
 fn destination(command: &MigrateArgs) -> Result<Address, Failure> {
     let address: Address =
         command.destination.parse().map_err(|error| Failure::new(FailureKind::Usage, format!("{error}")))?;
@@ -103,7 +169,10 @@ fn destination(command: &MigrateArgs) -> Result<Address, Failure> {
             FailureKind::Usage,
             format!("`{address}` is neither encrypted nor authenticated: memory and files would be readable on the way"),
         )
-        .hint("use `ssh://`, or add `--insecure` if the network between the hosts is yours alone"));
+        .hint("use `ssh://` or `tls://`, or add `--insecure` if the network between the hosts is yours alone"));
+    }
+    if let Address::Tls { .. } = address {
+        Identity::load(&config_dir()).map_err(|error| super::keys::failure(&error))?;
     }
     Ok(address)
 }
@@ -135,7 +204,12 @@ fn reader(tracker: Option<Tracker>) -> Result<Option<Box<dyn PageReader>>, Failu
 }
 
 /// The container's lock. One that has just arrived here may still be getting its memory: that is waited for.
-fn lock(args: &Args, name: &ContainerName, show: &Show<'_>) -> Result<Option<ContainerLock>, Failure> {
+fn lock(
+    args: &Args,
+    name: &ContainerName,
+    show: &Show<'_>,
+    cancel: &Cancel,
+) -> Result<Option<ContainerLock>, Failure> {
     let until = Instant::now() + SETTLING;
     let mut told = false;
     loop {
@@ -144,7 +218,7 @@ fn lock(args: &Args, name: &ContainerName, show: &Show<'_>) -> Result<Option<Con
                 .because_of(&error)
                 .hint("name another directory with `--root`")
         })?;
-        if taken.is_some() || Instant::now() >= until || !is_settling(args, name) {
+        if taken.is_some() || Instant::now() >= until || cancel.is_raised() || !is_settling(args, name) {
             return Ok(taken);
         }
         if !std::mem::replace(&mut told, true) {
@@ -166,12 +240,34 @@ fn is_settling(args: &Args, name: &ContainerName) -> bool {
 
 fn call(address: &Address, command: &MigrateArgs, cancel: Cancel) -> Result<Wire, Failure> {
     let unreachable = |error: &(dyn std::error::Error + 'static)| {
-        Failure::new(FailureKind::Refused, format!("{address} cannot be reached"))
-            .because_of(error)
-            .hint("is godwit installed there, and does `ssh` log in without a password?")
+        let known = TlsError::within(error);
+        let hint = match address {
+            Address::Ssh { .. } => {
+                "is godwit installed there, and does `ssh` log in without a password?".into()
+            }
+            _ => format!("is `godwit receive --listen {}` running there?", listening(address)),
+        };
+        // the cause says it all where it is one of ours
+        let failure = Failure::new(FailureKind::Refused, format!("{address} cannot be reached"));
+        match known {
+            Some(known) => {
+                let failure = failure.because(known);
+                known.hint().into_iter().fold(failure, Failure::hint)
+            }
+            None => failure.because_of(error).hint(hint),
+        }
     };
     let transport = connect(address, &command.remote_command).map_err(|error| unreachable(&error))?;
     Wire::open(transport, cancel, FIRST_WORD).map_err(|error| unreachable(&error))
+}
+
+/// Where the other side must listen to be reached at an address.
+fn listening(address: &Address) -> String {
+    match address {
+        Address::Tls { port, .. } => format!("tls://0.0.0.0:{port}"),
+        Address::Tcp { port, .. } => format!("tcp://0.0.0.0:{port} --insecure"),
+        other => other.to_string(),
+    }
 }
 
 /// The migration's directory and journal; from here on `godwit status` shows it.

@@ -12,8 +12,8 @@ use godwit_migration::quantity::show_duration;
 use godwit_migration::report::Summary;
 use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Role, Silent};
 use godwit_restore::preflight::host_facts;
-use godwit_restore::{Host, receive};
-use godwit_transfer::{Compression, Descriptors, Refusal, Wire};
+use godwit_restore::{Host, Joins, Policy, receive};
+use godwit_transfer::{Compression, Descriptors, Peer, Refusal, Wire};
 use std::time::Duration;
 
 /// How long one half may wait for the other, both in this process.
@@ -35,7 +35,9 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
         engines: godwit_engine::all(),
         facts: host_facts(&criu).map_err(|error| Refusal::new(error.to_string())),
         lazy: Err("the pages of a checkpoint lie in its images".into()),
-        peer: name.clone(),
+        peer: Peer { name: "file:".into(), shown: name.clone() },
+        policy: Policy::default(),
+        joins: Joins::default(),
     };
     let plan = Plan {
         container: name.clone(),

@@ -34,6 +34,45 @@ pub fn missing_flags(source: &BTreeSet<String>, destination: &BTreeSet<String>) 
     source.iter().filter(|f| matters_to_programs(f) && !destination.contains(*f)).cloned().collect()
 }
 
+/// What to do when a destination lacks flags: another host, or a start of the program without them. glibc's names are its
+/// own in capitals (glibc manual, Hardware Capability Tunables), Go knows some by its own (package internal/cpu).
+pub fn mask(missing: &[String]) -> String {
+    const GO: &[(&str, &str)] = &[
+        ("adx", "adx"),
+        ("aes", "aes"),
+        ("avx", "avx"),
+        ("avx2", "avx2"),
+        ("avx512f", "avx512f"),
+        ("avx512bw", "avx512bw"),
+        ("avx512vl", "avx512vl"),
+        ("bmi1", "bmi1"),
+        ("bmi2", "bmi2"),
+        ("erms", "erms"),
+        ("fma", "fma"),
+        ("pclmulqdq", "pclmulqdq"),
+        ("popcnt", "popcnt"),
+        ("pni", "sse3"),
+        ("ssse3", "ssse3"),
+        ("sse4_1", "sse41"),
+        ("sse4_2", "sse42"),
+    ];
+    let another = "move to a host with at least the same processor features";
+    let glibc: Vec<String> = missing.iter().map(|flag| format!("-{}", flag.to_uppercase())).collect();
+    let go: Vec<String> = missing
+        .iter()
+        .filter_map(|flag| GO.iter().find(|(name, _)| name == flag))
+        .map(|(_, name)| format!("cpu.{name}=off"))
+        .collect();
+    let mut text = format!(
+        "{another}, or start the program with the missing ones masked and move it then: `GLIBC_TUNABLES=glibc.cpu.hwcaps={}`",
+        glibc.join(",")
+    );
+    if !go.is_empty() {
+        text.push_str(&format!(", for Go `GODEBUG={}`", go.join(",")));
+    }
+    text
+}
+
 /// x86 names are those of the kernel's cpufeatures.h in lower case, arm64 names those of its hwcaps.
 fn matters_to_programs(flag: &str) -> bool {
     const EXACT: &[&str] = &[
@@ -139,6 +178,14 @@ fn matters_to_programs(flag: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_missing_can_be_masked() {
+        let text = mask(&["avx512f".into(), "sse4_2".into(), "vaes".into()]);
+        assert!(text.contains("hwcaps=-AVX512F,-SSE4_2,-VAES`"), "{text}");
+        assert!(text.ends_with("`GODEBUG=cpu.avx512f=off,cpu.sse42=off`"), "{text}");
+        assert!(!mask(&["vaes".into()]).contains("GODEBUG"));
+    }
 
     #[test]
     fn only_flags_programs_use_count() {

@@ -5,8 +5,10 @@ use std::fs::{DirBuilder, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use godwit_guardian::{Brake, Guardian};
 use protobuf::EnumOrUnknown;
 use rust_criu::rust_criu_protobuf::rpc::{
     Criu_cg_mode, Criu_network_lock_method, Criu_opts, Criu_page_server_info, Criu_pre_dump_mode,
@@ -16,6 +18,7 @@ use rust_criu::rust_criu_protobuf::rpc::{
 use crate::binary::CriuBinary;
 use crate::error::CriuError;
 use crate::images::stats::{self, DumpStats};
+use crate::log;
 use crate::session::{Bind, Notify, NotifyAnswer, Session, SessionOptions, expect_success, request_of};
 
 /// Log of a dump, in the work directory.
@@ -93,6 +96,8 @@ pub struct DumpOptions {
     pub env: Vec<(OsString, OsString)>,
     /// A file that CRIU, and only CRIU, sees in another's place.
     pub bind: Option<Bind>,
+    /// Holds the tasks, which are frozen in `freeze_cgroup`, if CRIU is killed in a dump.
+    pub guardian: Option<Arc<Guardian>>,
 }
 
 impl DumpOptions {
@@ -125,6 +130,7 @@ impl DumpOptions {
             criu_cgroups: Vec::new(),
             env: Vec::new(),
             bind: None,
+            guardian: None,
         }
     }
 
@@ -143,14 +149,24 @@ impl DumpOptions {
             criu_cgroups: self.criu_cgroups.clone(),
             env: self.env.clone(),
             bind: self.bind.clone(),
+            guardian: self.guardian.clone(),
             ..*self
         }
     }
 
-    /// Starts the CRIU process for one [`Dump`] with these options: a guardian can be put on it before anything happens.
+    /// Starts the CRIU process for one [`Dump`] with these options.
     pub fn start(mut self, criu: &CriuBinary) -> Result<Dump, CriuError> {
-        let session = Session::start(criu, self.session_options())?;
+        let session = self.start_session(criu)?;
         Dump::over(session, self)
+    }
+
+    /// Starts CRIU as a dump with these options needs it, under the guardian's eyes.
+    pub(crate) fn start_session(&mut self, criu: &CriuBinary) -> Result<Session, CriuError> {
+        let mut session = Session::start(criu, self.session_options())?;
+        if let Some(guardian) = &self.guardian {
+            session.watch(guardian);
+        }
+        Ok(session)
     }
 
     /// What the CRIU process of this dump starts with; taken out of the options.
@@ -216,18 +232,30 @@ impl Dump {
         notify: &mut dyn FnMut(&Notify) -> NotifyAnswer,
     ) -> Result<DumpReport, CriuError> {
         let log_file = self.options.work_dir.join(log_name);
-        remove_stale(&log_file)?;
+        log::put_aside(&log_file).map_err(CriuError::io(format!("cannot rename `{}`", log_file.display())))?;
         remove_stale(&self.options.work_dir.join(stats::DUMP_FILE))?;
         let places = Places::open(&self.options.images_dir, &self.options.work_dir)?;
         let opts = self.request_options(&places, log_name)?;
+        if kind == Criu_req_type::DUMP {
+            self.arm();
+        }
         let started = Instant::now();
         let answer =
             self.session.request(operation, &request_of(kind, Some(opts)), self.options.deadline, notify);
+        let answer = self.session.conclude(answer);
         expect_success(operation, kind, answer, Some(&log_file))?;
-        self.session.finish()?;
         let wall = started.elapsed();
         let stats = stats::read_dump(&self.options.work_dir)?;
         Ok(DumpReport { stats, wall })
+    }
+
+    /// The tasks of a pre-dump ran before it, and may run on when CRIU dies; those of a dump may not.
+    fn arm(&mut self) {
+        let (Some(dir), Some(_)) = (&self.options.freeze_cgroup, &self.options.guardian) else { return };
+        match Brake::of(dir) {
+            Ok(brake) => self.session.arm(brake),
+            Err(error) => tracing::warn!(%error, cgroup = %dir.display(), "criu works without a guardian"),
+        }
     }
 
     fn request_options(&self, places: &Places, log_name: &str) -> Result<Criu_opts, CriuError> {

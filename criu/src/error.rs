@@ -49,6 +49,17 @@ pub enum CriuError {
         log: Option<PathBuf>,
     },
 
+    /// CRIU died without an answer, and nobody was there to hold its tasks: they were frozen again as soon as it was noticed.
+    #[error("criu {operation} was killed, and nothing held the tasks: they have run for a moment{}", log_text(.log.as_ref()))]
+    Loose {
+        /// `dump`, `restore`, ...
+        operation: &'static str,
+        /// What the log says.
+        explanation: Box<Explanation>,
+        /// The log, kept for the user.
+        log: Option<PathBuf>,
+    },
+
     /// CRIU did not answer in time. The session's socket was shut, CRIU was not killed.
     #[error("criu {operation} gave no answer within {} ms{}", .after.as_millis(), log_text(.log.as_ref()))]
     Timeout {
@@ -99,9 +110,9 @@ impl CriuError {
     /// The explanation of CRIU's log, where there is one.
     pub fn explanation(&self) -> Option<&Explanation> {
         match self {
-            CriuError::Failed { explanation, .. } | CriuError::Crashed { explanation, .. } => {
-                Some(explanation)
-            }
+            CriuError::Failed { explanation, .. }
+            | CriuError::Crashed { explanation, .. }
+            | CriuError::Loose { explanation, .. } => Some(explanation),
             _ => None,
         }
     }

@@ -8,7 +8,7 @@
 //! - it keeps the restore request back until [`Relay::open`], so that the runtime can be ready before the images are;
 //! - it asks for less of a log than runtimes do (at runc's level 4 it has a line for every mapping of every task, each
 //!   written alone): all errors and warnings, which is what [`crate::log`] explains failures from;
-//! - it tells which step CRIU is at.
+//! - it tells when CRIU comes, which step it is at, and when it ends.
 //!
 //! When the relay goes, both sockets are shut: the runtime fails, and so does CRIU at its next question. CRIU does not care
 //! from `pre-resume` on: who must hold the restored tree there does it with an action script, not with the relay.
@@ -62,6 +62,18 @@ pub struct Step {
     pub criu: i32,
 }
 
+/// Who is told of the CRIU that restores, in the relay's thread.
+pub trait Watcher: Send + 'static {
+    /// The process `criu` has been asked to restore, and does not know it yet: it waits for this to return.
+    fn asked(&mut self, criu: i32);
+
+    /// It has done a step. What is done here goes on beside it as long as it asks nothing.
+    fn step(&mut self, step: &Step);
+
+    /// It has hung up; `well` after it had said that all is restored.
+    fn ended(&mut self, well: bool);
+}
+
 /// Whether a program called `arg0` was started in CRIU's place.
 pub fn is_front(arg0: &Path) -> bool {
     arg0.file_name().is_some_and(|name| name == NAME) && std::env::var_os(SOCKET_VARIABLE).is_some()
@@ -112,12 +124,11 @@ pub struct Relay {
 
 impl Relay {
     /// Makes `directory`, with the link and the socket in it, and waits there for a CRIU to be started; it need not be the
-    /// first one, for runtimes ask one for its version before. `on_step` is called in the relay's thread: what it does goes
-    /// on beside CRIU as long as CRIU asks nothing.
+    /// first one, for runtimes ask one for its version before.
     ///
     /// # Errors
     /// There is no CRIU, or no room for a file.
-    pub fn start(directory: PathBuf, on_step: impl FnMut(&Step) + Send + 'static) -> Result<Self, CriuError> {
+    pub fn start(directory: PathBuf, watcher: impl Watcher) -> Result<Self, CriuError> {
         let program = CriuBinary::find()?.path().to_owned();
         let failed = |what: &str| CriuError::io(format!("cannot {what} in `{}`", directory.display()));
         match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
@@ -136,7 +147,7 @@ impl Relay {
         let listener = UnixListener::bind(&socket).map_err(failed("listen"))?;
         let (control, controlled) = UnixStream::pair().map_err(failed("make a socket"))?;
         let (told, waiting) = channel();
-        let thread = Thread { listener, control: controlled, told, on_step, is_open: false };
+        let thread = Thread { listener, control: controlled, told, watcher, is_open: false };
         let thread = std::thread::Builder::new()
             .name("criu-relay".into())
             .spawn(move || thread.run())
@@ -193,22 +204,23 @@ impl Drop for Relay {
 }
 
 /// What the thread works with.
-struct Thread<F> {
+struct Thread<W> {
     listener: UnixListener,
     control: UnixStream,
     told: Sender<()>,
-    on_step: F,
+    watcher: W,
     is_open: bool,
 }
 
 /// The relay was told to end.
 struct Over;
 
-impl<F: FnMut(&Step)> Thread<F> {
+impl<W: Watcher> Thread<W> {
     fn run(mut self) {
         loop {
-            let accepted = match ready([Some(self.listener.as_fd()), Some(self.control.as_fd()), None]) {
-                Ok([_, true, _]) => match self.hear() {
+            let wanted = [Some(self.listener.as_fd()), Some(self.control.as_fd()), None, None];
+            let accepted = match ready(wanted) {
+                Ok([_, true, ..]) => match self.hear() {
                     Ok(()) => continue,
                     Err(Over) => return,
                 },
@@ -243,6 +255,9 @@ impl<F: FnMut(&Step)> Thread<F> {
     fn pass_on(&mut self, criu: i32, runtime: &OwnedFd, ours: &OwnedFd) -> Result<(), Over> {
         let (mut from_runtime, mut from_criu) = (true, true);
         let mut kept: Option<Packet> = None;
+        let (mut asked, mut well) = (false, false);
+        // the socket need not tell its end: tasks that are being restored have it, too
+        let end = sys::open_process(criu).ok();
         // open until CRIU has ended
         let mut directories = Vec::new();
         while from_runtime || from_criu {
@@ -250,8 +265,9 @@ impl<F: FnMut(&Step)> Thread<F> {
                 from_runtime.then(|| runtime.as_fd()),
                 from_criu.then(|| ours.as_fd()),
                 Some(self.control.as_fd()),
+                end.as_ref().filter(|_| from_criu).map(AsFd::as_fd),
             ];
-            let Ok([runtime_ready, criu_ready, control_ready]) = ready(wanted) else { return Ok(()) };
+            let Ok([runtime_ready, criu_ready, control_ready, ended]) = ready(wanted) else { return Ok(()) };
             if control_ready {
                 self.hear()?;
             }
@@ -260,6 +276,8 @@ impl<F: FnMut(&Step)> Thread<F> {
                     Some(mut packet) => match packet.adapt_restore(runtime) {
                         Ok(Some(opened)) => {
                             directories = opened;
+                            asked = true;
+                            self.watcher.asked(criu);
                             let _ = self.told.send(());
                             kept = Some(packet);
                         }
@@ -282,19 +300,24 @@ impl<F: FnMut(&Step)> Thread<F> {
             {
                 return Ok(());
             }
-            if criu_ready {
-                match receive(ours) {
+            // what it said last comes first
+            if criu_ready || ended {
+                match criu_ready.then(|| receive(ours)).flatten() {
                     Some(packet) => {
+                        well = packet.says_restored();
                         // the runtime first: it works meanwhile
                         if packet.send(runtime).is_err() {
                             return Ok(());
                         }
                         if let Some((script, root)) = packet.step() {
-                            (self.on_step)(&Step { script, root, criu });
+                            self.watcher.step(&Step { script, root, criu });
                         }
                     }
                     None => {
                         from_criu = false;
+                        if asked {
+                            self.watcher.ended(well);
+                        }
                         let _ = shutdown(runtime.as_raw_fd(), Shutdown::Write);
                     }
                 }
@@ -315,10 +338,10 @@ fn take(front: &UnixStream) -> Result<(i32, OwnedFd, OwnedFd), Errno> {
     Ok((criu, runtime, ours))
 }
 
-/// Waits until something can be read from one of three descriptors.
-fn ready(wanted: [Option<std::os::fd::BorrowedFd<'_>>; 3]) -> Result<[bool; 3], Errno> {
-    let mut places = Vec::with_capacity(3);
-    let mut polled = Vec::with_capacity(3);
+/// Waits until something can be read from one of four descriptors.
+fn ready(wanted: [Option<std::os::fd::BorrowedFd<'_>>; 4]) -> Result<[bool; 4], Errno> {
+    let mut places = Vec::with_capacity(4);
+    let mut polled = Vec::with_capacity(4);
     for (place, fd) in wanted.into_iter().enumerate() {
         if let Some(fd) = fd {
             places.push(place);
@@ -326,10 +349,10 @@ fn ready(wanted: [Option<std::os::fd::BorrowedFd<'_>>; 3]) -> Result<[bool; 3], 
         }
     }
     match poll(&mut polled, PollTimeout::NONE) {
-        Err(Errno::EINTR) => return Ok([false; 3]),
+        Err(Errno::EINTR) => return Ok([false; 4]),
         result => result?,
     };
-    let mut found = [false; 3];
+    let mut found = [false; 4];
     for (place, polled) in places.into_iter().zip(&polled) {
         found[place] = polled.any().unwrap_or(true);
     }
@@ -372,6 +395,12 @@ impl Packet {
         }
         self.bytes = request.write_to_bytes()?;
         Ok(Some(opened))
+    }
+
+    /// Whether CRIU says that the restore has succeeded.
+    fn says_restored(&self) -> bool {
+        Criu_resp::parse_from_bytes(&self.bytes)
+            .is_ok_and(|answer| answer.type_() == Criu_req_type::RESTORE && answer.success())
     }
 
     /// The step that CRIU tells, and the root task if it is named.

@@ -2,14 +2,17 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use godwit_guardian::{Brake, Guardian};
 use rust_criu::rust_criu_protobuf::rpc::{Criu_opts, Criu_req_type, Inherit_fd};
 
 use crate::binary::CriuBinary;
 use crate::dump::{Places, make_private_dir, path_text, remove_stale};
 use crate::error::CriuError;
 use crate::images::stats::{self, RestoreStats};
+use crate::log;
 use crate::session::{Notify, NotifyAnswer, Session, SessionOptions, expect_success, request_of};
 
 /// Log of a restore, in the work directory.
@@ -57,6 +60,8 @@ pub struct RestoreOptions {
     pub log_level: i32,
     /// cgroup directories CRIU starts in, which the restored tasks inherit.
     pub criu_cgroups: Vec<PathBuf>,
+    /// Holds the tasks with the brake of their cgroup if CRIU is killed.
+    pub guardian: Option<(Arc<Guardian>, Brake)>,
 }
 
 impl RestoreOptions {
@@ -82,6 +87,7 @@ impl RestoreOptions {
             deadline: Duration::from_secs(300),
             log_level: 3,
             criu_cgroups: Vec::new(),
+            guardian: None,
         }
     }
 
@@ -89,10 +95,14 @@ impl RestoreOptions {
     pub fn start(mut self, criu: &CriuBinary) -> Result<Restore, CriuError> {
         make_private_dir(&self.work_dir)?;
         let (pass, keys) = std::mem::take(&mut self.inherit_fd).into_iter().unzip();
-        let session = Session::start(
+        let mut session = Session::start(
             criu,
             SessionOptions { cgroups: self.criu_cgroups.clone(), pass, ..Default::default() },
         )?;
+        if let Some((guardian, brake)) = self.guardian.take() {
+            session.watch(&guardian);
+            session.arm(brake);
+        }
         Ok(Restore { session, keys, options: self })
     }
 }
@@ -130,19 +140,19 @@ impl Restore {
     ) -> Result<RestoreReport, CriuError> {
         const OPERATION: &str = "restore";
         let log_file = self.options.work_dir.join(RESTORE_LOG);
-        remove_stale(&log_file)?;
+        log::put_aside(&log_file).map_err(CriuError::io(format!("cannot rename `{}`", log_file.display())))?;
         remove_stale(&self.options.work_dir.join(stats::RESTORE_FILE))?;
         let places = Places::open(&self.options.images_dir, &self.options.work_dir)?;
         let opts = self.request_options(&places)?;
         let started = Instant::now();
         let request = request_of(Criu_req_type::RESTORE, Some(opts));
         let answer = self.session.request(OPERATION, &request, self.options.deadline, notify);
+        let answer = self.session.conclude(answer);
         let resp = expect_success(OPERATION, Criu_req_type::RESTORE, answer, Some(&log_file))?;
         let pid = resp.restore.pid.filter(|pid| *pid > 0).ok_or_else(|| CriuError::Protocol {
             operation: OPERATION,
             detail: "success without a pid".into(),
         })?;
-        self.session.finish()?;
         let wall = started.elapsed();
         Ok(RestoreReport { pid, stats: stats::read_restore(&self.options.work_dir)?, wall })
     }

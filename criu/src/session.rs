@@ -2,7 +2,8 @@
 //!
 //! Between a request and its answer CRIU may ask back (`NOTIFY`), and waits until told to go on. Shutting the socket is the
 //! only abort: CRIU then fails by itself at its next question and leaves a frozen cgroup frozen, whereas a kill between
-//! seize and detach would let the container run.
+//! seize and detach would let the container run. Against a kill by others, and for a CRIU that nothing else ends, there is the
+//! [guardian](godwit_guardian).
 
 use std::ffi::{CString, OsString};
 use std::io::{IoSlice, IoSliceMut};
@@ -10,8 +11,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use godwit_guardian::{Brake, Ending, Guard, Guardian};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -90,6 +93,9 @@ pub struct Session {
     socket: Option<OwnedFd>,
     child: Option<Child>,
     passed: Vec<RawFd>,
+    guard: Option<Guard>,
+    /// Tells CRIU's end. The socket need not: tasks that are being restored have it, too.
+    end: Option<OwnedFd>,
 }
 
 impl Session {
@@ -128,15 +134,28 @@ impl Session {
         let child =
             command.spawn().map_err(|source| CriuError::Spawn { path: criu.path().to_owned(), source })?;
         tracing::debug!(pid = child.id(), criu = %criu.path().display(), "criu started");
-        Ok(Session { socket: Some(ours), child: Some(child), passed })
+        let end = sys::open_process(child.id().cast_signed()).ok();
+        Ok(Session { socket: Some(ours), child: Some(child), passed, guard: None, end })
     }
 
     /// A session over an existing SOCK_SEQPACKET socket, with no process of ours behind it.
     pub fn over(socket: OwnedFd) -> Session {
-        Session { socket: Some(socket), child: None, passed: Vec::new() }
+        Session { socket: Some(socket), child: None, passed: Vec::new(), guard: None, end: None }
     }
 
-    /// CRIU's process id, for a guardian to trace. (When the binary is a wrapper script that does not `exec` criu, the script's.)
+    /// Has a guardian watch this CRIU from now on. (When the binary is a wrapper script that does not `exec` criu, the script.)
+    pub(crate) fn watch(&mut self, guardian: &Arc<Guardian>) {
+        self.guard = self.pid().map(|pid| guardian.watch(pid.cast_signed()));
+    }
+
+    /// CRIU is about to work on the tasks of the brake's cgroup, which must not run before it has ended well.
+    pub(crate) fn arm(&mut self, brake: Brake) {
+        if let Some(guard) = &mut self.guard {
+            guard.arm(brake);
+        }
+    }
+
+    /// CRIU's process id. (When the binary is a wrapper script that does not `exec` criu, the script's.)
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }
@@ -151,6 +170,21 @@ impl Session {
     /// `timeout` limits the time spent waiting for CRIU (not the time spent in `on_notify`); when it is over the socket is
     /// shut, which makes CRIU give up at its next question. `operation` is for error messages.
     pub fn request(
+        &mut self,
+        operation: &'static str,
+        req: &Criu_req,
+        timeout: Duration,
+        on_notify: &mut dyn FnMut(&Notify) -> NotifyAnswer,
+    ) -> Result<Criu_resp, CriuError> {
+        let answer = self.converse(operation, req, timeout, on_notify);
+        if let (Err(CriuError::Crashed { .. }), Some(guard)) = (&answer, &self.guard) {
+            // first of all: the guardian may be gone, too
+            guard.pull();
+        }
+        answer
+    }
+
+    fn converse(
         &mut self,
         operation: &'static str,
         req: &Criu_req,
@@ -187,15 +221,52 @@ impl Session {
     /// Shuts the socket and waits for CRIU to exit, which it does by itself after its answer. `None` when there is no process.
     pub fn finish(mut self) -> Result<Option<ExitStatus>, CriuError> {
         self.socket = None;
-        let Some(mut child) = self.child.take() else { return Ok(None) };
+        self.wait()
+    }
+
+    /// The end of a CRIU that works on tasks, whatever its answer was: when this returns it has ended, and nobody freezes the tasks
+    /// because of it any more. One that gave no answer undoes its work when its socket is shut; one that does not even end then is
+    /// killed, if a guardian is there to hold the tasks.
+    ///
+    /// # Errors
+    /// The answer's, or [`CriuError::Loose`] when nobody held the tasks; and when a CRIU that had answered does not end.
+    pub(crate) fn conclude(mut self, answer: Result<Criu_resp, CriuError>) -> Result<Criu_resp, CriuError> {
+        self.socket = None;
+        let ended = match (&answer, &self.guard) {
+            // without a guard nobody waited for one that failed, and nothing depends on it
+            (Err(_), None) => return answer,
+            _ => self.wait(),
+        };
+        let Some(guard) = self.guard.take() else { return answer.and_then(|resp| ended.map(|_| resp)) };
+        if ended.is_err() && guard.is_armed() {
+            tracing::warn!("criu does not end, and is killed");
+            if let Some(child) = &mut self.child {
+                let _ = child.kill();
+            }
+            let _ = self.wait();
+        }
+        match (guard.conclude(answer.is_ok()), answer) {
+            (Ending::Held { within }, answer) => {
+                tracing::warn!(?within, "criu was killed; its tasks were frozen before they could run");
+                answer
+            }
+            (Ending::Loose, Err(CriuError::Crashed { operation, explanation, log })) => {
+                Err(CriuError::Loose { operation, explanation, log })
+            }
+            (_, answer) => answer.and_then(|resp| ended.map(|_| resp)),
+        }
+    }
+
+    fn wait(&mut self) -> Result<Option<ExitStatus>, CriuError> {
+        let Some(child) = &mut self.child else { return Ok(None) };
         let started = Instant::now();
         let mut nap = Duration::from_micros(200);
         loop {
             if let Some(status) = child.try_wait().map_err(CriuError::io("cannot wait for criu"))? {
+                self.child = None;
                 return Ok(Some(status));
             }
             if started.elapsed() >= EXIT_TIME {
-                self.child = Some(child);
                 return Err(CriuError::Timeout { operation: "exit", after: EXIT_TIME, log: None });
             }
             std::thread::sleep(nap);
@@ -229,11 +300,15 @@ impl Session {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let millis = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
-            let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+            let wanted = |fd| PollFd::new(fd, PollFlags::POLLIN);
+            let mut fds = vec![wanted(socket.as_fd())];
+            fds.extend(self.end.as_ref().map(|end| wanted(end.as_fd())));
             match poll(&mut fds, PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)) {
                 Ok(0) if Instant::now() >= until => return Ok(None),
                 Ok(0) | Err(Errno::EINTR) => continue,
-                Ok(_) => break,
+                Ok(_) if fds[0].any().unwrap_or(true) => break,
+                // what it said last was heard
+                Ok(_) => return Err(crashed(operation)),
                 Err(e) => return Err(failed(e)),
             }
         }
@@ -311,6 +386,11 @@ pub(crate) fn expect_success(
             log: kept,
         }),
         Err(CriuError::Crashed { operation, .. }) => Err(CriuError::Crashed {
+            operation,
+            explanation: Box::new(log::explain_file(kept.as_deref(), "")),
+            log: kept,
+        }),
+        Err(CriuError::Loose { operation, .. }) => Err(CriuError::Loose {
             operation,
             explanation: Box::new(log::explain_file(kept.as_deref(), "")),
             log: kept,

@@ -66,6 +66,13 @@ pub(crate) fn adopt(number: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(number) }
 }
 
+/// A descriptor that becomes readable when process `pid` has ended (pidfd_open(2)).
+pub(crate) fn open_process(pid: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: the call touches no memory of ours; the descriptor it gives is new.
+    let number = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    nix::errno::Errno::result(number).map(|number| adopt(number as RawFd))
+}
+
 /// Takes a descriptor that this process was started with, by its number.
 pub(crate) fn inherited(number: RawFd) -> OwnedFd {
     // SAFETY: called once, in a process that was started for this descriptor alone and owns no other of that number; a

@@ -2,17 +2,24 @@
 
 use crate::container::Shipment;
 use crate::error::EngineError;
-use crate::freezer::Freezer;
-use crate::network::{Frame, FramesByLink, Gate, Namespace, NetworkPlan, RebuiltNetwork};
+use crate::freezer::{FreezeState, Freezer, process_tree};
+use crate::network::{Frame, FramesByLink, Gate, Namespace, NetworkPlan, NetworkRecord, RebuiltNetwork};
+use godwit_guardian::Guardian;
+use godwit_migration::ownership::Presence;
 use godwit_transfer::message::Refusal;
 use godwit_transfer::wire::HeldFrames;
+use std::cell::OnceCell;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The part of an arriving container that does not depend on its engine.
 #[derive(Default)]
 pub(crate) struct Arrival {
     network: Option<(RebuiltNetwork, Gate)>,
     held: Option<Freezer>,
+    /// Of a network that could not be opened again: there is something to remove at most.
+    remains: Option<NetworkRecord>,
+    guardian: OnceCell<Arc<Guardian>>,
 }
 
 impl Arrival {
@@ -74,6 +81,55 @@ impl Arrival {
         Ok(())
     }
 
+    /// Who holds the tree if CRIU is killed while it restores; started when first asked for.
+    pub(crate) fn guardian(&self) -> Arc<Guardian> {
+        self.guardian.get_or_init(crate::guardian::start).clone()
+    }
+
+    /// Removes what a CRIU that was killed has left on this host, with its directory `work`.
+    pub(crate) fn sweep(&self, work: &Path) {
+        if let Some(guardian) = self.guardian.get().filter(|guardian| guardian.is_bereft()) {
+            crate::cure::sweep(work, guardian.since());
+        }
+    }
+
+    /// What the network will be, as far as it is known before it is made; enough to remove it.
+    pub(crate) fn plan(shipment: &Shipment, namespace: Option<&str>) -> Option<NetworkRecord> {
+        Some(NetworkRecord {
+            namespace: namespace?.to_owned(),
+            plan: shipment.network_plan.clone(),
+            state: shipment.network.clone()?,
+            host_links: Vec::new(),
+        })
+    }
+
+    /// What was made, for another process.
+    pub(crate) fn record(&self) -> Option<NetworkRecord> {
+        self.network.as_ref().map(|(network, _)| network.record().clone())
+    }
+
+    /// What another process has made, or what is left of it.
+    pub(crate) fn reopen(record: Option<NetworkRecord>) -> Self {
+        let Some(record) = record else { return Self::default() };
+        let opened = RebuiltNetwork::open(record.clone()).and_then(|network| {
+            let links: Vec<String> = network.host_links().iter().map(|link| link.name.clone()).collect();
+            let gate = Gate::of(network.namespace(), &links)?;
+            Ok((network, gate))
+        });
+        match opened {
+            Ok(network) => Self { network: Some(network), ..Self::default() },
+            Err(error) => {
+                tracing::debug!(%error, "its network is not there any more");
+                Self { remains: Some(record), ..Self::default() }
+            }
+        }
+    }
+
+    /// Whether its network is as it was made, or it needs none.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.remains.is_none()
+    }
+
     /// The namespace that was made.
     pub(crate) fn namespace(&self) -> Option<&Namespace> {
         self.network.as_ref().map(|(network, _)| network.namespace())
@@ -82,6 +138,16 @@ impl Arrival {
     /// The tree is held in this cgroup.
     pub(crate) fn held(&mut self, freezer: Freezer) {
         self.held = Some(freezer);
+    }
+
+    /// What there is of the tree whose first process is `pid`.
+    pub(crate) fn presence(&self, pid: i32) -> Presence {
+        let Some(freezer) = &self.held else { return Presence::Gone };
+        match freezer.verify_held(&process_tree(pid)) {
+            Ok(()) if self.is_whole() => Presence::Frozen,
+            Err(_) if freezer.state().is_ok_and(|state| state == FreezeState::Thawed) => Presence::Running,
+            _ => Presence::Gone,
+        }
     }
 
     /// Whether there is a held tree.
@@ -93,6 +159,9 @@ impl Arrival {
     /// answer finds an open way, and nobody overtakes who waited.
     pub(crate) fn go(&mut self, frames: &[HeldFrames]) -> Result<(), EngineError> {
         let held = self.held.as_ref().ok_or_else(|| EngineError::NotHeld("nothing was restored".into()))?;
+        if !self.is_whole() {
+            return Err(EngineError::NotHeld("its network is gone".into()));
+        }
         let Some((network, gate)) = &mut self.network else { return Ok(held.thaw()?) };
         network.connect()?;
         gate.capture()?;
@@ -118,8 +187,9 @@ impl Arrival {
 
     /// Removes the network that was made.
     pub(crate) fn remove_network(&mut self) -> Result<(), EngineError> {
-        match self.network.take() {
-            Some((network, _)) => Ok(network.remove()?),
+        let record = self.network.take().map(|(network, _)| network.record().clone());
+        match record.or(self.remains.take()) {
+            Some(record) => Ok(record.remove()?),
             None => Ok(()),
         }
     }

@@ -6,7 +6,7 @@
 mod destination;
 mod source;
 
-use crate::container::{DestinationContainer, Engine, OpenRequest, Shipment, SourceContainer};
+use crate::container::{DestinationContainer, Engine, Note, OpenRequest, Shipment, SourceContainer};
 use crate::error::EngineError;
 use godwit_transfer::message::Refusal;
 use serde::{Deserialize, Serialize};
@@ -64,7 +64,19 @@ impl Engine for Bare {
         destination::examine(shipment)
     }
 
-    fn prepare(&self, shipment: &Shipment) -> Result<Box<dyn DestinationContainer>, EngineError> {
-        destination::prepare(shipment)
+    fn prepare(
+        &self,
+        shipment: &Shipment,
+        note: &mut Note<'_>,
+    ) -> Result<Box<dyn DestinationContainer>, EngineError> {
+        destination::prepare(shipment, note)
+    }
+
+    fn reopen_source(&self, remains: &str) -> Result<Box<dyn SourceContainer>, EngineError> {
+        source::reopen(remains)
+    }
+
+    fn reopen_destination(&self, remains: &str) -> Result<Box<dyn DestinationContainer>, EngineError> {
+        destination::reopen(remains)
     }
 }

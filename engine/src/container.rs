@@ -3,16 +3,18 @@
 use crate::error::EngineError;
 use crate::network::{NetworkPlan, NetworkState};
 use godwit_criu::DumpOptions;
+use godwit_migration::ownership::Presence;
 use godwit_migration::plan::Carry;
 use godwit_migration::throttle::LimitChange;
 use godwit_transfer::message::{Refusal, TreeKind};
 use godwit_transfer::wire::HeldFrames;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A directory tree (or one file) that belongs to a container.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tree {
     /// What it is to the container.
     pub kind: TreeKind,
@@ -124,6 +126,16 @@ pub trait SourceContainer: Send {
         Ok(())
     }
 
+    /// All that another process must know to put it back or to discard it, for [`Engine::reopen_source`]. Its freezer exists
+    /// from then on.
+    ///
+    /// # Errors
+    /// When there is no cgroup in which it could be frozen.
+    fn remains(&mut self) -> Result<String, EngineError>;
+
+    /// What there is of it now.
+    fn presence(&self) -> Presence;
+
     /// Begins to drop everything in and out of its own network namespace, and to keep what comes for it.
     ///
     /// # Errors
@@ -175,6 +187,11 @@ pub trait SourceContainer: Send {
         true
     }
 
+    /// What a CRIU that was killed in the midst of its work has done to it, in words. After [`SourceContainer::thaw`].
+    fn damage(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Lets go of what was made for the freeze only; the container stays and runs. After [`SourceContainer::thaw`].
     /// Idempotent.
     ///
@@ -188,7 +205,7 @@ pub trait SourceContainer: Send {
 }
 
 /// What arrived with the offer, as the destination's engine needs it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Shipment {
     /// Its name.
     pub name: String,
@@ -243,6 +260,12 @@ pub trait DestinationContainer: Send {
         restored: &mut dyn FnMut(i32),
     ) -> Result<Given, EngineError>;
 
+    /// What there is of it now: a tree that is held counts as frozen, anything less than the whole of it as gone.
+    fn presence(&self) -> Presence;
+
+    /// Its first process, once restored.
+    fn pid(&self) -> Option<i32>;
+
     /// Lets it run: link up, announce, unlock, replay, thaw. In the downtime.
     ///
     /// # Errors
@@ -281,6 +304,12 @@ pub trait Engine: Send + Sync {
     /// Whether a container could be made here from a shipment; touches nothing. All reasons at once.
     fn examine(&self, shipment: &Shipment) -> Vec<Refusal>;
 
+    /// Paths of this host, beside the trees, that making the container writes to or that its recipe gives to it: for the
+    /// policy to look at. An empty path for what cannot be told.
+    fn places(&self, _shipment: &Shipment) -> Vec<std::path::PathBuf> {
+        Vec::new()
+    }
+
     /// Whether its tasks may get their memory while they run already.
     ///
     /// # Errors
@@ -289,9 +318,29 @@ pub trait Engine: Send + Sync {
         Ok(())
     }
 
-    /// Makes everything of it that can exist before its memory arrives.
+    /// Makes everything of it that can exist before its memory arrives. Before anything is made, and when more of it is
+    /// known, `note` is given all that another process must know to go on or to undo, for [`Engine::reopen_destination`].
     ///
     /// # Errors
-    /// When something could not be made; what was made is removed.
-    fn prepare(&self, shipment: &Shipment) -> Result<Box<dyn DestinationContainer>, EngineError>;
+    /// When something could not be made, or noted; what was made is removed.
+    fn prepare(
+        &self,
+        shipment: &Shipment,
+        note: &mut Note<'_>,
+    ) -> Result<Box<dyn DestinationContainer>, EngineError>;
+
+    /// Finds what [`SourceContainer::remains`] told of again, or what is left of it.
+    ///
+    /// # Errors
+    /// When the text cannot be understood.
+    fn reopen_source(&self, remains: &str) -> Result<Box<dyn SourceContainer>, EngineError>;
+
+    /// Finds what [`Engine::prepare`] made again, or what is left of it.
+    ///
+    /// # Errors
+    /// When the text cannot be understood.
+    fn reopen_destination(&self, remains: &str) -> Result<Box<dyn DestinationContainer>, EngineError>;
 }
+
+/// Writes down what was or will be made, so that it outlasts this process.
+pub type Note<'a> = dyn FnMut(&str) -> std::io::Result<()> + 'a;

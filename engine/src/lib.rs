@@ -6,20 +6,25 @@
 mod arrival;
 pub mod bare;
 pub mod container;
+pub mod cure;
 pub mod error;
 pub mod freezer;
+mod guardian;
 pub mod hold;
 pub mod live;
 pub mod network;
+mod obstacles;
 pub mod process;
 pub mod registry;
+pub mod remains;
 pub mod runc;
 mod sys;
 pub mod throttle;
 mod tool;
 
 pub use container::{
-    DestinationContainer, Engine, Facts, Given, OpenRequest, RestoreRequest, Shipment, SourceContainer, Tree,
+    DestinationContainer, Engine, Facts, Given, Note, OpenRequest, RestoreRequest, Shipment, SourceContainer,
+    Tree,
 };
 pub use error::EngineError;
 pub use registry::{ContainerName, all, by_kind, resolve};

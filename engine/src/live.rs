@@ -1,17 +1,24 @@
 //! The running container at the source, for every engine whose tasks sit in a cgroup of their own.
 
-use crate::container::{Facts, SourceContainer};
+use crate::container::{Facts, SourceContainer, Tree};
+use crate::cure::{cure, wait_for_criu};
 use crate::error::EngineError;
 use crate::freezer::{FreezeState, Freezer};
-use crate::network::{Frame, FramesByLink, Gate, Namespace, NetworkAttachment, forward};
+use crate::network::{Frame, FramesByLink, Gate, Namespace, NetworkAttachment, NetworkState, forward};
 use crate::process;
+use crate::remains::{Born, understood};
 use crate::throttle::CpuCgroup;
 use godwit_criu::DumpOptions;
+use godwit_guardian::Guardian;
+use godwit_migration::ownership::Presence;
 use godwit_migration::plan::Carry;
 use godwit_migration::throttle::LimitChange;
 use godwit_transfer::wire::HeldFrames;
+use serde::{Deserialize, Serialize};
+use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long all tasks may take to freeze: one in uninterruptible sleep holds the whole cgroup up.
@@ -19,6 +26,9 @@ const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long the container may take to read the datagrams that came before the lock: CRIU does not carry them.
 const READ_LIMIT: Duration = Duration::from_millis(20);
+
+/// How long a task that was let go by a killed CRIU has to show whether it can go on.
+const FIRST_STEPS: Duration = Duration::from_millis(50);
 
 /// What differs between engines once a container is found.
 pub(crate) trait Kin: Send {
@@ -33,6 +43,11 @@ pub(crate) trait Kin: Send {
 
     /// Adds to a complete dump what the engine's own restore wants.
     fn complete_images(&self, images: &Path) -> Result<(), EngineError>;
+
+    /// What of it must outlast this process.
+    fn remains(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
 
     /// Lets go of what was made for the freeze only, when the container stays.
     fn relent(&mut self) -> Result<(), EngineError>;
@@ -92,6 +107,55 @@ impl SourceNetwork {
     }
 }
 
+/// What outlasts the process that moves a container.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Remains {
+    pub(crate) name: String,
+    pub(crate) born: Born,
+    cgroup: PathBuf,
+    namespace: Option<PathBuf>,
+    network: Option<NetworkState>,
+    trees: Vec<Tree>,
+    pub(crate) kin: serde_json::Value,
+}
+
+impl Remains {
+    pub(crate) fn understand(text: &str) -> Result<Self, EngineError> {
+        understood(text)
+    }
+
+    /// The container, or what is left of it.
+    pub(crate) fn reopen(self, engine: &'static str, kin: Box<dyn Kin>) -> LiveContainer {
+        let facts = Facts {
+            engine,
+            name: self.name,
+            pid: self.born.pid(),
+            memory_bytes: 0,
+            trees: self.trees,
+            network: self.network,
+            recipe: String::new(),
+            warnings: Vec::new(),
+        };
+        let opened = self.namespace.map(Namespace::open).and_then(Result::ok);
+        let network = opened.and_then(|namespace| SourceNetwork::new(&facts, namespace).ok().flatten());
+        let freezer = Freezer::at(self.cgroup).ok();
+        let frozen = freezer.as_ref().and_then(|freezer| freezer.pids().ok()).unwrap_or_default();
+        LiveContainer {
+            facts,
+            carry: Carry::default(),
+            kin,
+            // whether it was disconnected nobody knows: to connect it once more harms nobody
+            network: network.map(|network| SourceNetwork { disconnected: true, ..network }),
+            freezer,
+            cpu: None,
+            frozen,
+            born: Some(self.born),
+            guardian: OnceCell::new(),
+            bereft: BTreeSet::new(),
+        }
+    }
+}
+
 /// A running container.
 pub(crate) struct LiveContainer {
     facts: Facts,
@@ -102,11 +166,28 @@ pub(crate) struct LiveContainer {
     cpu: Option<CpuCgroup>,
     /// The tasks at the freeze.
     frozen: BTreeSet<i32>,
+    /// When its first process was born, if it was opened again.
+    born: Option<Born>,
+    /// Holds it if CRIU is killed in a dump; started before the freeze.
+    guardian: OnceCell<Arc<Guardian>>,
+    /// The tasks that a killed CRIU let go of.
+    bereft: BTreeSet<i32>,
 }
 
 impl LiveContainer {
     pub(crate) fn new(facts: Facts, carry: Carry, kin: Box<dyn Kin>, network: Option<SourceNetwork>) -> Self {
-        Self { facts, carry, kin, network, freezer: None, cpu: None, frozen: BTreeSet::new() }
+        Self {
+            facts,
+            carry,
+            kin,
+            network,
+            freezer: None,
+            cpu: None,
+            frozen: BTreeSet::new(),
+            born: None,
+            guardian: OnceCell::new(),
+            bereft: BTreeSet::new(),
+        }
     }
 
     fn cpu(&mut self) -> Result<&mut CpuCgroup, EngineError> {
@@ -124,6 +205,27 @@ impl LiveContainer {
         let freezer = self.kin.freezer()?;
         self.freezer = Some(freezer.clone());
         Ok(freezer)
+    }
+
+    /// What a CRIU that was killed has left behind is put right while it stands still.
+    fn cure(&mut self) {
+        let Some(freezer) = &self.freezer else { return };
+        let namespace = self.network.as_ref().map(|network| &network.namespace);
+        if self.born.is_some() {
+            // what happened before this process came nobody knows
+            if !wait_for_criu(freezer.path()) {
+                tracing::warn!("a criu still works on the container");
+            }
+            return cure(&self.frozen, namespace);
+        }
+        if self.frozen.is_empty() || !self.guardian.get().is_some_and(|guardian| guardian.is_bereft()) {
+            return;
+        }
+        if let Err(error) = freezer.freeze(FREEZE_LIMIT) {
+            tracing::warn!(%error, "it runs while it is cured");
+        }
+        cure(&self.frozen, namespace);
+        self.bereft.clone_from(&self.frozen);
     }
 }
 
@@ -150,6 +252,7 @@ impl SourceContainer for LiveContainer {
         options.shell_job = self.carry.shell_job;
         options.link_remap = self.carry.link_remap;
         options.external = self.kin.external();
+        options.guardian = Some(self.guardian.get_or_init(crate::guardian::start).clone());
         options
     }
 
@@ -177,11 +280,42 @@ impl SourceContainer for LiveContainer {
         self.cpu.as_mut().map_or(Ok(()), CpuCgroup::unthrottle)
     }
 
+    fn remains(&mut self) -> Result<String, EngineError> {
+        let cgroup = self.freezer()?.path().to_owned();
+        let remains = Remains {
+            name: self.facts.name.clone(),
+            born: Born::of(self.facts.pid)?,
+            cgroup,
+            namespace: self.network.as_ref().map(|network| network.namespace.path().to_owned()),
+            network: self.facts.network.clone(),
+            trees: self.facts.trees.clone(),
+            kin: self.kin.remains(),
+        };
+        crate::remains::written(&remains)
+    }
+
+    fn presence(&self) -> Presence {
+        if self.born.as_ref().is_some_and(|born| !born.is_alive()) {
+            return Presence::Gone;
+        }
+        let Some(freezer) = &self.freezer else {
+            return if self.is_alive() { Presence::Running } else { Presence::Gone };
+        };
+        match freezer.pids() {
+            Ok(pids) if pids.contains(&self.facts.pid) => match freezer.state() {
+                Ok(FreezeState::Thawed) => Presence::Running,
+                _ => Presence::Frozen,
+            },
+            _ => Presence::Gone,
+        }
+    }
+
     fn lock_network(&mut self) -> Result<(), EngineError> {
         self.network.as_mut().map_or(Ok(()), |network| Ok(network.gate.close_input()?))
     }
 
     fn unlock_network(&mut self) -> Result<(), EngineError> {
+        self.cure();
         let Some(network) = &mut self.network else { return Ok(()) };
         let kept = std::mem::take(&mut network.kept);
         if network.gate.is_capturing() {
@@ -281,8 +415,25 @@ impl SourceContainer for LiveContainer {
     }
 
     fn is_alive(&self) -> bool {
-        let stat = procfs::process::Process::new(self.facts.pid).and_then(|process| process.stat());
-        stat.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'))
+        is_alive(self.facts.pid)
+    }
+
+    fn damage(&mut self) -> Vec<String> {
+        let before = std::mem::take(&mut self.bereft);
+        if before.is_empty() {
+            return Vec::new();
+        }
+        // who cannot go on where CRIU left it ends with its first instruction
+        std::thread::sleep(FIRST_STEPS);
+        let lost: Vec<String> =
+            before.iter().filter(|pid| !is_alive(**pid)).map(ToString::to_string).collect();
+        if lost.is_empty() {
+            return Vec::new();
+        }
+        vec![format!(
+            "criu was killed while it worked in it, and these processes of it are lost: {}",
+            lost.join(", ")
+        )]
     }
 
     fn leave_as_found(&mut self) -> Result<(), EngineError> {
@@ -309,6 +460,11 @@ impl SourceContainer for LiveContainer {
         }
         leftovers
     }
+}
+
+fn is_alive(pid: i32) -> bool {
+    let stat = procfs::process::Process::new(pid).and_then(|process| process.stat());
+    stat.is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'))
 }
 
 /// Waits a moment until the container has read the datagrams that its sockets hold.

@@ -58,7 +58,7 @@ pub fn resolve(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::container::{DestinationContainer, OpenRequest, Shipment, SourceContainer};
+    use crate::container::{DestinationContainer, Note, OpenRequest, Shipment, SourceContainer};
     use godwit_transfer::message::Refusal;
 
     struct Knows(&'static str, &'static str);
@@ -79,8 +79,18 @@ mod tests {
         fn examine(&self, _: &Shipment) -> Vec<Refusal> {
             vec![]
         }
-        fn prepare(&self, shipment: &Shipment) -> Result<Box<dyn DestinationContainer>, EngineError> {
+        fn prepare(
+            &self,
+            shipment: &Shipment,
+            _: &mut Note<'_>,
+        ) -> Result<Box<dyn DestinationContainer>, EngineError> {
             Err(EngineError::NotFound(shipment.name.clone()))
+        }
+        fn reopen_source(&self, _: &str) -> Result<Box<dyn SourceContainer>, EngineError> {
+            Err(EngineError::NotFound(self.1.into()))
+        }
+        fn reopen_destination(&self, _: &str) -> Result<Box<dyn DestinationContainer>, EngineError> {
+            Err(EngineError::NotFound(self.1.into()))
         }
     }
 

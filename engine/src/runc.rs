@@ -5,11 +5,12 @@
 //! the hook `godwit-hold` freezes the tree before it runs an instruction.
 
 mod destination;
+mod needs;
 mod oci;
 mod restoration;
 mod source;
 
-use crate::container::{DestinationContainer, Engine, OpenRequest, Shipment, SourceContainer};
+use crate::container::{DestinationContainer, Engine, Note, OpenRequest, Shipment, SourceContainer};
 use crate::error::EngineError;
 use crate::tool;
 use godwit_transfer::message::Refusal;
@@ -58,6 +59,9 @@ struct Recipe {
     /// Where its standard streams lead: what will be in `descriptors.json` of the images, which runc reads before CRIU does.
     #[serde(default)]
     descriptors: Option<Vec<String>>,
+    /// What the destination must have.
+    #[serde(default)]
+    needs: needs::Needs,
 }
 
 impl Runc {
@@ -113,12 +117,28 @@ impl Engine for Runc {
         destination::examine(self, shipment)
     }
 
+    fn places(&self, shipment: &Shipment) -> Vec<std::path::PathBuf> {
+        destination::places(shipment)
+    }
+
     fn can_fill_later(&self, shipment: &Shipment) -> Result<(), String> {
         destination::can_fill_later(shipment)
     }
 
-    fn prepare(&self, shipment: &Shipment) -> Result<Box<dyn DestinationContainer>, EngineError> {
-        destination::prepare(self, shipment)
+    fn prepare(
+        &self,
+        shipment: &Shipment,
+        note: &mut Note<'_>,
+    ) -> Result<Box<dyn DestinationContainer>, EngineError> {
+        destination::prepare(self, shipment, note)
+    }
+
+    fn reopen_source(&self, remains: &str) -> Result<Box<dyn SourceContainer>, EngineError> {
+        source::reopen(self, remains)
+    }
+
+    fn reopen_destination(&self, remains: &str) -> Result<Box<dyn DestinationContainer>, EngineError> {
+        destination::reopen(self, remains)
     }
 }
 

@@ -42,7 +42,8 @@ impl Running {
         args: &[S],
         environment: &[(&str, OsString)],
     ) -> Result<Self, EngineError> {
-        let verb = args.first().map(|arg| arg.as_ref().to_string_lossy().into_owned()).unwrap_or_default();
+        let mut words = args.iter().map(|arg| arg.as_ref().to_string_lossy());
+        let verb = words.find(|word| !word.starts_with('-')).unwrap_or_default();
         let name = format!("{} {verb}", program.display());
         let failed = |what: String| EngineError::Tool { program: name.clone(), what };
         let (out, err) = (

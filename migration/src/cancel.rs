@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// A flag shared by everybody who may have to stop early. Cheap to clone.
 ///
@@ -13,6 +14,14 @@ impl Cancel {
     /// Asks everybody who holds a clone to stop at the next safe place.
     pub fn raise(&self) {
         self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits so long, or until somebody asks to stop.
+    pub fn wait(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        while !self.is_raised() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20).min(pause));
+        }
     }
 
     /// Whether somebody asked to stop.

@@ -25,6 +25,8 @@ pub enum Disposition {
 pub enum FailureKind {
     /// Something broke on the way, and was rolled back.
     Failed,
+    /// The link broke before the commit, which may be better the next time; everything was rolled back.
+    LinkLost,
     /// The command line or the configuration cannot be right.
     Usage,
     /// It is done, but something remains to be cleaned up.
@@ -49,7 +51,7 @@ impl FailureKind {
     /// The process exit code: each one answers "where is my container?".
     pub fn exit_code(self) -> u8 {
         match self {
-            FailureKind::Failed => 1,
+            FailureKind::Failed | FailureKind::LinkLost => 1,
             FailureKind::Usage => 2,
             FailureKind::Leftovers => 3,
             FailureKind::NotFound => 10,

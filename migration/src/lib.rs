@@ -7,14 +7,17 @@ pub mod cancel;
 pub mod convergence;
 pub mod downtime;
 pub mod failure;
+pub mod fault;
 pub mod id;
 pub mod journal;
 pub mod lock;
 pub mod observer;
+pub mod ownership;
 pub mod phase;
 pub mod plan;
 pub mod prediction;
 pub mod quantity;
+pub mod remains;
 pub mod report;
 pub mod throttle;
 

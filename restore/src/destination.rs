@@ -7,9 +7,11 @@
 
 use crate::images::IncomingImages;
 use crate::pages::{IncomingPages, PagesError};
+use crate::policy::{Policy, Wish};
 use crate::preflight;
-use crate::streams;
-use crate::trees::{Trees, TreesError, look_at};
+use crate::recovery;
+use crate::streams::{self, Doors, Joins};
+use crate::trees::{Before, Trees, TreesError, look_at};
 use godwit_criu::images::ImageError;
 use godwit_engine::network::{NetworkPlan, NetworkState};
 use godwit_engine::{DestinationContainer, Engine, EngineError, RestoreRequest, Shipment};
@@ -21,7 +23,9 @@ use godwit_migration::report::FillReport;
 use godwit_migration::{Disposition, Failure, FailureKind, MigrationId, Observer, Phase, Role};
 use godwit_transfer::stale::StaleCopies;
 use godwit_transfer::wire::{HeldFrames, unexpected};
-use godwit_transfer::{HostFacts, Incoming, Message, Offer, Refusal, TreeBase, TreeId, Wire, WireError};
+use godwit_transfer::{
+    HostFacts, Incoming, Message, Offer, Peer, Refusal, TreeBase, TreeId, TreeOffer, Wire, WireError,
+};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -40,8 +44,12 @@ pub struct Host {
     pub facts: Result<HostFacts, Refusal>,
     /// Whether memory can be filled on demand here, or why not.
     pub lazy: Result<(), String>,
-    /// Who asks, for the journal.
-    pub peer: String,
+    /// Who asks.
+    pub peer: Peer,
+    /// What it may send.
+    pub policy: Policy,
+    /// Where further connections of this process look for their migration.
+    pub joins: Joins,
 }
 
 /// How it ended, if nothing failed.
@@ -85,6 +93,9 @@ enum DestinationError {
     /// This host said no.
     #[error("refused")]
     Refused(Vec<Refusal>),
+    /// Somebody else has it.
+    #[error("{0}")]
+    Locked(String),
     /// The source went after the preflight.
     #[error("only asked")]
     OnlyAsked,
@@ -97,6 +108,9 @@ enum DestinationError {
     /// The files.
     #[error(transparent)]
     Trees(#[from] TreesError),
+    /// The source resumes a migration that was broken off.
+    #[error("migration {0} is resumed")]
+    Resumed(MigrationId),
     /// A further connection of another process's migration.
     #[error("a further connection of migration {migration}")]
     Further {
@@ -216,8 +230,13 @@ impl Destination<'_> {
         self.wire.say(&Message::Hello { godwit: env!("CARGO_PKG_VERSION").into(), host })?;
         let offer = match self.hear()? {
             Incoming::Message(Message::Offer(offer)) => *offer,
+            Incoming::Message(Message::Resume { migration }) => {
+                return Err(DestinationError::Resumed(migration));
+            }
             other => return Err(unexpected(&other, "an offer").into()),
         };
+        let name = format!("{}:{}", offer.engine, offer.name);
+        recovery::settle_earlier(&self.host.root, &self.host.engines, &name).map_err(DestinationError::Locked)?;
         let (engine, shipment, process_start) = match self.examine(&offer) {
             Ok(found) => found,
             Err(reasons) => {
@@ -260,6 +279,7 @@ impl Destination<'_> {
             carry: offer.carry,
             job: self.host.root.join("migrations").join(offer.migration.as_str()),
         };
+        self.allowed(offer, &shipment, engine).map_err(|refusal| vec![refusal])?;
         let mut reasons = preflight::examine(offer, facts, &self.host.root);
         let lazy = self.host.lazy.clone().and_then(|()| self.host.engines[engine].can_fill_later(&shipment));
         if let (Restoration::LocalLazy, Err(why)) = (offer.restoration, lazy) {
@@ -268,6 +288,24 @@ impl Destination<'_> {
         }
         reasons.extend(self.host.engines[engine].examine(&shipment));
         if reasons.is_empty() { Ok((engine, shipment, process_start)) } else { Err(reasons) }
+    }
+
+    /// What the policy says.
+    fn allowed(&self, offer: &Offer, shipment: &Shipment, engine: usize) -> Result<(), Refusal> {
+        let mut places = shipment.trees.clone();
+        places.extend(self.host.engines[engine].places(shipment));
+        let room = offer.room_pages.unwrap_or(0).saturating_mul(godwit_memory::PAGE_SIZE);
+        let hook = match &shipment.network_plan {
+            NetworkPlan::Hook(path) => Some(path.as_path()),
+            _ => None,
+        };
+        self.host.policy.examine(&Wish {
+            peer: &self.host.peer.name,
+            container: &format!("{}:{}", offer.engine, offer.name),
+            places: &places,
+            memory: offer.memory_bytes.max(room),
+            hook,
+        })
     }
 
     fn accept(
@@ -282,9 +320,9 @@ impl Destination<'_> {
             DestinationError::Io { act: "lock", path: self.host.root.join("locks"), source }
         })?;
         let Some(lock) = lock else {
-            let reasons = vec![Refusal::new(format!("another migration of `{name}` is under way there"))];
-            self.wire.say(&Message::Refuse { reasons: reasons.clone() })?;
-            return Err(DestinationError::Refused(reasons));
+            return Err(DestinationError::Locked(format!(
+                "another migration of `{name}` is under way there"
+            )));
         };
         let copies = StaleCopies::below(&self.host.root);
         let mut bases = Vec::new();
@@ -301,7 +339,7 @@ impl Destination<'_> {
             migration: offer.migration.clone(),
             role: Role::Destination,
             container: name.clone(),
-            peer: format!("{} ({})", self.host.peer, offer.facts.host),
+            peer: format!("{} ({})", self.host.peer.shown, offer.facts.host),
             godwit: env!("CARGO_PKG_VERSION").into(),
         })?;
         make_private(&dir.join("images"))?;
@@ -362,12 +400,34 @@ impl Destination<'_> {
         make_private(&job.dir.join("work"))?;
         if let Some(room) = job.offer.room_pages {
             let lazy = job.restoration == Restoration::LocalLazy;
-            job.pages = Some(IncomingPages::prepare(&job.dir, &job.dir.join("work"), room, lazy, version)?);
+            let doors = Doors {
+                job: &job.dir,
+                migration: &job.offer.migration,
+                peer: &host.peer.name,
+                joins: &host.joins,
+                version,
+            };
+            job.pages = Some(IncomingPages::prepare(&doors, &job.dir.join("work"), room, lazy)?);
         }
-        for (tree, base) in job.offer.trees.iter().zip(&job.bases) {
-            job.trees.open(tree, base)?;
+        let before = |(tree, base): (&TreeOffer, &TreeBase)| Before::of(&tree.path, base);
+        let trees: Vec<Before> = job.offer.trees.iter().zip(&job.bases).map(before).collect();
+        let mut remains = recovery::Remains {
+            engine: job.offer.engine.clone(),
+            container: None,
+            trees: trees.clone(),
+            lazy: job.restoration == Restoration::LocalLazy && job.pages.is_some(),
+        };
+        let dir = job.dir.clone();
+        let mut note = |container: Option<&str>| {
+            remains.container = container.map(Into::into);
+            recovery::note(&dir, &remains)
+        };
+        note(None).map_err(|source| DestinationError::Io { act: "write into", path: dir.clone(), source })?;
+        for (tree, before) in job.offer.trees.iter().zip(trees) {
+            job.trees.open(tree, before)?;
         }
-        job.container = Some(host.engines[job.engine].prepare(&job.shipment)?);
+        let engine = &host.engines[job.engine];
+        job.container = Some(engine.prepare(&job.shipment, &mut |text| note(Some(text)))?);
         job.journal.append(journal::Event::Prepared)?;
         Ok(self.wire.say(&Message::Prepared)?)
     }
@@ -658,6 +718,13 @@ impl Destination<'_> {
                 })?;
                 Ok(Outcome::PassedOn)
             }
+            DestinationError::Resumed(migration) => crate::resume::serve(self.wire, self.host, &migration),
+            DestinationError::Locked(why) => {
+                let failure = Failure::new(FailureKind::Locked, why);
+                let _ = self.wire.say(&Message::Failed { failure: failure.clone() });
+                self.say_undone(true, &[]);
+                Err(failure)
+            }
             error => {
                 let failure =
                     Failure::new(FailureKind::Failed, "the offer could not be accepted").because_of(&error);
@@ -703,16 +770,17 @@ fn open_images(job: &mut Job, tree: TreeId, number: u16) -> Result<(), Destinati
 }
 
 fn make_private(dir: &Path) -> Result<(), DestinationError> {
+    private_dir(dir).map_err(|source| DestinationError::Io { act: "make", path: dir.to_owned(), source })
+}
+
+/// Makes a directory for root alone.
+pub(crate) fn private_dir(dir: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|source| DestinationError::Io { act: "make", path: dir.to_owned(), source })
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 /// Images are secrets, and large: they go as soon as they are not needed. Journal and logs stay.
-fn remove_images(dir: &Path) -> std::io::Result<()> {
+pub(crate) fn remove_images(dir: &Path) -> std::io::Result<()> {
     match std::fs::remove_dir_all(dir.join("images")) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -6,9 +6,13 @@ mod compose;
 pub mod destination;
 mod images;
 mod pages;
+pub mod policy;
 pub mod preflight;
+pub mod recovery;
+mod resume;
 mod streams;
 mod trees;
 
 pub use destination::{Host, Outcome, receive};
-pub use streams::pass_on;
+pub use policy::Policy;
+pub use streams::{Joins, pass_on};

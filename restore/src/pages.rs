@@ -1,7 +1,7 @@
 //! Memory that comes by itself: kept page by page, and given to the restored tasks.
 
 use crate::compose::{ComposeError, Composed, compose};
-use crate::streams::{PageReceiver, StreamError};
+use crate::streams::{Doors, PageReceiver, StreamError};
 use godwit_engine::freezer::process_tree;
 use godwit_memory::SharedObject;
 use godwit_memory::destination::fill::{FillError, Filler};
@@ -48,6 +48,10 @@ pub enum PagesError {
     Listen(#[source] std::io::Error),
 }
 
+/// Of a migration's directory: made by the handler of page faults when every page is in its place, which it also brings
+/// about alone.
+pub(crate) const FILLED: &str = "filled";
+
 /// All memory of one arriving container.
 pub struct IncomingPages {
     store: Arc<PageStore>,
@@ -58,21 +62,20 @@ pub struct IncomingPages {
 }
 
 impl IncomingPages {
-    /// Keeps room for so many pages and, when they are to be filled on demand, starts the handler: CRIU finds it in `work`.
+    /// Keeps room for so many pages and, when they are to be filled on demand, starts the handler: CRIU finds it in `work`,
+    /// and whoever goes on with the migration by its id.
     ///
     /// # Errors
     /// When there is no room, or the handler cannot be started.
-    pub fn prepare(
-        job: &Path,
-        work: &Path,
-        room_pages: u64,
-        lazy: bool,
-        version: u16,
-    ) -> Result<Self, PagesError> {
+    pub fn prepare(doors: &Doors<'_>, work: &Path, room_pages: u64, lazy: bool) -> Result<Self, PagesError> {
         let store = Arc::new(PageStore::reserve(room_pages)?);
-        let receiver = PageReceiver::listen(job, store.clone(), version).map_err(PagesError::Listen)?;
+        let receiver = PageReceiver::listen(doors, store.clone()).map_err(PagesError::Listen)?;
         let filler = match lazy {
-            true => Some(Filler::start(&handler(), &["fill"], &work.join("lazy-pages.socket"), &store)?),
+            true => {
+                let done = doors.job.join(FILLED);
+                let arguments = ["fill".as_ref(), "--for".as_ref(), doors.migration.as_str().as_ref(), "--done".as_ref(), done.as_os_str()];
+                Some(Filler::start(&handler(), &arguments, &work.join("lazy-pages.socket"), &store)?)
+            }
             false => None,
         };
         Ok(Self { store, receiver, filler, objects: Vec::new(), begun: None })

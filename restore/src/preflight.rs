@@ -66,7 +66,7 @@ fn cpu_reason(theirs: &[String], ours: &[String]) -> Option<Refusal> {
     }
     Some(
         Refusal::new(format!("the processor lacks {}, which running programs may use", missing.join(", ")))
-            .hint("move to a host with at least the same processor features, or start the program with them masked"),
+            .hint(cpu::mask(&missing)),
     )
 }
 

@@ -2,11 +2,14 @@
 
 use godwit_transfer::message::{TreeBase, TreeOffer};
 use godwit_transfer::stale::StaleCopies;
-use godwit_transfer::tree::{TreeDestination, TreeError, TreeIndex, TreeOp};
+use godwit_transfer::tree::{
+    TreeDestination, TreeError, TreeIndex, TreeOp, empty_plainly, remove_plainly,
+};
 use godwit_transfer::{TreeId, WireError};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Why files could not be taken.
@@ -74,14 +77,56 @@ fn is_empty(path: &Path) -> io::Result<bool> {
     }
 }
 
+/// What was at the place of a tree before it came: to be put back when it must go again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Before {
+    path: PathBuf,
+    /// Where that was, all links resolved, before the source could put any.
+    #[serde(default)]
+    real: Option<PathBuf>,
+    /// The topmost directory that has to be made for it, if any: removed on undo, with all that is in it.
+    made: Option<PathBuf>,
+    /// It is an empty directory: emptied on undo.
+    was_empty: bool,
+}
+
+impl Before {
+    /// Looks at the place of a tree.
+    pub fn of(path: &Path, base: &TreeBase) -> Self {
+        let made = path.ancestors().filter(|ancestor| !ancestor.exists()).last();
+        // links that are on the way now count; those that the source may put there later must lead nowhere
+        let made = made.map(|made| match (made.parent().map(Path::canonicalize), made.file_name()) {
+            (Some(Ok(parent)), Some(name)) => parent.join(name),
+            _ => made.to_owned(),
+        });
+        let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        Self { path: path.to_owned(), real: Some(real), made, was_empty: *base == TreeBase::Empty }
+    }
+
+    /// Where the tree belongs.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes what came since. A stale copy that was being brought up to date stays, as a stale copy of unknown state: its
+    /// index is always read anew. Idempotent.
+    ///
+    /// # Errors
+    /// When something could not be removed.
+    pub fn put_back(&self) -> io::Result<()> {
+        match (&self.made, self.was_empty) {
+            (Some(made), _) => remove_plainly(made),
+            (None, true) => empty_plainly(self.real.as_ref().unwrap_or(&self.path)),
+            (None, false) => Ok(()),
+        }
+        .map_err(io::Error::other)
+    }
+}
+
 /// A tree being written.
 struct Incoming {
-    path: PathBuf,
+    before: Before,
     writer: TreeDestination,
-    /// The topmost directory that had to be made for it, if any: removed on undo, with all that is in it.
-    made: Option<PathBuf>,
-    /// It was an empty directory before: emptied on undo.
-    was_empty: bool,
 }
 
 /// All trees being written.
@@ -95,9 +140,8 @@ impl Trees {
     ///
     /// # Errors
     /// When it cannot be made or opened.
-    pub fn open(&mut self, offer: &TreeOffer, base: &TreeBase) -> Result<(), TreesError> {
+    pub fn open(&mut self, offer: &TreeOffer, before: Before) -> Result<(), TreesError> {
         let path = offer.path.clone();
-        let made = path.ancestors().filter(|ancestor| !ancestor.exists()).last().map(Path::to_owned);
         let dir = if offer.single_file { path.parent().unwrap_or(&path) } else { &path };
         std::fs::create_dir_all(dir).map_err(|source| TreesError::Io {
             act: "make",
@@ -107,8 +151,7 @@ impl Trees {
         let writer =
             if offer.single_file { TreeDestination::open_file(&path) } else { TreeDestination::open(&path) };
         let writer = writer.map_err(|source| TreesError::Tree { path: path.clone(), source })?;
-        let was_empty = *base == TreeBase::Empty;
-        self.incoming.insert(offer.id, Incoming { path, writer, made, was_empty });
+        self.incoming.insert(offer.id, Incoming { before, writer });
         Ok(())
     }
 
@@ -121,7 +164,8 @@ impl Trees {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error)?;
         let writer = TreeDestination::open(path)
             .map_err(|source| TreesError::Tree { path: path.to_owned(), source })?;
-        self.incoming.insert(id, Incoming { path: path.to_owned(), writer, made: None, was_empty: false });
+        let before = Before { path: path.to_owned(), real: None, made: None, was_empty: false };
+        self.incoming.insert(id, Incoming { before, writer });
         Ok(())
     }
 
@@ -136,7 +180,7 @@ impl Trees {
     /// When the tree is unknown, or the operation is refused or fails.
     pub fn apply(&mut self, id: TreeId, op: TreeOp) -> Result<(), TreesError> {
         let tree = self.incoming.get_mut(&id).ok_or(TreesError::Unknown(id))?;
-        tree.writer.apply(op).map_err(|source| TreesError::Tree { path: tree.path.clone(), source })
+        tree.writer.apply(op).map_err(|source| TreesError::Tree { path: tree.before.path.clone(), source })
     }
 
     /// Waits until the container's files are on disk. What the container had synced at the source must outlast a loss of
@@ -144,54 +188,21 @@ impl Trees {
     pub fn sync(&self) -> Vec<String> {
         let files = self.incoming.iter().filter(|(id, _)| id.image_round().is_none());
         files
-            .filter_map(|(_, tree)| Some(format!("`{}`: {}", tree.path.display(), tree.writer.sync().err()?)))
+            .filter_map(|(_, tree)| {
+                Some(format!("`{}`: {}", tree.before.path.display(), tree.writer.sync().err()?))
+            })
             .collect()
     }
 
-    /// Removes what this migration made. A stale copy that was being brought up to date stays, as a stale copy of
-    /// unknown state: its index is always read anew. Returns what could not be removed.
+    /// Removes what this migration made. Returns what could not be removed.
     pub fn undo(&mut self) -> Vec<String> {
         let mut leftovers = Vec::new();
         for (_, tree) in self.incoming.drain() {
             drop(tree.writer);
-            let removed = match (&tree.made, tree.was_empty) {
-                (Some(made), _) => remove_tree(made),
-                (None, true) => empty(&tree.path),
-                (None, false) => Ok(()),
-            };
-            if let Err(error) = removed {
-                leftovers.push(format!("`{}`: {error}", tree.path.display()));
+            if let Err(error) = tree.before.put_back() {
+                leftovers.push(format!("`{}`: {error}", tree.before.path.display()));
             }
         }
         leftovers
     }
-}
-
-fn remove_tree(path: &Path) -> io::Result<()> {
-    let removed = match std::fs::symlink_metadata(path) {
-        Ok(meta) if !meta.is_dir() => std::fs::remove_file(path),
-        _ => std::fs::remove_dir_all(path),
-    };
-    match removed {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        done => done,
-    }
-}
-
-/// Removes what is in a directory, but not what is mounted there.
-fn empty(path: &Path) -> io::Result<()> {
-    let device = std::fs::symlink_metadata(path)?.dev();
-    for entry in std::fs::read_dir(path)? {
-        let entry = entry?;
-        let meta = entry.metadata()?;
-        if meta.dev() != device {
-            continue;
-        }
-        if meta.is_dir() {
-            std::fs::remove_dir_all(entry.path())?;
-        } else {
-            std::fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
 }

@@ -7,16 +7,21 @@ probe_socket=/run/bench-probe.sock
 # asks the running probe: gap, status or stop
 ask_probe() { in_host client socat -t 20 - "UNIX-CONNECT:$probe_socket" <<< "$1"; }
 
-# a redis with SIZE MiB of values that do not compress, and a client that writes to it
-begin_redis() { # begin_redis SIZE LOAD
-    in_host src testbed-container create "$container" "$redis_address" > /dev/null || return 1
-    in_host src sh -c "python3 - $1 | redis-cli -h $redis_address --pipe > /dev/null" <<'E2' || return 1
+# gives the redis SIZE MiB of values that do not compress
+fill_redis() { # fill_redis SIZE
+    in_host src sh -c "python3 - $1 | redis-cli -h $redis_address --pipe > /dev/null" <<'E2'
 import os, sys
 VALUE = 4000  # with its header one allocation of 4 KiB; key and entry take about 80 bytes more
 for n in range(int(sys.argv[1]) * 1024 * 1024 // (4096 + 80)):
     key = b"fill:%d" % n
     sys.stdout.buffer.write(b"*3\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (len(key), key, VALUE, os.urandom(VALUE)))
 E2
+}
+
+# a redis with SIZE MiB of values that do not compress, and a client that writes to it
+begin_redis() { # begin_redis SIZE LOAD
+    in_host src testbed-container create "$container" "$redis_address" > /dev/null || return 1
+    fill_redis "$1" || return 1
     # redis rewrites its append-only file by itself once it has grown enough; done now, it does not happen in a move
     # shellcheck disable=SC2016 # the host's shell expands it
     in_host src sh -c '
@@ -26,7 +31,7 @@ E2
         sleep 0.2
         while rewriting "$1"; do sleep 0.1; done' sh "$redis_address" || return 1
     in_host client sh -c "rm -f $probe_socket*"
-    in_host client timeout --kill-after=10 900 godwit --quiet --json probe "redis://$redis_address:6379" \
+    in_host client timeout --kill-after=10 "${probe_seconds:-900}" godwit --quiet --json probe "redis://$redis_address:6379" \
         --rate 1000/s --control $probe_socket --ready-file $probe_socket.ready --drain-timeout 60s \
         < /dev/null > "$work/probe.json" 2> "$work/probe.err" &
     probe=$!

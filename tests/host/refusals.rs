@@ -6,21 +6,22 @@ use crate::godwit::{Background, godwit_with};
 use crate::state::State;
 
 /// Both hosts before an attempt.
-struct Hosts<'a> {
+pub struct Hosts<'a> {
     bed: &'a Bed,
     src: State,
     dst: State,
 }
 
 impl<'a> Hosts<'a> {
-    fn now(bed: &'a Bed) -> Self {
+    /// As they are.
+    pub fn now(bed: &'a Bed) -> Self {
         Self { bed, src: State::of(bed, SRC), dst: State::of(bed, DST) }
     }
 
     /// Tries to migrate `args` with an environment. Asserts the exit code, that every one of `words` is said, that the
     /// last line says that nothing was touched, and that nothing was.
     #[track_caller]
-    fn refuse(&self, environment: &[&str], args: &[&str], code: i32, words: &[&str]) -> Said {
+    pub fn refuse(&self, environment: &[&str], args: &[&str], code: i32, words: &[&str]) -> Said {
         let said = godwit_with(self.bed, SRC, environment, &[&["migrate"], args].concat());
         self.assert_refused(&said, args[0], code, words);
         said

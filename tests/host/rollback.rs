@@ -17,7 +17,7 @@ struct Attempt<'a> {
 }
 
 /// All that every attempt has in common.
-const MOVE: &[&str] = &["runc:stay", "ssh://dst", "--tcp-established"];
+const MOVE: &[&str] = &["runc:stay", "ssh://dst", "--tcp-established", "--retries", "0"];
 const ANY_DOWNTIME: &[&str] = &["--max-downtime", "60s"];
 /// Round 0 takes long then: what redis holds does not shrink to nothing, and the rest waits.
 const SLOWLY: &[&str] = &["--max-downtime", "60s", "--compress", "none", "--bandwidth", "2MiB/s"];

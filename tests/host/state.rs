@@ -61,6 +61,22 @@ impl State {
         self.assert_unchanged_without(bed, host, "/nothing");
     }
 
+    /// What was not there before, files below /srv aside, when everything that ends by itself has ended.
+    pub fn left_over(&self, bed: &Bed, host: &str) -> Option<String> {
+        let begun = Instant::now();
+        loop {
+            let now = Self::of(bed, host).without("/srv");
+            // what was on its way out when it was first looked at is nobody's
+            if now.0.is_subset(&self.0) {
+                return None;
+            }
+            if begun.elapsed() > SETTLE {
+                return Some(format!("{host}: {}", self.difference(&now)));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// The same, the files below a path not looked at.
     #[track_caller]
     pub fn assert_unchanged_without(&self, bed: &Bed, host: &str, path: &str) {

@@ -98,13 +98,11 @@ fn a_destination_that_says_no_is_not_asked_to_undo() {
             unfit: Some(Refusal::new("criu is not on this host").hint("install criu")),
             ..Play::pre_dump()
         },
-        Play { locked_there: true, ..Play::pre_dump() },
     ];
     let reasons = [
         "the container runtime `fake` cannot be used there",
         "`destination.examine` was told to fail by this test",
         "criu is not on this host",
-        "another migration of `fake:web` is under way there",
     ];
     for (scene, reason) in cases.into_iter().zip(reasons) {
         let ended = play(scene);
@@ -118,6 +116,16 @@ fn a_destination_that_says_no_is_not_asked_to_undo() {
         assert!(ended.destination_journal.is_none(), "a refusal leaves no journal");
         assert!(ended.took < QUICK, "{:?}", ended.took);
     }
+}
+
+#[test]
+fn of_two_migrations_of_one_name_one_wins() {
+    let ended = play(Play { locked_there: true, ..Play::pre_dump() });
+    ended.assert_sound("locked there");
+    let failure = ended.failure();
+    assert_eq!(failure.kind.exit_code(), 11);
+    assert_eq!(failure.message, "there: another migration of `fake:web` is under way there");
+    assert!(ended.destination_journal.is_none() && ended.took < QUICK, "{:?}", ended.took);
 }
 
 #[test]
@@ -139,7 +147,7 @@ fn a_container_that_cannot_be_put_back_is_said_to_be_in_doubt() {
         assert_eq!(failure.kind, FailureKind::InDoubt, "{call}: {failure:?}");
         assert_eq!(failure.disposition, Disposition::InDoubt);
         assert!(all_text(&ended).contains("could not be put back"), "{call}: {failure:?}");
-        assert_eq!(ended.source_journal.as_ref().unwrap().1, JournalState::InDoubt, "{call}");
+        assert_eq!(ended.source_journal.as_ref().unwrap().1, JournalState::Stuck, "{call}");
         assert!(!ended.witness.look().destination_runs);
     }
 }
@@ -321,7 +329,7 @@ fn a_link_lost_around_the_commit_is_told_as_it_is() {
     let ended = play(Play::pre_dump().cut_destination(Cut::Before("restored")));
     ended.assert_sound("restored");
     assert_eq!(ended.failure().disposition, Disposition::RunningAtSource);
-    assert_eq!(ended.destination_journal.as_ref().unwrap().1, JournalState::InDoubt);
+    assert_eq!(ended.destination_journal.as_ref().unwrap().1, JournalState::Waiting);
     // only the farewell is missing
     play(Play::pre_dump().cut_source(Cut::Before("done"))).assert_moved();
 }

@@ -8,16 +8,17 @@ use godwit_criu::pageless::Rung;
 use godwit_criu::{CriuError, DumpOptions};
 use godwit_engine::EngineError;
 use godwit_engine::container::{
-    DestinationContainer, Engine, Facts, Given, OpenRequest, RestoreRequest, Shipment, SourceContainer,
+    DestinationContainer, Engine, Facts, Given, Note, OpenRequest, RestoreRequest, Shipment, SourceContainer,
 };
 use godwit_memory::source::{MemoryError, PageSink, RoundStats};
 use godwit_memory::{ImageId, PageRun, SharedObject};
 use godwit_migration::journal;
+use godwit_migration::ownership::Presence;
 use godwit_migration::throttle::LimitChange;
 use godwit_transfer::Refusal;
 use godwit_transfer::wire::HeldFrames;
 use std::collections::{BTreeSet, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -273,6 +274,21 @@ impl SourceContainer for Source {
         Ok(())
     }
 
+    fn remains(&mut self) -> Result<String, EngineError> {
+        let trees: Vec<_> = self.facts.trees.iter().map(|tree| (&tree.path, &tree.content)).collect();
+        let _world = self.witness.enter("source.remains")?;
+        Ok(serde_json::to_string(&trees).unwrap())
+    }
+
+    fn presence(&self) -> Presence {
+        let world = self.witness.look();
+        match (world.source_gone, world.source_runs) {
+            (true, _) => Presence::Gone,
+            (_, true) => Presence::Running,
+            _ => Presence::Frozen,
+        }
+    }
+
     fn lock_network(&mut self) -> Result<(), EngineError> {
         let mut world = self.witness.enter("source.lock_network")?;
         let runs = world.source_runs;
@@ -355,10 +371,16 @@ fn serde_bytes_of(bytes: &[u8]) -> serde_bytes::ByteBuf {
     serde_bytes::ByteBuf::from(bytes.to_vec())
 }
 
-/// Whatever came after it: the source may have lost the link, and noted that it is in doubt.
+/// Whatever came after it: the source may have lost the link, and noted that it is in doubt. A word that was taken back
+/// counts no more.
 fn is_committed(journal: &Path) -> bool {
-    journal::read(journal)
-        .is_ok_and(|(lines, _)| lines.iter().any(|line| line.event == journal::Event::Committed))
+    let word = |event: &journal::Event| match event {
+        journal::Event::Committed => Some(true),
+        journal::Event::TakenBack { .. } => Some(false),
+        _ => None,
+    };
+    let Ok((lines, _)) = journal::read(journal) else { return false };
+    lines.iter().rev().find_map(|line| word(&line.event)).unwrap_or(false)
 }
 
 /// The engine of the destination.
@@ -374,7 +396,8 @@ impl Engine for FakeEngine {
     }
 
     fn knows(&self, _: &str) -> bool {
-        false
+        let world = self.0.look();
+        world.source_runs || world.destination_runs
     }
 
     fn open(&self, name: &str, _: &OpenRequest) -> Result<Box<dyn SourceContainer>, EngineError> {
@@ -389,8 +412,20 @@ impl Engine for FakeEngine {
             .collect()
     }
 
-    fn prepare(&self, _: &Shipment) -> Result<Box<dyn DestinationContainer>, EngineError> {
+    fn prepare(&self, _: &Shipment, note: &mut Note<'_>) -> Result<Box<dyn DestinationContainer>, EngineError> {
+        note("{}").map_err(EngineError::io("note", "remains"))?;
         self.0.enter("destination.prepare")?.made = true;
+        Ok(Box::new(Destination(self.0.clone())))
+    }
+
+    fn reopen_source(&self, remains: &str) -> Result<Box<dyn SourceContainer>, EngineError> {
+        let trees: Vec<(PathBuf, PathBuf)> = serde_json::from_str(remains).unwrap();
+        let (there, here) = &trees[0];
+        let facts = crate::stage::container_facts(here, there, 0);
+        Ok(Box::new(Source { witness: self.0.clone(), facts, since: Instant::now() }))
+    }
+
+    fn reopen_destination(&self, _: &str) -> Result<Box<dyn DestinationContainer>, EngineError> {
         Ok(Box::new(Destination(self.0.clone())))
     }
 }
@@ -414,6 +449,19 @@ impl DestinationContainer for Destination {
         Ok(Given { pid: PID })
     }
 
+    fn presence(&self) -> Presence {
+        let world = self.0.look();
+        match (world.destination_runs, &world.held) {
+            (true, _) => Presence::Running,
+            (false, Some(_)) => Presence::Frozen,
+            (false, None) => Presence::Gone,
+        }
+    }
+
+    fn pid(&self) -> Option<i32> {
+        Some(PID)
+    }
+
     fn go(&mut self, frames: &[HeldFrames]) -> Result<(), EngineError> {
         let mut world = self.0.enter("destination.go")?;
         let held = world.held.is_some();
@@ -423,7 +471,8 @@ impl DestinationContainer for Destination {
         world.must(locked && cut_off, "let go while the source's network is open");
         let committed = is_committed(&world.source_journal);
         world.must(committed, "let go before `committed` was on the source's disk");
-        world.must(frames.len() == 1, "the held frames did not arrive");
+        let resumed = world.resumed;
+        world.must(frames.len() == 1 || resumed, "the held frames did not arrive");
         std::thread::sleep(STEP);
         world.destination_runs = true;
         Ok(())

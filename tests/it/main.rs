@@ -16,6 +16,7 @@ mod fake;
 mod link;
 mod phases;
 mod question;
+mod resume;
 mod stage;
 mod throttle;
 mod world;

@@ -13,9 +13,9 @@ use godwit_migration::observer::{Event, Question};
 use godwit_migration::plan::{Carry, Limits, OnTimeout, Restoration, Strategy, Tracker};
 use godwit_migration::report::Summary;
 use godwit_migration::{Cancel, Disposition, Failure, MigrationId, Observer, Phase, Role};
-use godwit_restore::{Host, Outcome, receive};
+use godwit_restore::{Host, Joins, Outcome, Policy, receive};
 use godwit_transfer::tree::equal_digest;
-use godwit_transfer::{Compression, Descriptors, HostFacts, Refusal, Transport, TreeKind, Wire};
+use godwit_transfer::{Compression, Descriptors, HostFacts, Peer, Refusal, Transport, TreeKind, Wire};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -55,6 +55,8 @@ pub struct Play {
     pub in_the_way: Option<&'static str>,
     /// Why the destination cannot receive anything.
     pub unfit: Option<Refusal>,
+    /// What the destination lets in.
+    pub policy: Policy,
     /// Another process holds the container's lock at the destination.
     pub locked_there: bool,
     /// A file of so many incompressible bytes more in the volume.
@@ -89,6 +91,7 @@ impl Play {
             destination_cancel: Cancel::default(),
             in_the_way: None,
             unfit: None,
+            policy: Policy::default(),
             locked_there: false,
             bulk: 0,
             bandwidth: 0,
@@ -178,6 +181,7 @@ pub struct Ended {
     pub took: Duration,
     pub volumes: (PathBuf, PathBuf),
     pub roots: (PathBuf, PathBuf),
+    pub id: MigrationId,
     _dir: tempfile::TempDir,
 }
 
@@ -237,7 +241,7 @@ fn host_facts(host: &str) -> HostFacts {
     HostFacts { host: host.into(), kernel: "6.1".into(), criu: 40200, cpu_flags: vec!["sse2".into()] }
 }
 
-fn container_facts(volume: &Path, there: &Path, memory_bytes: u64) -> Facts {
+pub fn container_facts(volume: &Path, there: &Path, memory_bytes: u64) -> Facts {
     Facts {
         engine: ENGINE,
         name: "web".into(),
@@ -294,7 +298,9 @@ pub fn play(play: Play) -> Ended {
         engines: vec![Box::new(FakeEngine(witness.clone()))],
         facts: play.unfit.clone().map_or_else(|| Ok(host_facts("there")), Err),
         lazy: Err("there are no real tasks".into()),
-        peer: "this test".into(),
+        peer: Peer { name: "test:".into(), shown: "this test".into() },
+        policy: play.policy.clone(),
+        joins: Joins::default(),
     };
     let (one, two) = Descriptors::pair().unwrap();
     let marks: (Marks, Marks) = Default::default();
@@ -362,6 +368,7 @@ pub fn play(play: Play) -> Ended {
         witness,
         volumes,
         roots,
+        id,
         _dir: dir,
     }
 }
@@ -475,7 +482,7 @@ impl Ended {
                     !world.source_runs && !world.source_gone,
                     "in doubt, and not frozen and whole here\n{context}"
                 );
-                assert_eq!(source_state, Some(JournalState::InDoubt), "{context}");
+                assert!(source_state.is_some_and(JournalState::is_open), "{context}");
                 let lines = &self.source_journal.as_ref().unwrap().0;
                 let committed = lines.iter().any(|line| line.event == Wrote::Committed);
                 let thaw_failed = failure.hints.iter().any(|hint| hint.contains("thaw its cgroup"));
@@ -496,7 +503,7 @@ impl Ended {
             matches!(&line.event, Wrote::Planned { migration, .. } if root.join("migrations").join(migration.as_str()).join("images").exists())
         })
         };
-        let doubtful = source_state == Some(JournalState::InDoubt);
+        let doubtful = source_state.is_some_and(JournalState::is_open);
         assert!(doubtful || !images(&self.roots.0), "images are left at the source\n{context}");
         match destination_state {
             None | Some(JournalState::RolledBack) => {
@@ -510,7 +517,7 @@ impl Ended {
             Some(JournalState::Completed) => {
                 assert!(!images(&self.roots.1), "images are left there\n{context}")
             }
-            Some(JournalState::InDoubt) => {
+            Some(JournalState::InDoubt | JournalState::Waiting) => {
                 assert!(world.held.is_some(), "in doubt without a held tree\n{context}");
                 let outcome = self.destination.as_ref().unwrap().as_ref();
                 assert!(

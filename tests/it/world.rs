@@ -71,6 +71,8 @@ pub struct World {
     pub volume: PathBuf,
     /// The same at the destination.
     pub volume_there: PathBuf,
+    /// Another process goes on with what was broken off.
+    pub resumed: bool,
     /// The source's journal.
     pub source_journal: PathBuf,
     counts: HashMap<&'static str, usize>,

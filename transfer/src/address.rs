@@ -1,8 +1,11 @@
-//! Where the other half is: `ssh://`, `tcp://`, `unix://`.
+//! Where the other half is: `ssh://`, `tls://`, `tcp://`, `unix://`.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+
+/// The port of `tls://` when none is written.
+pub const TLS_PORT: u16 = 7700;
 
 /// An address as the user writes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +18,15 @@ pub enum Address {
         host: String,
         /// Port; ssh's own configuration decides when it is absent.
         port: Option<u16>,
+    },
+    /// `tls://[name@]host[:port]`: encrypted, and both sides prove who they are.
+    Tls {
+        /// The name by which this host trusts the one at `host`: that name itself unless another is written.
+        name: Option<String>,
+        /// Host name or address, without brackets.
+        host: String,
+        /// Port.
+        port: u16,
     },
     /// `tcp://host:port`: plain bytes, neither encrypted nor authenticated.
     Tcp {
@@ -49,7 +61,7 @@ impl FromStr for Address {
         let invalid = |reason| InvalidAddress { text: text.chars().take(128).collect(), reason };
         let (scheme, rest) = text
             .split_once("://")
-            .ok_or_else(|| invalid("write `ssh://host`, `tcp://host:port` or `unix:///path`"))?;
+            .ok_or_else(|| invalid("write `ssh://host`, `tls://host` or `unix:///path`"))?;
         match scheme {
             "ssh" => {
                 let (user, place) = match rest.split_once('@') {
@@ -66,14 +78,24 @@ impl FromStr for Address {
                 }
                 Ok(Address::Ssh { user: user.map(str::to_owned), host, port })
             }
+            "tls" => {
+                let (name, place) = match rest.split_once('@') {
+                    Some((name, place)) => (Some(name), place),
+                    None => (None, rest),
+                };
+                let (host, port) = host_and_port(place).ok_or_else(|| invalid("the port is not a number"))?;
+                if host.is_empty() || name.is_some_and(|name| !crate::tls::is_peer_name(name)) {
+                    return Err(invalid("write `tls://host`, `tls://host:port` or `tls://name@host`"));
+                }
+                Ok(Address::Tls { name: name.map(str::to_owned), host, port: port.unwrap_or(TLS_PORT) })
+            }
             "tcp" => match host_and_port(rest) {
                 Some((host, Some(port))) if !host.is_empty() => Ok(Address::Tcp { host, port }),
                 _ => Err(invalid("write `tcp://host:port`")),
             },
             "unix" if rest.starts_with('/') => Ok(Address::Unix(PathBuf::from(rest))),
             "unix" => Err(invalid("the path must be absolute, as in `unix:///run/godwit.sock`")),
-            "tls" => Err(invalid("this godwit does not speak tls yet; use `ssh://`")),
-            _ => Err(invalid("known schemes are ssh, tcp and unix")),
+            _ => Err(invalid("known schemes are ssh, tls, tcp and unix")),
         }
     }
 }
@@ -106,6 +128,13 @@ impl fmt::Display for Address {
                 f.write_str(&bracketed(host))?;
                 port.map_or(Ok(()), |port| write!(f, ":{port}"))
             }
+            Address::Tls { name, host, port } => {
+                f.write_str("tls://")?;
+                if let Some(name) = name {
+                    write!(f, "{name}@")?;
+                }
+                write!(f, "{}:{port}", bracketed(host))
+            }
             Address::Tcp { host, port } => write!(f, "tcp://{}:{port}", bracketed(host)),
             Address::Unix(path) => write!(f, "unix://{}", path.display()),
         }
@@ -121,12 +150,22 @@ mod tests {
         for text in [
             "ssh://rack2",
             "ssh://root@rack2:2222",
+            "tls://rack2:7700",
+            "tls://rack2@10.0.0.2:7701",
+            "tls://rack2@[::1]:7701",
             "tcp://rack2:7700",
             "tcp://[::1]:7700",
             "unix:///run/godwit.sock",
         ] {
             assert_eq!(text.parse::<Address>().map(|address| address.to_string()), Ok(text.to_owned()));
         }
+    }
+
+    #[test]
+    fn tls_has_a_port_of_its_own() {
+        let address: Address = "tls://rack2".parse().unwrap();
+        assert_eq!(address.to_string(), "tls://rack2:7700");
+        assert!(!address.is_exposed());
     }
 
     #[test]
@@ -143,7 +182,11 @@ mod tests {
             "tcp://host:99999",
             "unix://relative",
             "http://host",
-            "tls://host:1",
+            "tls://",
+            "tls://@host",
+            "tls://a b@host",
+            "tls://ssh:x@host",
+            "tls://host:port",
             "tcp://[::1:7700",
         ] {
             assert!(text.parse::<Address>().is_err(), "{text}");

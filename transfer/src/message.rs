@@ -30,6 +30,7 @@
 //! are ignored.
 
 use godwit_memory::SharedObject;
+use godwit_migration::ownership::Standing;
 use godwit_migration::plan::{Carry, Restoration, Strategy, Tracker};
 use godwit_migration::report::FillReport;
 use godwit_migration::{Failure, MigrationId};
@@ -193,6 +194,21 @@ pub enum Message {
         #[serde(default)]
         restoration_why: String,
     },
+    /// Source, instead of an offer: a migration was broken off; where do you stand?
+    Resume {
+        /// Which.
+        migration: MigrationId,
+    },
+    /// Destination: here; nothing when it does not know of it. What follows is `Go`, `Cancel` or `Bury`.
+    Standing {
+        /// What its journal and its host say.
+        standing: Option<Standing>,
+    },
+    /// Source: nothing that could run is left anywhere; forget it.
+    Bury {
+        /// How that was seen.
+        reason: String,
+    },
     /// First word of a further connection of a migration, instead of Hello: for memory pages only.
     Join {
         /// Whose.
@@ -295,6 +311,9 @@ impl Message {
             Message::Offer(_) => "offer",
             Message::Accept { .. } => "accept",
             Message::Refuse { .. } => "refuse",
+            Message::Resume { .. } => "resume",
+            Message::Standing { .. } => "standing",
+            Message::Bury { .. } => "bury",
             Message::Join { .. } => "join",
             Message::Joined => "joined",
             Message::StreamEnd { .. } => "stream-end",

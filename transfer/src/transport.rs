@@ -2,9 +2,10 @@
 //!
 //! A [`Transport`] is a pair of ordered byte streams with a time limit on each wait. Everything that the kernel shows as
 //! file descriptors (TCP, unix sockets, the two ends of an ssh process, the standard streams of `receive --stdio`) is one
-//! implementation, [`Descriptors`]; TLS is to join as another.
+//! implementation, [`Descriptors`]; [`TlsStream`](crate::tls::TlsStream) is another.
 
 use crate::address::Address;
+use crate::tls::{self, Identity};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -25,7 +26,7 @@ pub trait Transport: Send {
     /// `TimedOut` when nothing came in time, and whatever the kernel says.
     fn receive(&mut self, buffer: &mut [u8], limit: Duration) -> io::Result<usize>;
 
-    /// Waits at most `limit` for room and writes some.
+    /// Waits at most `limit` for room and writes some. After `TimedOut` the next call begins with the same bytes.
     ///
     /// # Errors
     /// `TimedOut` when there was no room in time, and whatever the kernel says.
@@ -88,7 +89,7 @@ impl Descriptors {
     }
 }
 
-fn wait(fd: &impl AsFd, what: PollFlags, limit: Duration) -> io::Result<()> {
+pub(crate) fn wait(fd: &impl AsFd, what: PollFlags, limit: Duration) -> io::Result<()> {
     let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
     match poll(&mut [PollFd::new(fd.as_fd(), what)], limit)? {
         0 => Err(io::ErrorKind::TimedOut.into()),
@@ -149,23 +150,34 @@ impl Drop for Descriptors {
 
 /// Connects to a destination.
 ///
-/// `remote_command` is what ssh runs there, by default `godwit receive --stdio`.
+/// `remote_command` is what ssh runs there, by default `godwit receive --stdio`. For TLS this host's key and the hosts that it
+/// trusts are read from [`tls::config_dir`].
 ///
 /// # Errors
-/// When nobody answers there.
+/// When nobody answers there, or somebody else ([`tls::TlsError`] within).
 pub fn connect(address: &Address, remote_command: &str) -> io::Result<Box<dyn Transport>> {
-    Ok(Box::new(match address {
-        Address::Ssh { user, host, port } => ssh(user.as_deref(), host, *port, remote_command)?,
-        Address::Tcp { host, port } => tcp(host, *port)?,
-        Address::Unix(path) => Descriptors::socket(UnixStream::connect(path)?.into())?,
-    }))
+    Ok(match address {
+        Address::Ssh { user, host, port } => Box::new(ssh(user.as_deref(), host, *port, remote_command)?),
+        Address::Tls { .. } => Box::new(connect_tls(address, &Identity::load(&tls::config_dir())?)?),
+        Address::Tcp { host, port } => Box::new(Descriptors::socket(tcp(host, *port)?.into())?),
+        Address::Unix(path) => Box::new(Descriptors::socket(UnixStream::connect(path)?.into())?),
+    })
 }
 
-fn tcp(host: &str, port: u16) -> io::Result<Descriptors> {
+/// Connects to a destination over TLS.
+///
+/// # Errors
+/// As [`connect`], and when the address is one of another kind.
+pub fn connect_tls(address: &Address, identity: &Identity) -> io::Result<tls::TlsStream> {
+    let Address::Tls { name, host, port } = address else { return Err(io::ErrorKind::InvalidInput.into()) };
+    tls::call(tcp(host, *port)?, &address.to_string(), name.as_ref().unwrap_or(host), identity)
+}
+
+fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in (host, port).to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, CONNECT_LIMIT) {
-            Ok(stream) => return tune(stream),
+            Ok(stream) => return tune(&stream).map(|()| stream),
             Err(error) => last = error,
         }
     }
@@ -176,11 +188,10 @@ fn tcp(host: &str, port: u16) -> io::Result<Descriptors> {
 const UNACKNOWLEDGED_LIMIT: u32 = 15_000;
 
 /// No Nagle: the small messages of the switchover must not wait for an acknowledgement.
-fn tune(stream: TcpStream) -> io::Result<Descriptors> {
+fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::TcpUserTimeout, &UNACKNOWLEDGED_LIMIT)?;
-    nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::KeepAlive, &true)?;
-    Descriptors::socket(stream.into())
+    nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::TcpUserTimeout, &UNACKNOWLEDGED_LIMIT)?;
+    Ok(nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::KeepAlive, &true)?)
 }
 
 fn ssh(user: Option<&str>, host: &str, port: Option<u16>, remote_command: &str) -> io::Result<Descriptors> {
@@ -208,50 +219,120 @@ fn ssh(user: Option<&str>, host: &str, port: Option<u16>, remote_command: &str) 
     Ok(transport)
 }
 
-/// Waits for one connection at an address of this host.
+/// Waits for connections at an address of this host.
 pub enum Listener {
     /// On a TCP port.
     Tcp(TcpListener),
+    /// On a TCP port, for TLS.
+    Tls(TcpListener),
     /// On a unix socket; its file is removed when the listener is dropped.
     Unix(UnixListener, std::path::PathBuf),
+}
+
+/// Somebody who calls, and has not proved who it is.
+pub struct Caller {
+    socket: Socket,
+    /// Where it calls from: for errors, and for the log.
+    pub place: String,
+}
+
+enum Socket {
+    Plain(Descriptors),
+    Tls(TcpStream),
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// For the policy: the name of a trusted host where TLS has proved it. Else the way, a colon and where it came from, as
+    /// far as that is known: `ssh:10.0.0.1`, `tcp:10.0.0.1`, `unix:`. No host's name has a colon.
+    pub name: String,
+    /// For people.
+    pub shown: String,
 }
 
 impl Listener {
     /// Opens the address. A unix socket is only for its owner (mode 0600).
     ///
     /// # Errors
-    /// When the address is taken or not of this host; `ssh://` cannot be listened on.
+    /// When the address cannot be had.
     pub fn bind(address: &Address) -> io::Result<Self> {
-        match address {
-            Address::Tcp { host, port } => Ok(Self::Tcp(TcpListener::bind((host.as_str(), *port))?)),
+        let listener = match address {
+            Address::Tcp { host, port } => Self::Tcp(TcpListener::bind((host.as_str(), *port))?),
+            Address::Tls { host, port, .. } => Self::Tls(TcpListener::bind((host.as_str(), *port))?),
             Address::Unix(path) => {
                 if let Some(dir) = path.parent() {
                     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
                 }
                 let listener = UnixListener::bind(path)?;
                 std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-                Ok(Self::Unix(listener, path.clone()))
+                Self::Unix(listener, path.clone())
             }
-            Address::Ssh { .. } => Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "ssh needs no listener: the source starts `godwit receive --stdio` itself",
-            )),
+            Address::Ssh { .. } => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "ssh needs no listener: the source starts `godwit receive --stdio` itself",
+                ));
+            }
+        };
+        // who was there a moment ago may be gone when it is accepted
+        match &listener {
+            Self::Tcp(socket) | Self::Tls(socket) => socket.set_nonblocking(true)?,
+            Self::Unix(socket, _) => socket.set_nonblocking(true)?,
         }
+        Ok(listener)
     }
 
-    /// Waits for the next connection; says who it is.
+    /// Waits at most `limit` for the next connection.
     ///
     /// # Errors
-    /// Whatever the kernel says.
-    pub fn accept(&self) -> io::Result<(Box<dyn Transport>, String)> {
+    /// `TimedOut` when nobody came, and whatever the kernel says.
+    pub fn accept(&self, limit: Duration) -> io::Result<Caller> {
         match self {
-            Self::Tcp(listener) => {
+            Self::Tcp(listener) | Self::Tls(listener) => {
+                wait(listener, PollFlags::POLLIN, limit)?;
                 let (stream, peer) = listener.accept()?;
-                Ok((Box::new(tune(stream)?), format!("tcp://{peer}")))
+                tune(&stream)?;
+                if matches!(self, Self::Tls(_)) {
+                    return Ok(Caller { socket: Socket::Tls(stream), place: format!("tls://{peer}") });
+                }
+                let place = format!("tcp://{peer}");
+                Ok(Caller { socket: Socket::Plain(Descriptors::socket(stream.into())?), place })
             }
             Self::Unix(listener, path) => {
+                wait(listener, PollFlags::POLLIN, limit)?;
                 let (stream, _) = listener.accept()?;
-                Ok((Box::new(Descriptors::socket(stream.into())?), format!("unix://{}", path.display())))
+                let place = format!("unix://{}", path.display());
+                Ok(Caller { socket: Socket::Plain(Descriptors::socket(stream.into())?), place })
+            }
+        }
+    }
+}
+
+impl Caller {
+    /// Over TLS, lets it prove who it is, which takes as long as it likes up to ten seconds. `identity` is asked for only
+    /// then.
+    ///
+    /// # Errors
+    /// When it is nobody that this host trusts ([`tls::TlsError`] within), or the connection is gone.
+    pub fn answer(
+        self,
+        identity: impl FnOnce() -> Result<Identity, tls::TlsError>,
+    ) -> io::Result<(Box<dyn Transport>, Peer)> {
+        match self.socket {
+            Socket::Plain(transport) => {
+                let way = self.place.split(':').next().unwrap_or_default();
+                // an address without its port; a path says nothing about who it is
+                let from = match self.place.strip_prefix("tcp://").and_then(|at| at.rsplit_once(':')) {
+                    Some((address, _)) => address.trim_matches(['[', ']']),
+                    None => "",
+                };
+                Ok((Box::new(transport), Peer { name: format!("{way}:{from}"), shown: self.place }))
+            }
+            Socket::Tls(socket) => {
+                let (name, stream) = tls::answer(socket, &self.place, &identity()?)?;
+                let shown = format!("{name} ({})", self.place);
+                Ok((Box::new(stream), Peer { name, shown }))
             }
         }
     }
@@ -295,7 +376,10 @@ mod tests {
         let listener = Listener::bind(&address).unwrap();
         let mut client = connect(&address, "").unwrap();
         client.send(b"hello", SOON).unwrap();
-        let (mut server, _) = listener.accept().unwrap();
+        let caller = listener.accept(SOON).unwrap();
+        let (mut server, peer) = caller.answer(|| unreachable!("no key is needed")).unwrap();
+        assert_eq!(peer.name, "unix:");
+        assert_eq!(listener.accept(SOON).err().unwrap().kind(), io::ErrorKind::TimedOut);
         let mut buffer = [0; 8];
         assert_eq!(server.receive(&mut buffer, SOON).unwrap(), 5);
         drop(listener);

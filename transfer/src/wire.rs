@@ -100,6 +100,13 @@ pub enum WireError {
     Interrupted,
 }
 
+impl WireError {
+    /// Whether the same may succeed at another time: the link was lost, rather than anything said over it.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Broken { .. } | Self::Closed { .. } | Self::Silent(_))
+    }
+}
+
 /// What can come out of the wire.
 #[derive(Debug)]
 pub enum Incoming {
@@ -159,6 +166,7 @@ pub struct Wire {
     sent: u64,
     received: u64,
     index_parts: Vec<u8>,
+    put_back: Option<Incoming>,
 }
 
 impl Wire {
@@ -204,6 +212,7 @@ impl Wire {
             sent: 0,
             received: 0,
             index_parts: Vec::new(),
+            put_back: None,
         }
     }
 
@@ -212,7 +221,7 @@ impl Wire {
     /// # Errors
     /// When bytes were read that nobody has heard yet.
     pub fn into_transport(self) -> Result<Box<dyn Transport>, WireError> {
-        if self.inbox.len() > self.inbox_at {
+        if self.inbox.len() > self.inbox_at || self.put_back.is_some() {
             return Err(WireError::Malformed("words before their turn".into()));
         }
         Ok(self.transport)
@@ -473,6 +482,9 @@ impl Wire {
     /// # Errors
     /// When nothing comes in time, the connection ends, or what came cannot be.
     pub fn hear(&mut self) -> Result<Incoming, WireError> {
+        if let Some(heard) = self.put_back.take() {
+            return Ok(heard);
+        }
         loop {
             let mut header = [0u8; HEADER];
             header.copy_from_slice(self.take(HEADER)?);
@@ -532,6 +544,11 @@ impl Wire {
                 other => return Err(WireError::Malformed(format!("a frame of kind {other}"))),
             });
         }
+    }
+
+    /// Puts back what was heard last: it is heard again.
+    pub fn put_back(&mut self, heard: Incoming) {
+        self.put_back = Some(heard);
     }
 
     /// Waits for a message and takes what `pick` makes of it.

@@ -4,12 +4,16 @@
 //! restore. The first error is the cause in most logs and the rest its consequences, except that some errors are printed in
 //! logs of successes too: `rules::HARMLESS`.
 
+mod context;
 mod rules;
 
 use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+
+use context::Context;
+pub use rules::Subject;
 
 /// Number of lines kept for the user.
 const LAST_LINES: usize = 8;
@@ -23,9 +27,12 @@ pub struct Explanation {
     pub cause: String,
     /// What to do about it, when it is a known failure.
     pub hint: Option<String>,
+    /// Where, when it is a known failure: names (`pid`, `fd`, `file`, `mount`, `address`, …) and values.
+    pub place: Vec<(&'static str, String)>,
+    /// What it is about, when it is a known failure.
+    pub about: Option<Subject>,
     /// The log's last errors, or its last lines when it has no errors.
     pub last_lines: Vec<String>,
-    about: Option<rules::Subject>,
 }
 
 impl fmt::Display for Explanation {
@@ -41,32 +48,66 @@ impl fmt::Display for Explanation {
 impl Explanation {
     /// Whether the processor lacks something.
     pub(crate) fn is_about_cpu(&self) -> bool {
-        self.about == Some(rules::Subject::Processor)
+        self.about == Some(Subject::Processor)
     }
 }
 
 /// Explains the text of a log.
 pub fn explain(text: &str) -> Explanation {
-    let errors: Vec<&str> =
-        text.lines().filter_map(message).filter(|m| !rules::HARMLESS.iter().any(|h| m.contains(h))).collect();
-    let known = errors.iter().find_map(|message| rules::find(message).map(|rule| (rule, *message)));
+    let mut errors = Vec::new();
+    let mut known = None;
+    let mut context = Context::default();
+    for line in text.lines() {
+        let Some(message) = message(line) else {
+            context.learn(line);
+            continue;
+        };
+        if rules::HARMLESS.iter().any(|harmless| message.contains(harmless)) {
+            continue;
+        }
+        errors.push(message);
+        if let Some(rule) = rules::find(message).filter(|_| known.is_none()) {
+            let mut place: Vec<_> =
+                rule.places(message).into_iter().map(|(name, value)| (name, value.to_owned())).collect();
+            context.complete(line, &mut place);
+            known = Some((rule, message, place));
+        }
+    }
     let last = |lines: &[&str]| {
         lines[lines.len().saturating_sub(LAST_LINES)..].iter().map(|line| (*line).to_owned()).collect()
     };
     match (known, errors.first()) {
-        (Some((rule, message)), _) => Explanation {
+        (Some((rule, message, place)), _) => Explanation {
             cause: format!("{}: `{message}`", rule.cause),
             hint: Some(rule.hint.to_owned()),
-            last_lines: last(&errors),
+            place,
             about: Some(rule.subject),
+            last_lines: last(&errors),
         },
         (None, Some(first)) => {
-            Explanation { cause: format!("`{first}`"), hint: None, last_lines: last(&errors), about: None }
+            Explanation { cause: format!("`{first}`"), last_lines: last(&errors), ..Explanation::default() }
         }
         (None, None) => {
             let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
             Explanation { last_lines: last(&lines), ..Explanation::default() }
         }
+    }
+}
+
+/// Keeps the log of an attempt before, as `NAME.1`, `NAME.2`, …: a later one writes its own.
+///
+/// # Errors
+/// When it is there and cannot be renamed.
+pub(crate) fn put_aside(log: &Path) -> std::io::Result<()> {
+    let name = |number: u32| {
+        let mut name = log.as_os_str().to_owned();
+        name.push(format!(".{number}"));
+        std::path::PathBuf::from(name)
+    };
+    let free = (1..=u32::MAX).map(name).find(|name| !name.exists());
+    match free.map_or(Ok(()), |free| std::fs::rename(log, free)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -91,11 +132,24 @@ fn read_end(path: &Path) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The message of an error line.
+/// The message of an error line, of CRIU or of a container runtime.
 fn message(line: &str) -> Option<&str> {
-    let (_, after) = line.split_once("Error (")?;
-    let (_, message) = after.split_once("): ")?;
-    Some(message.trim()).filter(|message| !message.is_empty())
+    let of_criu = line.split_once("Error (").and_then(|(_, after)| Some(after.split_once("): ")?.1));
+    of_criu.or_else(|| of_runtime(line)).map(str::trim).filter(|message| !message.is_empty())
+}
+
+/// `time="…" level=error msg="…"` as runc's log has it, or what it and docker write to standard error.
+fn of_runtime(line: &str) -> Option<&str> {
+    if let Some((before, message)) = line.split_once("msg=\"") {
+        return ["level=error", "level=fatal"]
+            .iter()
+            .any(|level| before.contains(level))
+            .then(|| message.trim_end().trim_end_matches('"'));
+    }
+    let starts = ["criu failed: ", "Error response from daemon: ", "Error: ", "ERRO[0000] "];
+    let start = starts.iter().find(|start| line.starts_with(**start))?;
+    // the first one is a part of what is meant
+    Some(if *start == starts[0] { line } else { line.strip_prefix(*start)? })
 }
 
 #[cfg(test)]
@@ -143,6 +197,22 @@ mod tests {
             explain_file(Some(Path::new("/nonexistent/dump.log")), "Can't fork for 7: File exists");
         assert!(explanation.hint.unwrap().contains("pid"));
         assert_eq!(explain_file(None, "").cause, "");
+    }
+
+    #[test]
+    fn the_log_of_an_attempt_before_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("dump.log");
+        put_aside(&log).unwrap();
+        for attempt in ["first", "second"] {
+            std::fs::write(&log, attempt).unwrap();
+            put_aside(&log).unwrap();
+        }
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!(
+            (read("dump.log.1"), read("dump.log.2"), log.exists()),
+            ("first".into(), "second".into(), false)
+        );
     }
 
     proptest! {

@@ -199,7 +199,7 @@ impl Ladder {
         if self.top != Rung::PageServer {
             let mut options = options.again();
             self.equip(self.top, &mut options)?;
-            self.started = Some((self.top, Session::start(criu, options.session_options())?));
+            self.started = Some((self.top, options.start_session(criu)?));
         }
         Ok(())
     }

@@ -2,12 +2,16 @@
 
 use super::{Recipe, cgroup_name};
 use crate::arrival::Arrival;
-use crate::container::{DestinationContainer, Given, RestoreRequest, Shipment};
+use crate::container::{DestinationContainer, Given, Note, RestoreRequest, Shipment};
 use crate::error::EngineError;
-use crate::freezer::{HookCall, OwnCgroup, hold_from_hook, process_tree};
+use crate::freezer::{Freezer, HookCall, OwnCgroup, hold_from_hook, process_tree};
+use crate::network::NetworkRecord;
 use crate::process::without_groups;
+use crate::remains::{this_boot, understood, written};
 use godwit_criu::{CriuBinary, NotifyAnswer, RestoreOptions, restore};
+use godwit_migration::ownership::Presence;
 use godwit_transfer::message::Refusal;
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,6 +24,16 @@ struct BareArrival {
     recipe: Recipe,
     arrival: Arrival,
     cgroup: Option<OwnCgroup>,
+}
+
+/// What outlasts the process that receives.
+#[derive(Serialize, Deserialize)]
+struct Remains {
+    shipment: Shipment,
+    cgroup: OwnCgroup,
+    network: Option<NetworkRecord>,
+    /// Process numbers and cgroups mean nothing after the host was started anew.
+    boot: String,
 }
 
 fn parse(shipment: &Shipment) -> Result<Recipe, Refusal> {
@@ -59,14 +73,15 @@ pub(super) fn examine(shipment: &Shipment) -> Vec<Refusal> {
     reasons
 }
 
-pub(super) fn prepare(shipment: &Shipment) -> Result<Box<dyn DestinationContainer>, EngineError> {
-    let recipe = parse(shipment)
-        .map_err(|refusal| EngineError::Unreadable { path: "recipe".into(), reason: refusal.reason })?;
+pub(super) fn prepare(
+    shipment: &Shipment,
+    note: &mut Note<'_>,
+) -> Result<Box<dyn DestinationContainer>, EngineError> {
+    let recipe = parse_known(shipment)?;
     let cgroup = OwnCgroup::create(&cgroup_name(recipe.pid))?;
     let mut arrival =
         BareArrival { shipment: shipment.clone(), recipe, arrival: Arrival::default(), cgroup: Some(cgroup) };
-    let made = arrival.arrival.make_network(&arrival.shipment, arrival.recipe.namespace.as_deref());
-    match made {
+    match arrival.make(note) {
         Ok(()) => Ok(Box::new(arrival)),
         Err(error) => {
             arrival.abandon();
@@ -75,7 +90,40 @@ pub(super) fn prepare(shipment: &Shipment) -> Result<Box<dyn DestinationContaine
     }
 }
 
+/// Finds again what another process has made or restored.
+pub(super) fn reopen(remains: &str) -> Result<Box<dyn DestinationContainer>, EngineError> {
+    let Remains { shipment, cgroup, network, boot } = understood(remains)?;
+    let recipe = parse_known(&shipment)?;
+    let mut arrival = Arrival::reopen(network);
+    let is_there = this_boot()? == boot;
+    if is_there && let Ok(freezer) = cgroup.freezer() {
+        arrival.held(freezer);
+    }
+    Ok(Box::new(BareArrival { shipment, recipe, arrival, cgroup: is_there.then_some(cgroup) }))
+}
+
+/// The recipe of a shipment that was examined.
+fn parse_known(shipment: &Shipment) -> Result<Recipe, EngineError> {
+    parse(shipment)
+        .map_err(|refusal| EngineError::Unreadable { path: "recipe".into(), reason: refusal.reason })
+}
+
 impl BareArrival {
+    fn make(&mut self, note: &mut Note<'_>) -> Result<(), EngineError> {
+        let namespace = self.recipe.namespace.clone();
+        self.note(note, Arrival::plan(&self.shipment, namespace.as_deref()))?;
+        self.arrival.make_network(&self.shipment, namespace.as_deref())?;
+        // early, since it takes a moment
+        self.arrival.guardian();
+        self.note(note, self.arrival.record())
+    }
+
+    fn note(&self, note: &mut Note<'_>, network: Option<NetworkRecord>) -> Result<(), EngineError> {
+        let Some(cgroup) = self.cgroup.clone() else { return Ok(()) };
+        let remains = Remains { shipment: self.shipment.clone(), cgroup, network, boot: this_boot()? };
+        note(&written(&remains)?).map_err(EngineError::io("note what is made in", &self.shipment.job))
+    }
+
     fn options(&self, request: &RestoreRequest, cgroup: &Path) -> Result<RestoreOptions, EngineError> {
         let mut options = RestoreOptions::new(&request.images, &request.work);
         let carry = &self.shipment.carry;
@@ -86,6 +134,8 @@ impl BareArrival {
         options.link_remap = carry.link_remap;
         options.lazy_pages = request.lazy;
         options.criu_cgroups = vec![cgroup.to_owned()];
+        // CRIU itself is in it, until the hold
+        options.guardian = Some((self.arrival.guardian(), Freezer::at(cgroup)?.brake()?));
         if let (Some(key), Some(namespace)) = (&self.recipe.network_key, self.arrival.namespace()) {
             let path: PathBuf = namespace.path().to_owned();
             let file = File::open(&path).map_err(EngineError::io("open", path))?;
@@ -122,6 +172,14 @@ impl DestinationContainer for BareArrival {
         Ok(Given { pid: report.pid })
     }
 
+    fn presence(&self) -> Presence {
+        self.arrival.presence(self.recipe.pid)
+    }
+
+    fn pid(&self) -> Option<i32> {
+        Some(self.recipe.pid)
+    }
+
     fn go(&mut self, frames: &[godwit_transfer::wire::HeldFrames]) -> Result<(), EngineError> {
         self.arrival.go(frames)
     }
@@ -138,6 +196,7 @@ impl DestinationContainer for BareArrival {
             }
         };
         keep("held tasks", self.arrival.kill_held());
+        self.arrival.sweep(&self.shipment.job.join("work"));
         if let Some(cgroup) = self.cgroup.take() {
             keep("cgroup", cgroup.release().map_err(EngineError::from));
         }

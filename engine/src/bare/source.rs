@@ -4,8 +4,9 @@ use super::{KIND, Recipe, cgroup_name, parse_pid};
 use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
 use crate::error::EngineError;
 use crate::freezer::{Freezer, OwnCgroup, process_tree};
-use crate::live::{Kin, LiveContainer, SourceNetwork};
+use crate::live::{Kin, LiveContainer, Remains, SourceNetwork};
 use crate::network::{Namespace, NetworkState};
+use crate::obstacles;
 use crate::process;
 use godwit_transfer::message::{Refusal, TreeKind};
 use procfs::process::{FDTarget, MMapPath, Process};
@@ -29,6 +30,7 @@ pub(super) fn open(name: &str, request: &OpenRequest) -> Result<Box<dyn SourceCo
     }
     let pids = process_tree(pid);
     let mut blockers = process::descriptor_blockers(&pids, &request.carry)?;
+    blockers.extend(obstacles::of_tree(pid, &pids, &request.carry)?);
     if pids.contains(&std::process::id().cast_signed()) {
         blockers.push(Refusal::new("godwit itself belongs to that process tree"));
     }
@@ -117,6 +119,17 @@ pub(super) fn open(name: &str, request: &OpenRequest) -> Result<Box<dyn SourceCo
     Ok(Box::new(LiveContainer::new(facts, request.carry, Box::new(kin), network)))
 }
 
+/// Finds a tree again that another process had opened, or what is left of it.
+pub(super) fn reopen(remains: &str) -> Result<Box<dyn SourceContainer>, EngineError> {
+    let remains = Remains::understand(remains)?;
+    let (own, arrived_in): Cgroups = crate::remains::understood(&remains.kin.to_string())?;
+    let kin = BareKin { pid: remains.born.pid(), own, arrived_in, external: Vec::new() };
+    Ok(Box::new(remains.reopen(KIND, Box::new(kin))))
+}
+
+/// The cgroup made for it at this freeze, and the one that its arrival made.
+type Cgroups = (Option<OwnCgroup>, Option<OwnCgroup>);
+
 /// Every process and thread of the tree.
 fn tasks(pids: &BTreeSet<i32>) -> Vec<i32> {
     let threads = |pid: &i32| {
@@ -193,6 +206,11 @@ impl Kin for BareKin {
 
     fn complete_images(&self, _: &Path) -> Result<(), EngineError> {
         Ok(())
+    }
+
+    fn remains(&self) -> serde_json::Value {
+        let cgroups: (&Option<OwnCgroup>, &Option<OwnCgroup>) = (&self.own, &self.arrived_in);
+        serde_json::json!(cgroups)
     }
 
     fn relent(&mut self) -> Result<(), EngineError> {

@@ -87,6 +87,11 @@ pub fn move_criu_out(criu: i32, init: i32) -> Result<()> {
     Ok(())
 }
 
+/// The cgroup that a runtime has put CRIU into, for the tree that it is about to restore.
+pub fn cgroup_of_criu(criu: i32) -> Result<Freezer> {
+    discover::of_pid(criu, &BTreeSet::new())
+}
+
 /// This process's ancestors below process 1, and their children that are not of the tree: CRIU and its helpers.
 fn criu(own: &BTreeSet<i32>, tree: &BTreeSet<i32>) -> BTreeSet<i32> {
     let roots = own.iter().filter(|pid| **pid > 1 && !tree.contains(pid));

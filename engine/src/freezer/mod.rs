@@ -17,11 +17,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use godwit_guardian::Brake;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-pub use hold::{Hold, HookCall, hold_from_hook, move_criu_out};
+pub use hold::{Hold, HookCall, cgroup_of_criu, hold_from_hook, move_criu_out};
 pub use named::{cgroups_named, remove_cgroup};
 pub use own::OwnCgroup;
 pub use tree::process_tree;
@@ -35,7 +36,7 @@ pub enum FreezerError {
     /// A file of the cgroup could not be read or written.
     #[error("cannot {what} `{}`: {source}", path.display())]
     File {
-        /// `read`, `write`, `create` or `remove`.
+        /// `open`, `read`, `write`, `create` or `remove`.
         what: &'static str,
         /// The file.
         path: PathBuf,
@@ -186,6 +187,24 @@ impl Freezer {
     /// Orders the freeze without waiting: for a guardian that must not block.
     pub fn order_freeze(&self) -> Result<()> {
         self.order(true)
+    }
+
+    /// What freezes it when CRIU dies, be CRIU in it or not.
+    ///
+    /// # Errors
+    /// When the cgroup is gone.
+    pub fn brake(&self) -> Result<Brake> {
+        let failed = |path: &Path, source| FreezerError::File { what: "open", path: path.into(), source };
+        let brake = Brake::of(&self.dir).map_err(|source| failed(&self.dir, source))?;
+        // where we are there is room for a process
+        let mount = discover::mount_of(&self.dir)?;
+        let own = discover::own_cgroups(std::process::id().cast_signed())?;
+        let own = own.into_iter().find(|(hierarchy, _)| hierarchy.mount == mount);
+        let Some((_, below)) = own else { return Ok(brake) };
+        let procs = mount.join(below.trim_start_matches('/')).join("cgroup.procs");
+        let file =
+            fs::OpenOptions::new().write(true).open(&procs).map_err(|source| failed(&procs, source))?;
+        Ok(brake.with_outside(file))
     }
 
     /// Lets every task run. Thawed already is fine.

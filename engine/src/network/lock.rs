@@ -41,11 +41,11 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const SUBSYSTEM: u16 = 10;
 const NEW_TABLE: u16 = SUBSYSTEM << 8;
-const GET_TABLE: u16 = SUBSYSTEM << 8 | 1;
-const DELETE_TABLE: u16 = SUBSYSTEM << 8 | 2;
+pub(super) const GET_TABLE: u16 = SUBSYSTEM << 8 | 1;
+pub(super) const DELETE_TABLE: u16 = SUBSYSTEM << 8 | 2;
 const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
 const DELETE_RULE: u16 = SUBSYSTEM << 8 | 8;
-const TABLE_NAME: u16 = 1;
+pub(super) const TABLE_NAME: u16 = 1;
 const CHAIN_TABLE: u16 = 1;
 const CHAIN_NAME: u16 = 3;
 const CHAIN_HOOK: u16 = 4;
@@ -181,13 +181,17 @@ impl NetworkLock {
         }
     }
 
-    /// nf_tables changes come in batches that happen wholly or not at all.
-    fn batch(&self, mut messages: Vec<Message>) -> io::Result<()> {
-        let bracket = |kind| Message::new(kind, 0, &[0, 0, 0, SUBSYSTEM as u8]);
-        messages.insert(0, bracket(BATCH_BEGIN));
-        messages.push(bracket(BATCH_END));
-        self.inside.request(messages).map(drop)
+    fn batch(&self, messages: Vec<Message>) -> io::Result<()> {
+        batch(&self.inside, messages)
     }
+}
+
+/// nf_tables changes come in batches that happen wholly or not at all.
+pub(super) fn batch(inside: &Netlink, mut messages: Vec<Message>) -> io::Result<()> {
+    let bracket = |kind| Message::new(kind, 0, &[0, 0, 0, SUBSYSTEM as u8]);
+    messages.insert(0, bracket(BATCH_BEGIN));
+    messages.push(bracket(BATCH_END));
+    inside.request(messages).map(drop)
 }
 
 fn table(family: Family, verb: u16) -> Message {

@@ -10,6 +10,7 @@
 mod announce;
 mod attachment;
 mod command;
+mod criu_lock;
 mod drops;
 mod frames;
 mod gate;
@@ -29,6 +30,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use attachment::NetworkAttachment;
+pub use criu_lock::remove_criu_lock;
 pub use frames::Frame;
 pub use gate::{FramesByLink, Gate, forward};
 pub use lock::NetworkLock;

@@ -221,7 +221,7 @@ impl RebuiltNetwork {
         Ok(Self { host: Netlink::route()?, record, namespace, host_indexes, announcer })
     }
 
-    /// What to write into the journal.
+    /// What another process must know of it.
     pub fn record(&self) -> &NetworkRecord {
         &self.record
     }

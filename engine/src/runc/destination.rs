@@ -1,15 +1,19 @@
 //! A runc container at the destination.
 
 use super::restoration::Restoration;
-use super::{DESCRIPTORS, QUESTION, Recipe, Runc, oci};
+use super::{DESCRIPTORS, QUESTION, Recipe, Runc, needs, oci};
 use crate::arrival::Arrival;
-use crate::container::{DestinationContainer, Given, RestoreRequest, Shipment};
+use crate::container::{DestinationContainer, Given, Note, RestoreRequest, Shipment};
 use crate::error::EngineError;
 use crate::freezer::{Freezer, cgroups_named, process_tree, remove_cgroup};
 use crate::hold::install_hook;
+use crate::network::NetworkRecord;
 use crate::process::without_groups;
+use crate::remains::{understood, written};
+use godwit_migration::ownership::Presence;
 use godwit_transfer::message::Refusal;
 use godwit_transfer::wire::HeldFrames;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::fs::OpenOptionsExt;
@@ -25,14 +29,33 @@ struct RuncArrival {
     shipment: Shipment,
     recipe: Recipe,
     arrival: Arrival,
-    /// config.json, if this migration wrote it, with what was there before.
-    written_config: Option<(PathBuf, Option<Vec<u8>>)>,
-    made_bundle: bool,
+    before: Before,
+    /// There may be things to undo besides the network.
+    begun_to_make: bool,
     attempted: bool,
     /// `runc restore`, begun early.
     begun: Option<Restoration>,
-    /// Cgroups called as the container will be, before runc made its own.
-    cgroups_before: BTreeSet<PathBuf>,
+    /// The first process, once restored.
+    pid: Option<i32>,
+}
+
+/// What this host was like before: to be put back.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Before {
+    /// The bundle's config.json.
+    config: Option<Vec<u8>>,
+    /// The bundle's directory was there.
+    bundle: bool,
+    /// Cgroups called as the container will be.
+    cgroups: BTreeSet<PathBuf>,
+}
+
+/// What outlasts the process that receives.
+#[derive(Serialize, Deserialize)]
+struct Remains {
+    shipment: Shipment,
+    before: Before,
+    network: Option<NetworkRecord>,
 }
 
 fn parse(shipment: &Shipment) -> Result<Recipe, Refusal> {
@@ -62,6 +85,15 @@ fn localized(recipe: &Recipe) -> serde_json::Value {
     config
 }
 
+/// The bundle, what it binds, and its root.
+pub(super) fn places(shipment: &Shipment) -> Vec<PathBuf> {
+    let Ok(recipe) = parse(shipment) else { return vec![PathBuf::new()] };
+    let root = recipe.config.pointer("/root/path").and_then(serde_json::Value::as_str).unwrap_or_default();
+    let mut places = vec![recipe.bundle.clone(), recipe.bundle.join(root)];
+    places.extend(oci::bind_mounts(&recipe.config, &recipe.bundle).into_iter().map(|bind| bind.source));
+    places
+}
+
 pub(super) fn examine(runc: &Runc, shipment: &Shipment) -> Vec<Refusal> {
     let recipe = match parse(shipment) {
         Ok(recipe) => recipe,
@@ -80,6 +112,7 @@ pub(super) fn examine(runc: &Runc, shipment: &Shipment) -> Vec<Refusal> {
         );
     }
     reasons.extend(Arrival::examine(shipment, recipe.namespace.as_deref()));
+    reasons.extend(recipe.needs.lacking(&recipe.config, &needs::Host::this()));
     // devices and sockets of the host are not copied, but runc needs them to be there
     for bind in oci::bind_mounts(&recipe.config, &recipe.bundle) {
         if !shipment.trees.contains(&bind.source) && !bind.source.exists() {
@@ -105,21 +138,26 @@ pub(super) fn can_fill_later(shipment: &Shipment) -> Result<(), String> {
 pub(super) fn prepare(
     runc: &Runc,
     shipment: &Shipment,
+    note: &mut Note<'_>,
 ) -> Result<Box<dyn DestinationContainer>, EngineError> {
-    let recipe = parse(shipment)
-        .map_err(|refusal| EngineError::Unreadable { path: "recipe".into(), reason: refusal.reason })?;
+    let recipe = parse_known(shipment)?;
+    let before = Before {
+        config: std::fs::read(config_path(&recipe)).ok(),
+        bundle: recipe.bundle.exists(),
+        cgroups: cgroups_named(&cgroup_name(shipment, &recipe)),
+    };
     let mut arrival = RuncArrival {
         runc: runc.clone(),
         shipment: shipment.clone(),
-        cgroups_before: cgroups_named(&cgroup_name(shipment, &recipe)),
         recipe,
         arrival: Arrival::default(),
-        written_config: None,
-        made_bundle: false,
+        before,
+        begun_to_make: false,
         attempted: false,
         begun: None,
+        pid: None,
     };
-    match arrival.make() {
+    match arrival.make(note) {
         Ok(()) => Ok(Box::new(arrival)),
         Err(error) => {
             for leftover in arrival.abandon() {
@@ -130,23 +168,65 @@ pub(super) fn prepare(
     }
 }
 
+/// Finds again what another process has made or restored.
+pub(super) fn reopen(runc: &Runc, remains: &str) -> Result<Box<dyn DestinationContainer>, EngineError> {
+    let Remains { shipment, before, network } = understood(remains)?;
+    let mut arrival = RuncArrival {
+        runc: runc.clone(),
+        recipe: parse_known(&shipment)?,
+        shipment,
+        arrival: Arrival::reopen(network),
+        before,
+        begun_to_make: true,
+        attempted: true,
+        begun: None,
+        pid: None,
+    };
+    if let Ok(state) = runc.state(&arrival.shipment.name) {
+        let restored: Option<i32> =
+            std::fs::read_to_string(arrival.pid_file()).ok().and_then(|text| text.trim().parse().ok());
+        if restored.is_some_and(|pid| pid != state.pid) {
+            // somebody has made another one of that name since
+            arrival.attempted = false;
+            arrival.begun_to_make = false;
+        } else if let Ok(freezer) = Freezer::of_pid(state.pid) {
+            arrival.pid = Some(state.pid);
+            arrival.arrival.held(freezer);
+        }
+    }
+    Ok(Box::new(arrival))
+}
+
+/// The recipe of a shipment that was examined.
+fn parse_known(shipment: &Shipment) -> Result<Recipe, EngineError> {
+    parse(shipment)
+        .map_err(|refusal| EngineError::Unreadable { path: "recipe".into(), reason: refusal.reason })
+}
+
+fn config_path(recipe: &Recipe) -> PathBuf {
+    recipe.bundle.join("config.json")
+}
+
 impl RuncArrival {
     /// Bundle, network, hook: all that can exist before the memory arrives.
-    fn make(&mut self) -> Result<(), EngineError> {
-        let bundle = self.recipe.bundle.clone();
-        if !bundle.exists() {
-            std::fs::create_dir_all(&bundle).map_err(EngineError::io("make", &bundle))?;
-            self.made_bundle = true;
-        }
-        let path = bundle.join("config.json");
-        let before = std::fs::read(&path).ok();
+    fn make(&mut self, note: &mut Note<'_>) -> Result<(), EngineError> {
+        let namespace = self.recipe.namespace.clone();
+        self.note(note, Arrival::plan(&self.shipment, namespace.as_deref()))?;
+        self.begun_to_make = true;
+        let bundle = &self.recipe.bundle;
+        std::fs::create_dir_all(bundle).map_err(EngineError::io("make", bundle))?;
+        let path = config_path(&self.recipe);
         let text = serde_json::to_vec_pretty(&localized(&self.recipe))
             .map_err(|error| EngineError::Unreadable { path: path.clone(), reason: error.to_string() })?;
         write_private(&path, &text)?;
-        self.written_config = Some((path, before));
-        self.arrival.make_network(&self.shipment, self.recipe.namespace.as_deref())?;
+        self.arrival.make_network(&self.shipment, namespace.as_deref())?;
         install_hook(&self.shipment.job)?;
-        Ok(())
+        self.note(note, self.arrival.record())
+    }
+
+    fn note(&self, note: &mut Note<'_>, network: Option<NetworkRecord>) -> Result<(), EngineError> {
+        let remains = Remains { shipment: self.shipment.clone(), before: self.before.clone(), network };
+        note(&written(&remains)?).map_err(EngineError::io("note what is made in", &self.shipment.job))
     }
 
     /// The options that runc's command line cannot pass on. CRIU reads the file that the environment names.
@@ -166,7 +246,11 @@ impl RuncArrival {
         let pid_file = self.pid_file();
         // an old one makes CRIU fail at the very end
         let _ = std::fs::remove_file(&pid_file);
-        let mut args: Vec<OsString> = ["restore", "--detach", "--bundle"].map(OsString::from).to_vec();
+        // what runc has to say stays with the migration
+        let mut log = OsString::from("--log=");
+        log.push(request.work.join("runc.log"));
+        let mut args = vec![log];
+        args.extend(["restore", "--detach", "--bundle"].map(OsString::from));
         args.push(self.recipe.bundle.clone().into());
         for (flag, value) in
             [("--image-path", &request.images), ("--work-path", &request.work), ("--pid-file", &pid_file)]
@@ -188,7 +272,8 @@ impl RuncArrival {
         args.push(self.shipment.name.clone().into());
         self.attempted = true;
         without_groups()?;
-        Restoration::start(&self.runc.program, &args, &config, &self.shipment.job.join("criu"), request)
+        let (job, guardian) = (&self.shipment.job, self.arrival.guardian());
+        Restoration::start(&self.runc.program, &args, &config, &job.join("criu"), request, guardian)
     }
 
     fn pid_file(&self) -> PathBuf {
@@ -303,7 +388,16 @@ impl DestinationContainer for RuncArrival {
         let freezer = Freezer::of_pid(pid)?;
         freezer.verify_held(&process_tree(pid))?;
         self.arrival.held(freezer);
+        self.pid = Some(pid);
         Ok(Given { pid })
+    }
+
+    fn presence(&self) -> Presence {
+        self.pid.map_or(Presence::Gone, |pid| self.arrival.presence(pid))
+    }
+
+    fn pid(&self) -> Option<i32> {
+        self.pid
     }
 
     fn go(&mut self, frames: &[HeldFrames]) -> Result<(), EngineError> {
@@ -340,22 +434,34 @@ impl DestinationContainer for RuncArrival {
             }
             // runc forgets the cgroups of a restore that failed
             let made = cgroups_named(&cgroup_name(&self.shipment, &self.recipe));
-            for cgroup in made.difference(&self.cgroups_before) {
+            let made = made.difference(&self.before.cgroups);
+            for freezer in made.clone().filter_map(|cgroup| Freezer::at(cgroup).ok()) {
+                // the tasks of a CRIU that was killed, of which it knows nothing
+                keep("restored tasks", freezer.kill_frozen().map_err(EngineError::from));
+            }
+            for cgroup in made {
                 keep("cgroup", remove_cgroup(cgroup).map_err(EngineError::from));
             }
             self.attempted = false;
+            self.arrival.sweep(&self.shipment.job.join("work"));
         }
         keep("network", self.arrival.remove_network());
-        if let Some((path, before)) = self.written_config.take() {
-            let undone = match before {
-                Some(bytes) => write_private(&path, &bytes),
-                None => std::fs::remove_file(&path).map_err(EngineError::io("remove", &path)),
+        if std::mem::take(&mut self.begun_to_make) {
+            let path = config_path(&self.recipe);
+            let undone = match &self.before.config {
+                Some(bytes) => write_private(&path, bytes),
+                None => match std::fs::remove_file(&path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        Err(EngineError::io("remove", &path)(error))
+                    }
+                    _ => Ok(()),
+                },
             };
             keep("bundle", undone);
-        }
-        if std::mem::take(&mut self.made_bundle) {
-            // the trees in it are removed by whoever made them; whoever is last removes the directory
-            let _ = std::fs::remove_dir(&self.recipe.bundle);
+            if !self.before.bundle {
+                // the trees in it are removed by whoever made them; whoever is last removes the directory
+                let _ = std::fs::remove_dir(&self.recipe.bundle);
+            }
         }
         leftovers
     }

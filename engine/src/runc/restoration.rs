@@ -3,12 +3,14 @@
 
 use crate::container::RestoreRequest;
 use crate::error::EngineError;
-use crate::freezer::move_criu_out;
+use crate::freezer::{cgroup_of_criu, move_criu_out};
 use crate::tool::Running;
-use godwit_criu::relay::{Relay, Step};
+use godwit_criu::relay::{Relay, Step, Watcher};
+use godwit_guardian::{Ending, Guard, Guardian};
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long runc may take to become ready: as long as it would otherwise take in the restore. It takes some 10 ms.
@@ -23,6 +25,7 @@ pub(super) struct Restoration {
     request: RestoreRequest,
     /// Gives the first process when all tasks are restored.
     restored: Receiver<i32>,
+    guard: Arc<Mutex<Option<Guard>>>,
 }
 
 impl Restoration {
@@ -36,9 +39,12 @@ impl Restoration {
         config: &Path,
         relay: &Path,
         request: &RestoreRequest,
+        guardian: Arc<Guardian>,
     ) -> Result<Self, EngineError> {
         let (tell, restored) = channel();
-        let relay = match Relay::start(relay.to_owned(), move |step| on_step(step, &tell)) {
+        let guard = Arc::new(Mutex::new(None));
+        let observer = Observer { guardian, guard: guard.clone(), restored: tell };
+        let relay = match Relay::start(relay.to_owned(), observer) {
             Ok(relay) => Some(relay),
             Err(error) => {
                 tracing::warn!(%error, "runc starts its criu alone");
@@ -48,7 +54,7 @@ impl Restoration {
         let mut environment = vec![("CRIU_CONFIG_FILE", config.as_os_str().to_owned())];
         environment.extend(relay.iter().flat_map(Relay::environment));
         let runc = Running::start(program, args, &environment)?;
-        Ok(Self { runc, relay, request: request.clone(), restored })
+        Ok(Self { runc, relay, request: request.clone(), restored, guard })
     }
 
     /// Whether it is for this request.
@@ -89,7 +95,13 @@ impl Restoration {
                 }
             }
         }
-        self.runc.wait(limit.saturating_sub(begun.elapsed())).map(drop)
+        let ended = self.runc.wait(limit.saturating_sub(begun.elapsed())).map(drop);
+        // whatever CRIU does, nobody freezes the tasks because of it after this
+        let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Ending::Held { within }) = guard.map(|guard| guard.conclude(ended.is_ok())) {
+            tracing::warn!(?within, "criu was killed; the tasks were frozen before they could run");
+        }
+        ended
     }
 
     /// Takes CRIU away from runc, which gives up then, removes what it has made, and ends.
@@ -97,6 +109,38 @@ impl Restoration {
         drop(self.relay);
         if let Err(error) = self.runc.wait(END) {
             tracing::debug!(%error, "runc gave up, as it should");
+        }
+    }
+}
+
+/// Looks after CRIU while it restores.
+struct Observer {
+    guardian: Arc<Guardian>,
+    guard: Arc<Mutex<Option<Guard>>>,
+    restored: Sender<i32>,
+}
+
+impl Watcher for Observer {
+    /// runc has put CRIU into the container's cgroup by now; the tasks come to life there.
+    fn asked(&mut self, criu: i32) {
+        let mut guard = self.guardian.watch(criu);
+        match cgroup_of_criu(criu).and_then(|freezer| freezer.brake()) {
+            Ok(brake) => guard.arm(brake),
+            Err(error) => tracing::warn!(%error, "criu restores without a guardian"),
+        }
+        *self.guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+    }
+
+    fn step(&mut self, step: &Step) {
+        on_step(step, &self.restored);
+    }
+
+    fn ended(&mut self, well: bool) {
+        // one that has failed by itself has killed its tasks
+        if let Some(guard) = &*self.guard.lock().unwrap_or_else(PoisonError::into_inner)
+            && !well
+        {
+            guard.pull();
         }
     }
 }

@@ -1,11 +1,13 @@
 //! A runc container at the source.
 
+use super::needs::Needs;
 use super::{KIND, QUESTION, Recipe, Runc, oci, read_config};
 use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
 use crate::error::EngineError;
 use crate::freezer::{Freezer, process_tree};
-use crate::live::{Kin, LiveContainer, SourceNetwork};
+use crate::live::{Kin, LiveContainer, Remains, SourceNetwork};
 use crate::network::{Namespace, NetworkState};
+use crate::obstacles;
 use crate::process;
 use godwit_transfer::message::{Refusal, TreeKind};
 use procfs::process::Process;
@@ -40,6 +42,7 @@ pub(super) fn open(
     let mut warnings = Vec::new();
     let trees = trees(&state.rootfs, &config, &binds, request, &mut warnings);
     let mut blockers = process::descriptor_blockers(&pids, &request.carry)?;
+    blockers.extend(obstacles::of_tree(pid, &pids, &request.carry)?);
     if oci::has_terminal(&config) && blockers.is_empty() {
         blockers.push(
             Refusal::new("it has a terminal (`process.terminal` in config.json)")
@@ -109,11 +112,14 @@ pub(super) fn open(
             "its standard streams are pipes to this host: at the destination they lead to /dev/null".into(),
         );
     }
+    let not_copied: Vec<_> =
+        binds.iter().filter(|bind| !trees.iter().any(|tree| tree.path == bind.source)).collect();
     let recipe = Recipe {
         bundle: state.bundle.clone(),
         config,
         namespace: namespace_name,
         descriptors: Some(kin.descriptors.clone()),
+        needs: Needs::of(&pids, &not_copied),
     };
     let facts = Facts {
         engine: KIND,
@@ -128,6 +134,19 @@ pub(super) fn open(
     };
     let network = SourceNetwork::new(&facts, namespace)?;
     Ok(Box::new(LiveContainer::new(facts, request.carry, Box::new(kin), network)))
+}
+
+/// Finds a container again that another process had opened, or what is left of it.
+pub(super) fn reopen(runc: &Runc, remains: &str) -> Result<Box<dyn SourceContainer>, EngineError> {
+    let remains = Remains::understand(remains)?;
+    let kin = RuncKin {
+        runc: runc.clone(),
+        name: remains.name.clone(),
+        pid: remains.born.pid(),
+        external: Vec::new(),
+        descriptors: Vec::new(),
+    };
+    Ok(Box::new(remains.reopen(KIND, Box::new(kin))))
 }
 
 /// Its tasks: those of its cgroup, or the tree below its first process.
@@ -248,6 +267,9 @@ impl Kin for RuncKin {
     }
 
     fn forget(&mut self) -> Result<(), EngineError> {
+        if matches!(self.runc.state(&self.name), Err(EngineError::NotFound(_))) {
+            return Ok(());
+        }
         // its tasks are gone, so this lets nothing run; --force for a runc that has not noticed yet
         self.runc.run(&["delete", "--force", &self.name], QUESTION).map(drop)
     }

@@ -82,6 +82,21 @@ impl Beneath {
     }
 }
 
+/// Opens a directory by an absolute path that must not lead through any symbolic link, also none that somebody has just put
+/// there; mount points on the way are none of its business.
+pub(super) fn plain_directory(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let how = OpenHow::new()
+        .flags(flags)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    loop {
+        match openat2(nix::fcntl::AT_FDCWD, path, how) {
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            other => return other,
+        }
+    }
+}
+
 /// Opens (or creates, with `O_CREAT`) `path` beneath `dir`.
 pub(super) fn beneath(
     dir: BorrowedFd<'_>,

@@ -200,7 +200,7 @@ impl TreeDestination {
 
 /// Takes away `name` in `dir`, a directory with all that is in it; it may not exist. Refused when something is mounted
 /// on it or beneath it, in the latter case after what comes before it.
-fn clear(dir: BorrowedFd<'_>, name: &CStr, path: &TreePath) -> Result<(), TreeError> {
+pub(super) fn clear(dir: BorrowedFd<'_>, name: &CStr, path: &TreePath) -> Result<(), TreeError> {
     let failed = TreeError::io("remove", path);
     match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => return Ok(()),

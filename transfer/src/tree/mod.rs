@@ -24,6 +24,7 @@ mod index;
 mod op;
 mod path;
 mod plan;
+mod removal;
 mod round;
 mod scan;
 mod source;
@@ -35,6 +36,7 @@ pub use equal::{Digest, equal_digest};
 pub use index::{FileRecord, Node, NodeId, SegmentRecord, TreeIndex};
 pub use op::{Body, ChangedBlock, TreeOp};
 pub use path::{PathError, TreePath};
+pub use removal::{empty_plainly, remove_plainly};
 pub use source::{Options, RoundError, RoundStats, TreeSource};
 
 use nix::errno::Errno;

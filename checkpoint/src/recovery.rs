@@ -1,0 +1,267 @@
+//! Going on with what a dead process has left of a container on its way out.
+//!
+//! Nothing here follows what was once intended: it looks at what there is, and at what the journal says must not be
+//! done any more. Who may let the container run is decided in [`godwit_migration::ownership`].
+
+use crate::rollback::remove_images;
+use crate::source::Job;
+use godwit_engine::remains::wait_until_untraced;
+use godwit_engine::{Engine, SourceContainer};
+use godwit_migration::journal::{Event, Journal, JournalState, Line, read};
+use godwit_migration::lock::{ContainerLock, lock_container};
+use godwit_migration::ownership::{Presence, Standing, has_given_word};
+use godwit_migration::{Disposition, Failure, FailureKind, MigrationId, Role, remains};
+use godwit_transfer::stale::StaleCopies;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::time::Duration;
+
+/// How long a CRIU whose master died may hold on to the tasks.
+const LETTING_GO: Duration = Duration::from_secs(60);
+
+/// What must outlast the process that moves a container.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Remains {
+    /// The engine.
+    pub(crate) engine: String,
+    /// What the engine wants to know.
+    pub(crate) container: String,
+}
+
+/// A container on its way out whose process is dead.
+pub struct Interrupted {
+    /// `ENGINE:NAME`.
+    pub name: String,
+    /// The destination as the user wrote it.
+    pub peer: String,
+    job: Job,
+    journal: Journal,
+    lines: Vec<Line>,
+    container: Option<Box<dyn SourceContainer>>,
+    /// Without remains nothing was touched: whether there is a container of that name.
+    is_known: bool,
+    _lock: ContainerLock,
+}
+
+impl Interrupted {
+    /// Takes over; none when this host never sent such a migration. Waits until its CRIU has let go of the tasks.
+    ///
+    /// # Errors
+    /// [`FailureKind::Locked`] when somebody still works on it; when what was left cannot be read.
+    pub fn adopt(
+        root: &Path,
+        engines: &[Box<dyn Engine>],
+        id: &MigrationId,
+    ) -> Result<Option<Self>, Failure> {
+        let job = Job::new(root, id.clone());
+        let path = job.dir.join("journal");
+        if !path.exists() {
+            return Ok(None);
+        }
+        let unreadable = |error: &(dyn std::error::Error + 'static)| {
+            Failure::new(FailureKind::InDoubt, format!("what migration {id} has left here cannot be read"))
+                .because_of(error)
+        };
+        let (lines, _) = read(&path).map_err(|error| unreadable(&error))?;
+        let Some(Event::Planned { role: Role::Source, container: name, peer, .. }) =
+            lines.first().map(|line| line.event.clone())
+        else {
+            return Ok(None);
+        };
+        let (kind, bare_name) = name.split_once(':').unwrap_or(("", &name));
+        let lock =
+            lock_container(root, kind, bare_name).map_err(|error| unreadable(&error))?.ok_or_else(|| {
+                Failure::new(FailureKind::Locked, format!("a migration of `{name}` is under way"))
+                    .hint("`godwit status` shows it; `godwit cancel` stops it")
+            })?;
+        let (lines, state) = read(&path).map_err(|error| unreadable(&error))?;
+        let mut journal = Journal::resume(&path).map_err(|error| unreadable(&error))?;
+        if !state.is_settled() {
+            let _ = journal.append(Event::Resumed { godwit: env!("CARGO_PKG_VERSION").into() });
+        }
+        let engine = engines.iter().find(|engine| engine.kind() == kind);
+        let remains: Option<Remains> = remains::find(&job.dir).map_err(|error| unreadable(&error))?;
+        let container = match (engine, remains) {
+            (Some(engine), Some(remains)) => {
+                Some(engine.reopen_source(&remains.container).map_err(|error| unreadable(&error))?)
+            }
+            _ => None,
+        };
+        if let Some(container) = &container {
+            let tasks = || container.tasks().unwrap_or_default().into_iter().collect();
+            if !state.is_settled() && !wait_until_untraced(tasks, LETTING_GO) {
+                return Err(Failure::new(
+                    FailureKind::InDoubt,
+                    format!("CRIU still holds the tasks of `{name}`"),
+                )
+                .hint("end it (`pgrep criu`), and try again"));
+            }
+        }
+        let is_known = engine.is_some_and(|engine| engine.knows(bare_name));
+        Ok(Some(Self { peer, job, journal, lines, container, is_known, _lock: lock, name }))
+    }
+
+    /// Where this side stands.
+    pub fn standing(&self) -> Standing {
+        let presence = match &self.container {
+            Some(container) => container.presence(),
+            None if self.is_known => Presence::Running,
+            None => Presence::Gone,
+        };
+        Standing { state: self.journal.state(), presence }
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_settled(&self) -> bool {
+        self.journal.state().is_settled()
+    }
+
+    /// Its changes of CPU limits and the like are found in these.
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// It is this side's: makes it as if nothing had been tried, and lets it run. `reason` says who has decided so.
+    ///
+    /// # Errors
+    /// When it could not be put back; when the journal cannot be written.
+    pub fn take_back(&mut self, reason: &str) -> Result<(), Failure> {
+        let state = self.journal.state();
+        if state.is_settled() {
+            return Ok(());
+        }
+        let event = match has_given_word(state) {
+            true => Event::TakenBack { reason: reason.into() },
+            false => Event::Failed { reason: reason.into() },
+        };
+        self.write(event)?;
+        if let Some(container) = &mut self.container {
+            let undone = [
+                ("its network link", container.reconnect()),
+                ("its network lock", container.unlock_network()),
+                ("its freezer", container.thaw()),
+                ("its cgroup", container.leave_as_found()),
+            ];
+            let errors: Vec<String> = undone
+                .into_iter()
+                .filter_map(|(what, done)| Some(format!("{what}: {}", done.err()?)))
+                .collect();
+            if !errors.is_empty() {
+                let reason = errors.join("; ");
+                let _ = self.write(Event::InDoubt { reason: reason.clone() });
+                return Err(Failure::new(
+                    FailureKind::InDoubt,
+                    format!("`{}` could not be put back", self.name),
+                )
+                .because(reason)
+                .hint("mend that, and resume once more"));
+            }
+        }
+        if let Err(error) = remove_images(&self.job) {
+            tracing::warn!(%error, "images are left over");
+        }
+        self.write(Event::RolledBack)
+    }
+
+    /// It is held at the destination, and shall run there: gives the word. It is on disk when this returns.
+    ///
+    /// # Errors
+    /// When it may run here; when the journal cannot be written.
+    pub fn give_word(&mut self) -> Result<(), Failure> {
+        if self.standing().presence == Presence::Running {
+            return Err(Failure::new(FailureKind::InDoubt, format!("`{}` runs here", self.name)));
+        }
+        let state = self.journal.state();
+        if has_given_word(state) {
+            return Ok(());
+        }
+        if state != JournalState::Restored {
+            self.write(Event::Restored)?;
+        }
+        self.write(Event::Committed)
+    }
+
+    /// A person says that it is the destination's.
+    ///
+    /// # Errors
+    /// When the word was never given; when the journal cannot be written.
+    pub fn give_away(&mut self) -> Result<Vec<String>, Failure> {
+        self.give_word()?;
+        if matches!(self.journal.state(), JournalState::Committed | JournalState::InDoubt) {
+            self.write(Event::GivenAway)?;
+        }
+        Ok(self.discard())
+    }
+
+    /// It runs at the destination: what is left here goes. Gives what could not be removed.
+    ///
+    /// # Errors
+    /// When the journal cannot be written: then nothing was removed.
+    pub fn conclude(&mut self, pid: i32) -> Result<Vec<String>, Failure> {
+        if matches!(self.journal.state(), JournalState::Committed | JournalState::InDoubt) {
+            self.write(Event::Running { pid })?;
+        }
+        Ok(self.discard())
+    }
+
+    fn discard(&mut self) -> Vec<String> {
+        if self.journal.state() != JournalState::Running {
+            return vec![];
+        }
+        let mut leftovers = self.container.as_mut().map(|container| container.discard()).unwrap_or_default();
+        leftovers.extend(self.write(Event::Discarded).err().map(|failure| failure.to_string()));
+        let copies = StaleCopies::below(&self.job.root);
+        let trees = self.container.iter().flat_map(|container| &container.facts().trees);
+        for tree in trees.filter(|tree| tree.content == tree.path) {
+            let noted = copies.note(&tree.path, &self.name);
+            leftovers.extend(noted.err().map(|error| format!("record of a left copy: {error}")));
+        }
+        leftovers.extend(remove_images(&self.job).err().map(|error| format!("images: {error}")));
+        leftovers
+    }
+
+    /// After [`Interrupted::conclude`] or [`Interrupted::give_away`], with all that is left over on both sides.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn close(&mut self, leftovers: &[String]) -> Result<(), Failure> {
+        match self.journal.state() {
+            JournalState::Running => {
+                self.write(Event::Completed { downtime_us: None, leftovers: leftovers.to_vec() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Its tasks are gone, here and there.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn bury(&mut self) -> Result<(), Failure> {
+        if self.is_settled() {
+            return Ok(());
+        }
+        if let Some(container) = &mut self.container {
+            for leftover in container.discard() {
+                tracing::warn!(%leftover, "could not be removed");
+            }
+        }
+        if let Err(error) = remove_images(&self.job) {
+            tracing::warn!(%error, "images are left over");
+        }
+        self.write(Event::Lost { reason: "nothing of it is left on either host".into() })
+    }
+
+    /// Notes why nobody can decide.
+    pub fn doubt(&mut self, reason: &str) {
+        let _ = self.write(Event::InDoubt { reason: reason.into() });
+    }
+
+    fn write(&mut self, event: Event) -> Result<(), Failure> {
+        self.journal.append(event).map_err(|error| {
+            Failure::new(FailureKind::InDoubt, "the journal cannot be written")
+                .because_of(&error)
+                .at(Disposition::InDoubt)
+        })
+    }
+}

@@ -1,0 +1,215 @@
+//! `godwit resume`: brings what a crash or a lost link has left to one end.
+
+use super::Trouble;
+use super::journals::{self, Found, all, find};
+use crate::args::{Args, KeepArg, ResumeArgs};
+use crate::draw::Draw;
+use godwit_checkpoint::recovery::Interrupted;
+use godwit_checkpoint::resume::{Answer, ask, needs_nobody, resume};
+use godwit_migration::ownership::{Presence, Standing, is_held, may_have_run};
+use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Role};
+use godwit_restore::recovery::Orphan;
+use godwit_transfer::{Address, Wire, connect};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long the other side may take for one answer: it may have to wait for a CRIU that gives up.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How long it is called when this side needs nobody.
+const SHORT: Duration = Duration::from_secs(5);
+/// The first pause before the other side is called again, and the longest one.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+pub fn run(args: &Args, command: &ResumeArgs, draw: &Draw) -> Result<u8, Trouble> {
+    let root = &args.global.root;
+    let found = match &command.migration {
+        Some(text) => vec![find(root, text)?],
+        None => open(root)?,
+    };
+    if found.is_empty() {
+        draw.talk("nothing is to be resumed here");
+    }
+    let mut worst = 0;
+    for found in found {
+        match one(root, &found, command, draw) {
+            Ok(end) => tell(draw, &found.id, &end),
+            Err(trouble) if command.migration.is_some() => return Err(trouble),
+            Err(trouble) => {
+                draw.failure(&trouble);
+                worst = worst.max(trouble.failure.kind.exit_code());
+            }
+        }
+    }
+    Ok(worst)
+}
+
+/// Migrations of this host that wait for somebody.
+fn open(root: &Path) -> Result<Vec<Found>, Failure> {
+    let waits = |found: &Found| {
+        let Ok((lines, state)) = found.read() else { return true };
+        !state.is_settled() && journals::Told::of(root, &lines, state).is_some_and(|told| !told.under_way)
+    };
+    Ok(all(root)?.into_iter().filter(waits).collect())
+}
+
+/// How it ended, in words.
+struct Told {
+    container: String,
+    disposition: Disposition,
+    text: String,
+    leftovers: Vec<String>,
+}
+
+impl Told {
+    fn new(container: &str, disposition: Disposition, text: impl Into<String>) -> Self {
+        Self { container: container.into(), disposition, text: text.into(), leftovers: Vec::new() }
+    }
+}
+
+fn tell(draw: &Draw, id: &str, end: &Told) {
+    if draw.is_json() {
+        draw.json_line(&serde_json::json!({
+            "message_type": "resumed", "migration": id, "container": end.container,
+            "disposition": end.disposition, "text": end.text, "leftovers": end.leftovers }));
+        return;
+    }
+    draw.data(&end.text);
+    for leftover in &end.leftovers {
+        draw.talk(&format!("warning: left over: {leftover}"));
+    }
+}
+
+fn one(root: &Path, found: &Found, command: &ResumeArgs, draw: &Draw) -> Result<Told, Trouble> {
+    let id: MigrationId = found.id.parse().map_err(|_| {
+        Failure::new(FailureKind::Usage, format!("`{}` is no migration's id", found.path.display()))
+    })?;
+    let engines = godwit_engine::all();
+    if let Some(here) = Interrupted::adopt(root, &engines, &id)? {
+        for told in super::limits::put_back(root, Some(&here.name)) {
+            draw.talk(&told);
+        }
+        return at_source(here, &id, command, draw);
+    }
+    match Orphan::adopt(root, &engines, &id)? {
+        Some(here) => at_destination(here, &id, command),
+        None => Err(Failure::new(FailureKind::NotFound, format!("migration {id} never began here")).into()),
+    }
+}
+
+/// Whose it shall be, if a person says so.
+fn keep(command: &ResumeArgs) -> Option<Role> {
+    command.keep.map(|keep| match keep {
+        KeepArg::Source => Role::Source,
+        KeepArg::Destination => Role::Destination,
+    })
+}
+
+fn at_source(
+    mut here: Interrupted,
+    id: &MigrationId,
+    command: &ResumeArgs,
+    draw: &Draw,
+) -> Result<Told, Trouble> {
+    let (name, peer) = (here.name.clone(), here.peer.clone());
+    let is_settled = here.is_settled();
+    let answer = call(id, &peer, command, is_settled || needs_nobody(here.standing()), draw);
+    let end = resume(&mut here, answer, keep(command)).map_err(|mut failure| {
+        if failure.kind == FailureKind::InDoubt {
+            failure.message = format!("`{name}`: {}", failure.message);
+            failure = failure
+                .hint(format!("`godwit resume {id}` ends it as soon as {peer} can be asked"))
+                .hint("or look there, and decide: `--keep source` if it is not there; `--keep destination` if it runs there");
+        }
+        Trouble::about(failure, &name, Some(&peer))
+    })?;
+    let decided = if end.by_decision { ", as you decided" } else { "" };
+    let text = match (end.disposition, end.pid) {
+        (Disposition::RunningAtDestination, None) if is_settled => format!("{name} has gone to {peer}"),
+        (Disposition::RunningAtSource, _) if is_settled => format!("{name} has stayed on this host"),
+        (Disposition::RunningAtSource, _) => format!("{name} is running on this host{decided}"),
+        (Disposition::RunningAtDestination, Some(pid)) => format!("{name} is running on {peer} (pid {pid} there)"),
+        (Disposition::RunningAtDestination, None) => format!("{name} is {peer}'s{decided}; nothing of it is left here"),
+        _ => {
+            let failure = Failure::new(FailureKind::Failed, format!("`{name}` is lost: nothing that could run is left on either host"));
+            return Err(failure.at(end.disposition).into());
+        }
+    };
+    Ok(Told { leftovers: end.leftovers, ..Told::new(&name, end.disposition, text) })
+}
+
+/// Calls the destination until it tells where it stands, or the time is over. A container that this side may let run at
+/// once does not wait long.
+fn call(
+    id: &MigrationId,
+    peer: &str,
+    command: &ResumeArgs,
+    needs_nobody: bool,
+    draw: &Draw,
+) -> Result<Answer, Failure> {
+    let address: Address =
+        peer.parse().map_err(|error| Failure::new(FailureKind::Usage, format!("{error}")))?;
+    let limit = if needs_nobody { command.timeout.min(SHORT) } else { command.timeout };
+    let until = Instant::now() + limit;
+    let mut pause = PAUSES.0;
+    loop {
+        let failure = match call_once(&address, id, command) {
+            Ok(answer) => return Ok(answer),
+            Err(failure) => failure,
+        };
+        if Instant::now() + pause > until {
+            return Err(failure);
+        }
+        draw.talk(&format!("{failure}; once more in {} s", pause.as_secs_f32()));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+fn call_once(address: &Address, id: &MigrationId, command: &ResumeArgs) -> Result<Answer, Failure> {
+    let unreachable = |error: &(dyn std::error::Error + 'static)| {
+        Failure::new(FailureKind::Failed, format!("{address} cannot be asked")).because_of(error)
+    };
+    let transport = connect(address, &command.remote_command).map_err(|error| unreachable(&error))?;
+    let wire = Wire::open(transport, Cancel::default(), PATIENCE).map_err(|error| unreachable(&error))?;
+    let host = nix::sys::utsname::uname().map(|uname| uname.nodename().to_string_lossy().into_owned());
+    ask(wire, id, &host.unwrap_or_default()).map_err(|error| unreachable(&error))
+}
+
+fn at_destination(mut here: Orphan, id: &MigrationId, command: &ResumeArgs) -> Result<Told, Trouble> {
+    let name = here.name.clone();
+    let Standing { state, presence } = here.standing();
+    if state.is_settled() {
+        let text = format!("the migration of {name} is over: nothing is to be done");
+        return Ok(Told::new(&name, Disposition::Untouched, text));
+    }
+    let run = |here: &mut Orphan| -> Result<Told, Trouble> {
+        let pid = here.go()?;
+        let text = format!("{name} is running on this host (pid {pid})");
+        Ok(Told { leftovers: here.complete(), ..Told::new(&name, Disposition::RunningAtDestination, text) })
+    };
+    let undo = |here: &mut Orphan, why: &str| -> Result<Told, Trouble> {
+        let leftovers = here.abandon(why)?;
+        let text = format!("{name} stays where it was; nothing of it is left here");
+        Ok(Told { leftovers, ..Told::new(&name, Disposition::RunningAtSource, text) })
+    };
+    match (presence, keep(command)) {
+        (Presence::Running, _) => run(&mut here),
+        (Presence::Frozen, _) if may_have_run(state) => run(&mut here),
+        (Presence::Frozen, Some(Role::Destination)) if is_held(state) => run(&mut here),
+        (_, Some(Role::Source)) if is_held(state) => {
+            undo(&mut here, "a person decided that it is the source's")
+        }
+        _ if is_held(state) || may_have_run(state) => {
+            let why = match presence {
+                Presence::Gone => "it is gone here",
+                _ => "it is held frozen here, and only the source knows whether it may run",
+            };
+            let failure = Failure::new(FailureKind::InDoubt, format!("`{name}`: {why}"))
+                .hint(format!("`godwit resume {id}` on the source ends it"))
+                .hint("if the source will never come back: `--keep destination` here lets it run");
+            Err(Trouble::from(failure))
+        }
+        // the word is never given before it is held
+        _ => undo(&mut here, "resumed: it was never whole here"),
+    }
+}

@@ -1,0 +1,37 @@
+//! What of a process tree CRIU is known to fail at, seen before anything is touched: each with what it is, where, and what
+//! to do about it. CRIU's own messages for the same come under the freeze, and seldom say where.
+
+mod descriptors;
+mod tasks;
+mod unix;
+
+use crate::error::EngineError;
+use crate::network::Namespace;
+use descriptors::Descriptor;
+use godwit_migration::plan::Carry;
+use godwit_transfer::message::Refusal;
+use std::collections::BTreeSet;
+
+/// All that stands in the way of the tree `pids` with the first process `root`.
+///
+/// # Errors
+/// When its network namespace cannot be entered.
+pub fn of_tree(root: i32, pids: &BTreeSet<i32>, carry: &Carry) -> Result<Vec<Refusal>, EngineError> {
+    let mut found: Vec<Refusal> = pids.iter().filter_map(|pid| tasks::obstacle(root, *pid)).collect();
+    found.extend(tasks::stuck(pids));
+    let mut sockets = BTreeSet::new();
+    for pid in pids {
+        for descriptor in Descriptor::all(*pid) {
+            sockets.extend(descriptor.socket());
+            found.extend(descriptor.obstacle(carry));
+        }
+    }
+    let namespace = Namespace::of_pid(root)?;
+    if !unix::obstacles(&namespace, &sockets, carry)?.is_empty() {
+        // sockets come and go: what was made since the first look is its own as well
+        let again = pids.iter().flat_map(|pid| Descriptor::all(*pid));
+        sockets.extend(again.filter_map(|descriptor| descriptor.socket()));
+        found.extend(unix::obstacles(&namespace, &sockets, carry)?);
+    }
+    Ok(found)
+}

@@ -1,0 +1,142 @@
+//! Every decoder of godwit's that reads what a peer or a disk gives, as a function of any bytes. None may panic, allocate
+//! what only a length in the bytes speaks of, or write outside of the directory that it was given.
+//!
+//! With nightly Rust and cargo-fuzz: `cargo +nightly fuzz run wire seeds/wire`, here or in the repository. With stable Rust:
+//! `cargo test --no-default-features`, which mutates the seeds for a while.
+#![allow(clippy::unwrap_used)]
+
+use godwit_criu::images;
+use godwit_memory::batch::Batch;
+use godwit_migration::{Cancel, journal};
+use godwit_transfer::tree::{TreeDestination, TreeIndex, TreeOp};
+use godwit_transfer::{Incoming, Transport, Wire};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A target's name and its function.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: [Target; 7] = [
+    ("wire", wire),
+    ("index", index),
+    ("tree_ops", tree_ops),
+    ("journal", journal),
+    ("images", images),
+    ("batch", batch),
+    ("log", log),
+];
+
+/// What a peer sends, and then hangs up.
+struct Sent {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Transport for Sent {
+    fn receive(&mut self, buffer: &mut [u8], _: Duration) -> io::Result<usize> {
+        let rest = &self.bytes[self.at..];
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        self.at += length;
+        Ok(length)
+    }
+
+    fn send(&mut self, bytes: &[u8], _: Duration) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+}
+
+/// Everything that comes over the wire: preamble, frames, messages, steps, indexes, pages.
+pub fn wire(bytes: &[u8]) {
+    let transport = Box::new(Sent { bytes: bytes.to_vec(), at: 0 });
+    let Ok(mut wire) = Wire::open(transport, Cancel::default(), Duration::from_secs(1)) else { return };
+    while let Ok(heard) = wire.hear() {
+        if let Incoming::Pages(pages) = heard {
+            batch(pages.as_ref());
+        }
+    }
+}
+
+/// A list of a tree's entries.
+pub fn index(bytes: &[u8]) {
+    let Ok(index) = TreeIndex::from_bytes(bytes) else { return };
+    for (path, _) in index.entries() {
+        assert_eq!(index.get(path).is_some(), true);
+    }
+    let _ = index.file_bytes();
+    // what was understood can be said again
+    assert_eq!(TreeIndex::from_bytes(&index.to_bytes().unwrap()).unwrap().to_bytes().unwrap(), index.to_bytes().unwrap());
+}
+
+/// Steps that change a tree, one after the other: none may reach what is beside it.
+pub fn tree_ops(bytes: &[u8]) {
+    let place = scratch();
+    let (root, beside) = (place.path().join("tree"), place.path().join("beside"));
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(&beside, "untouched").unwrap();
+    std::fs::write(root.join("file"), b"what was here before").unwrap();
+    std::os::unix::fs::symlink("..", root.join("up")).unwrap();
+    let mut destination = TreeDestination::open(&root).unwrap();
+    let mut rest = bytes;
+    for _ in 0..64 {
+        let Ok((step, behind)) = postcard::take_from_bytes::<TreeOp>(rest) else { break };
+        rest = behind;
+        // a device of the host needs no test here, and a large file no room
+        if matches!(step, TreeOp::Device { .. }) || matches!(&step, TreeOp::FileBegin { size, .. } if *size > 1 << 20) {
+            continue;
+        }
+        let _ = destination.apply(step);
+    }
+    assert_eq!(std::fs::read(&beside).unwrap(), b"untouched");
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 2, "something was made beside the tree");
+}
+
+/// A journal.
+pub fn journal(bytes: &[u8]) {
+    let place = scratch();
+    let path = file(&place, "journal", bytes);
+    let _ = journal::read(&path);
+}
+
+/// CRIU's images.
+pub fn images(bytes: &[u8]) {
+    let place = scratch();
+    for name in ["pagemap-1.img", "inventory.img", "pstree.img", "mm-1.img", "stats-dump", "stats-restore"] {
+        file(&place, name, bytes);
+    }
+    let at = |name: &str| place.path().join(name);
+    if let Ok(map) = images::Pagemap::read(&at("pagemap-1.img")) {
+        let _ = (map.present_pages(), map.pages_name());
+    }
+    let _ = images::Inventory::read(place.path());
+    let _ = images::read_tasks(place.path());
+    let _ = images::mappings(&at("mm-1.img"));
+    let _ = images::stats::read_dump(place.path());
+    let _ = images::stats::read_restore(place.path());
+}
+
+/// A batch of memory pages.
+pub fn batch(bytes: &[u8]) {
+    let Ok(batch) = Batch::decode(bytes) else { return };
+    let data: usize = batch.runs().map(|(_, data)| data.len()).sum();
+    assert!(data <= bytes.len());
+}
+
+/// A log of CRIU's.
+pub fn log(bytes: &[u8]) {
+    let _ = godwit_criu::log::explain(&String::from_utf8_lossy(bytes));
+}
+
+/// A directory in memory.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap()
+}
+
+fn file(place: &tempfile::TempDir, name: &str, bytes: &[u8]) -> PathBuf {
+    let path: &Path = place.path();
+    let path = path.join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path
+}

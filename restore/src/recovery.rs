@@ -1,0 +1,369 @@
+//! Going on with what a dead process has left of an arriving container.
+//!
+//! Nothing here follows what was once intended: it looks at what there is, and at what the journal says must not be
+//! done any more. Who may let the container run is decided in [`godwit_migration::ownership`], by the source.
+
+use crate::destination::{private_dir, remove_images};
+use crate::pages::FILLED;
+use crate::trees::Before;
+use godwit_engine::{DestinationContainer, Engine};
+use godwit_migration::journal::{Event, Journal, JournalState, Line, read};
+use godwit_migration::lock::{ContainerLock, holder, lock_container};
+use godwit_migration::ownership::{Presence, Standing, is_held, may_have_run};
+use godwit_migration::{Disposition, Failure, FailureKind, MigrationId, Role, remains};
+use godwit_transfer::stale::StaleCopies;
+use serde::{Deserialize, Serialize};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long the process that received it may take to notice that its link is gone.
+const LAST_WORDS: Duration = Duration::from_secs(30);
+/// How long a runtime or a CRIU without master may take to give up.
+const GIVING_UP: Duration = Duration::from_secs(60);
+/// How long memory may take to be filled.
+const FILL: Duration = Duration::from_secs(600);
+
+/// What must outlast the process that receives.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Remains {
+    /// The engine.
+    pub(crate) engine: String,
+    /// What the engine wants to know.
+    pub(crate) container: Option<String>,
+    /// What lay at the places of the trees.
+    pub(crate) trees: Vec<Before>,
+    /// Its memory is filled on demand.
+    pub(crate) lazy: bool,
+}
+
+/// An arriving container whose process is dead.
+pub struct Orphan {
+    /// `ENGINE:NAME`.
+    pub name: String,
+    id: MigrationId,
+    root: PathBuf,
+    dir: PathBuf,
+    journal: Journal,
+    lines: Vec<Line>,
+    remains: Remains,
+    container: Option<Box<dyn DestinationContainer>>,
+    _lock: ContainerLock,
+}
+
+impl Orphan {
+    /// Takes over; none when this host never received such a migration. Waits until its process, its runtime and its CRIU
+    /// have ended.
+    ///
+    /// # Errors
+    /// [`FailureKind::Locked`] when somebody still works on it; when what was left cannot be read.
+    pub fn adopt(
+        root: &Path,
+        engines: &[Box<dyn Engine>],
+        id: &MigrationId,
+    ) -> Result<Option<Self>, Failure> {
+        let dir = root.join("migrations").join(id.as_str());
+        let path = dir.join("journal");
+        if !path.exists() {
+            return Ok(None);
+        }
+        let unreadable = |error: &(dyn std::error::Error + 'static)| {
+            Failure::new(FailureKind::InDoubt, format!("what migration {id} has left here cannot be read"))
+                .because_of(error)
+        };
+        let (lines, _) = read(&path).map_err(|error| unreadable(&error))?;
+        let Some(Event::Planned { role: Role::Destination, container: name, .. }) =
+            lines.first().map(|line| line.event.clone())
+        else {
+            return Ok(None);
+        };
+        let lock = lock(root, &name)?;
+        // once more: whoever held the lock may have written
+        let (lines, state) = read(&path).map_err(|error| unreadable(&error))?;
+        let mut journal = Journal::resume(&path).map_err(|error| unreadable(&error))?;
+        let remains: Remains = remains::find(&dir).map_err(|error| unreadable(&error))?.unwrap_or_default();
+        if !state.is_settled() {
+            let _ = journal.append(Event::Resumed { godwit: env!("CARGO_PKG_VERSION").into() });
+            await_the_end_of_restores(&dir);
+        }
+        let engine = engines.iter().find(|engine| engine.kind() == remains.engine);
+        let container = match (engine, &remains.container) {
+            (Some(engine), Some(text)) => {
+                Some(engine.reopen_destination(text).map_err(|error| unreadable(&error))?)
+            }
+            _ => None,
+        };
+        let id = id.clone();
+        Ok(Some(Self {
+            name,
+            id,
+            root: root.to_owned(),
+            dir,
+            journal,
+            lines,
+            remains,
+            container,
+            _lock: lock,
+        }))
+    }
+
+    /// Where this side stands.
+    pub fn standing(&self) -> Standing {
+        let state = self.journal.state();
+        let found = self.container.as_ref().map_or(Presence::Gone, |container| container.presence());
+        let wants_memory = self.remains.lazy && (is_held(state) || may_have_run(state));
+        let presence = match found {
+            // without the one that fills them, missing pages are pages of zeroes
+            Presence::Frozen if wants_memory && !self.has_its_memory() => Presence::Gone,
+            found => found,
+        };
+        Standing { state, presence }
+    }
+
+    /// Whether every page is in its place, or somebody puts it there.
+    fn has_its_memory(&self) -> bool {
+        // in this order: between the two it may come to its end
+        is_filling(&self.id) || self.dir.join(FILLED).exists()
+    }
+
+    /// Its first process, when the journal tells.
+    pub fn pid(&self) -> Option<i32> {
+        self.lines.iter().rev().find_map(|line| match line.event {
+            Event::Running { pid } => Some(pid),
+            _ => None,
+        })
+    }
+
+    /// Removes everything; gives what could not be removed. For one that never ran here, and never will.
+    ///
+    /// # Errors
+    /// When the journal does not allow it, or cannot be written.
+    pub fn abandon(&mut self, reason: &str) -> Result<Vec<String>, Failure> {
+        if self.journal.state().is_settled() {
+            return Ok(vec![]);
+        }
+        self.write(Event::Failed { reason: reason.into() })?;
+        let mut leftovers = self.container.as_mut().map(|container| container.abandon()).unwrap_or_default();
+        for tree in &self.remains.trees {
+            leftovers
+                .extend(tree.put_back().err().map(|error| format!("`{}`: {error}", tree.path().display())));
+        }
+        leftovers.extend(clear(&self.dir).err().map(|error| format!("images: {error}")));
+        self.write(Event::RolledBack)?;
+        Ok(leftovers)
+    }
+
+    /// The source gave its word: lets it run, if it does not yet. Gives its first process.
+    ///
+    /// # Errors
+    /// When it cannot be let run.
+    pub fn go(&mut self) -> Result<i32, Failure> {
+        let state = self.journal.state();
+        if is_held(state) {
+            self.write(Event::Going)?;
+        }
+        let cannot = |error: &(dyn std::error::Error + 'static)| {
+            Failure::new(FailureKind::InDoubt, "it could not be let run").because_of(error)
+        };
+        if self.standing().presence == Presence::Frozen
+            && let Some(container) = &mut self.container
+        {
+            // what was kept of its frames went with the process that kept them: their senders send again
+            container.go(&[]).map_err(|error| cannot(&error))?;
+        }
+        let pid = self.pid().or_else(|| self.container.as_ref()?.pid()).unwrap_or_default();
+        if may_have_run(self.journal.state())
+            && !matches!(self.journal.state(), JournalState::Running | JournalState::Completed)
+        {
+            self.write(Event::Running { pid })?;
+        }
+        Ok(pid)
+    }
+
+    /// It runs here: what was only for the move goes. Gives what could not be removed.
+    pub fn complete(&mut self) -> Vec<String> {
+        if self.journal.state() != JournalState::Running {
+            return vec![];
+        }
+        let mut leftovers = self.container.as_mut().map(|container| container.settle()).unwrap_or_default();
+        let until = Instant::now() + FILL;
+        while is_filling(&self.id) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let copies = StaleCopies::below(&self.root);
+        for tree in &self.remains.trees {
+            leftovers
+                .extend(sync(tree.path()).err().map(|error| format!("`{}`: {error}", tree.path().display())));
+            leftovers.extend(
+                copies.forget(tree.path()).err().map(|error| format!("record of a left copy: {error}")),
+            );
+        }
+        leftovers.extend(clear(&self.dir).err().map(|error| format!("images: {error}")));
+        let completed = Event::Completed { downtime_us: None, leftovers: leftovers.clone() };
+        leftovers.extend(self.write(completed).err().map(|failure| failure.to_string()));
+        leftovers
+    }
+
+    /// Its tasks are gone, and nothing is left to be decided.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn bury(&mut self) -> Result<Vec<String>, Failure> {
+        if self.journal.state().is_settled() {
+            return Ok(vec![]);
+        }
+        let mut leftovers = self.container.as_mut().map(|container| container.abandon()).unwrap_or_default();
+        leftovers.extend(clear(&self.dir).err().map(|error| format!("images: {error}")));
+        self.write(Event::Lost { reason: "nothing of it is left on either host".into() })?;
+        Ok(leftovers)
+    }
+
+    fn write(&mut self, event: Event) -> Result<(), Failure> {
+        self.journal.append(event).map_err(|error| {
+            Failure::new(FailureKind::InDoubt, "the journal cannot be written")
+                .because_of(&error)
+                .at(Disposition::InDoubt)
+        })
+    }
+}
+
+/// What earlier migrations of a container have left here: put in order, unless the container may still be this host's to
+/// run.
+///
+/// # Errors
+/// Which one waits, in words.
+pub(crate) fn settle_earlier(root: &Path, engines: &[Box<dyn Engine>], name: &str) -> Result<(), String> {
+    let (engine, bare_name) = name.split_once(':').unwrap_or(("", name));
+    if holder(root, engine, bare_name).is_some() {
+        // whoever is at work settles it; the lock will tell
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(root.join("migrations")).into_iter().flatten().flatten() {
+        let Ok((lines, state)) = read(&entry.path().join("journal")) else { continue };
+        let is_its = matches!(lines.first().map(|line| &line.event),
+            Some(Event::Planned { role: Role::Destination, container, .. }) if container == name);
+        if !is_its || state.is_settled() {
+            continue;
+        }
+        let id = entry.file_name().to_string_lossy().into_owned();
+        if is_held(state) || may_have_run(state) {
+            return Err(format!("migration {id} of `{name}` is in doubt there: `godwit resume {id}` on its source ends it"));
+        }
+        let Ok(id) = id.parse() else { continue };
+        let adopted = Orphan::adopt(root, engines, &id).map_err(|failure| failure.to_string())?;
+        if let Some(mut orphan) = adopted {
+            orphan.abandon("another migration begins").map_err(|failure| failure.to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the directory and writes what will be made, before it is.
+pub(crate) fn note(dir: &Path, what: &Remains) -> std::io::Result<()> {
+    private_dir(dir)?;
+    remains::keep(dir, what)
+}
+
+/// Removes images, and sockets that nobody listens on any more. Journal and logs stay.
+fn clear(dir: &Path) -> std::io::Result<()> {
+    remove_images(dir)?;
+    let mut todo = vec![dir.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                todo.push(entry.path());
+            } else if kind.is_socket() {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn lock(root: &Path, name: &str) -> Result<ContainerLock, Failure> {
+    let (engine, bare_name) = name.split_once(':').unwrap_or(("", name));
+    let until = Instant::now() + LAST_WORDS;
+    loop {
+        match lock_container(root, engine, bare_name) {
+            Ok(Some(lock)) => return Ok(lock),
+            Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(50)),
+            Ok(None) => {
+                return Err(Failure::new(
+                    FailureKind::Locked,
+                    format!("a process there still works on `{name}`"),
+                )
+                .hint("wait until it notices that its link is gone, or end it, and try again"));
+            }
+            Err(error) => {
+                return Err(Failure::new(FailureKind::Failed, format!("`{name}` cannot be locked"))
+                    .because_of(&error));
+            }
+        }
+    }
+}
+
+/// Waits until no runtime and no CRIU is at work in a migration's directory; at last they are killed, and what they leave
+/// is held or nothing.
+fn await_the_end_of_restores(dir: &Path) {
+    let until = Instant::now() + GIVING_UP;
+    loop {
+        let at_work = at_work_in(dir);
+        if at_work.is_empty() {
+            return;
+        }
+        if Instant::now() > until {
+            tracing::warn!(?at_work, "killed: they restore for nobody");
+            for pid in at_work {
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Runtimes and CRIUs that are told of the directory or sit in it.
+fn at_work_in(dir: &Path) -> Vec<i32> {
+    let text = dir.to_string_lossy().into_owned();
+    processes(|pid| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let sits = || std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
+        let is_told = || arguments(pid).iter().any(|argument| argument.contains(&text));
+        ["runc", "crun", "criu"].iter().any(|tool| name.starts_with(tool)) && (sits() || is_told())
+    })
+}
+
+/// Whether the handler of its page faults is at work: it is told whose it is.
+fn is_filling(id: &MigrationId) -> bool {
+    !processes(|pid| {
+        let arguments = arguments(pid);
+        arguments.iter().any(|argument| argument == "fill")
+            && arguments.iter().any(|argument| argument == id.as_str())
+    })
+    .is_empty()
+}
+
+fn processes(wanted: impl Fn(i32) -> bool) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| wanted(*pid)).collect()
+}
+
+fn arguments(pid: i32) -> Vec<String> {
+    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    bytes.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect()
+}
+
+/// Waits until the file system of a tree is on disk (syncfs(2)).
+fn sync(path: &Path) -> std::io::Result<()> {
+    match std::fs::File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(file) => Ok(nix::unistd::syncfs(file)?),
+    }
+}

@@ -1,0 +1,68 @@
+//! What a source that resumes a migration hears from this host: where it stands, and then whatever the source decides.
+
+use crate::destination::{Host, Outcome};
+use crate::recovery::Orphan;
+use godwit_migration::{Failure, FailureKind, MigrationId};
+use godwit_transfer::wire::unexpected;
+use godwit_transfer::{Incoming, Message, Wire};
+
+/// Answers `Resume`.
+pub(crate) fn serve(mut wire: Wire, host: &Host, id: &MigrationId) -> Result<Outcome, Failure> {
+    let adopted = Orphan::adopt(&host.root, &host.engines, id);
+    let mut orphan = match adopted {
+        Ok(orphan) => orphan,
+        Err(failure) => {
+            let _ = wire.say(&Message::Failed { failure: failure.clone() });
+            return Err(failure);
+        }
+    };
+    let lost = |error: &(dyn std::error::Error + 'static)| {
+        Failure::new(FailureKind::InDoubt, "lost contact with the source").because_of(error)
+    };
+    let standing = orphan.as_ref().map(Orphan::standing);
+    wire.say(&Message::Standing { standing }).map_err(|error| lost(&error))?;
+    let done = loop {
+        match (wire.hear().map_err(|error| lost(&error))?, orphan.as_mut()) {
+            (Incoming::Message(Message::Cancel { reason }), orphan) => {
+                let undone = orphan.map_or(Ok(vec![]), |orphan| orphan.abandon(&reason));
+                break undone.map(|leftovers| (Message::Undone { leftovers }, reason));
+            }
+            (Incoming::Message(Message::Bury { reason }), orphan) => {
+                let buried = orphan.map_or(Ok(vec![]), Orphan::bury);
+                break buried.map(|leftovers| (Message::Undone { leftovers }, reason));
+            }
+            (Incoming::Message(Message::Go), Some(orphan)) => match orphan.go() {
+                Ok(pid) => {
+                    wire.say(&Message::Running { pid }).map_err(|error| lost(&error))?;
+                    return Ok(settle(wire, orphan, id, pid));
+                }
+                Err(failure) => break Err(failure),
+            },
+            (other, _) => return Err(lost(&unexpected(&other, "a decision"))),
+        }
+    };
+    match done {
+        Ok((answer, reason)) => {
+            let _ = wire.say(&answer);
+            Ok(Outcome::Undone { container: orphan.map(|orphan| orphan.name).unwrap_or_default(), reason })
+        }
+        Err(failure) => {
+            let _ = wire.say(&Message::Failed { failure: failure.clone() });
+            Err(failure)
+        }
+    }
+}
+
+/// It runs here, and the source knows.
+fn settle(mut wire: Wire, orphan: &mut Orphan, id: &MigrationId, pid: i32) -> Outcome {
+    let farewell = wire.expect("the farewell", |message| match message {
+        Message::Done => Ok(()),
+        other => Err(other),
+    });
+    if let Err(error) = farewell {
+        tracing::warn!(%error, "the source said no farewell");
+    }
+    let leftovers = orphan.complete();
+    let _ = wire.say(&Message::Settled { fill: None, leftovers: leftovers.clone() });
+    Outcome::Running { migration: id.clone(), container: orphan.name.clone(), pid, leftovers }
+}

@@ -1,0 +1,85 @@
+"""Kills CRIU, its guardian or both with SIGKILL at a chosen moment, and looks whether the container runs then.
+
+killer.py VICTIMS WHEN CGROUP DELAY_MS
+  VICTIMS  criu, guardian, or guardian,criu
+  WHEN     dump: CRIU has seized the tasks of the frozen cgroup and has thawed it; restore: the first task exists;
+           traced: CRIU holds a restored task by ptrace(2)
+
+godwit is stopped from the kill on for a while, so that it does nothing about it. Prints one line of JSON.
+"""
+import glob, json, os, signal, sys, time
+
+victims, when, cgroup, delay = sys.argv[1].split(","), sys.argv[2], sys.argv[3], float(sys.argv[4]) / 1000
+directory = "/sys/fs/cgroup/" + cgroup
+HELD = 0.3
+
+
+def read(path):
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def called(name):
+    """The processes of that name."""
+    return [int(path.split("/")[2]) for path in glob.glob("/proc/[0-9]*/comm") if read(path) == name + "\n"]
+
+
+def status(pid, field):
+    lines = [line.split() for line in read(f"/proc/{pid}/status").splitlines()]
+    return next((int(line[1]) for line in lines if line[0] == field + ":"), 0)
+
+
+def the_criu():
+    """Not the tasks that it restores, which go by its name at first."""
+    pids = called("criu")
+    return [pid for pid in pids if status(pid, "PPid") not in pids]
+
+
+def tasks(but=()):
+    """Those of the container: runtimes put CRIU and themselves there, too."""
+    pids = [int(pid) for pid in read(directory + "/cgroup.procs").split()]
+    runtime = ("runc\n", "godwit\n", "godwit-hold\n", "exe\n")
+    return [pid for pid in pids if pid not in but and read(f"/proc/{pid}/comm") not in runtime]
+
+
+def is_traced(pid):
+    return status(pid, "TracerPid") != 0
+
+
+def ran():
+    """Time at a processor of all threads, ns."""
+    files = [path for pid in tasks() for path in glob.glob(f"/proc/{pid}/task/*/schedstat")]
+    return sum(int(read(path).split()[0]) for path in files if read(path))
+
+
+def has_come():
+    if when == "dump":
+        return read(directory + "/cgroup.freeze") == "0\n"
+    return any(when == "restore" or is_traced(pid) for pid in tasks(the_criu()))
+
+
+print("waiting", flush=True)
+if when == "dump":
+    while read(directory + "/cgroup.freeze") != "1\n":
+        time.sleep(0.0002)
+while not has_come():
+    pass
+time.sleep(delay)
+godwits = called("godwit")
+for pid in godwits:
+    os.kill(pid, signal.SIGSTOP)
+criu = the_criu()
+said = {"criu": criu, "held": sum(map(is_traced, tasks(criu))), "thawed": read(directory + "/cgroup.freeze") == "0\n"}
+for victim in victims:
+    for pid in {"criu": criu, "guardian": called("godwit-guard")}[victim]:
+        os.kill(pid, signal.SIGKILL)
+time.sleep(0.02)
+before = ran()
+time.sleep(HELD)
+said |= {"tasks": len(tasks()), "ran_ns": ran() - before, "frozen": "frozen 1" in read(directory + "/cgroup.events")}
+for pid in godwits:
+    os.kill(pid, signal.SIGCONT)
+print(json.dumps(said), flush=True)

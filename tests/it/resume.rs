@@ -1,0 +1,157 @@
+//! What a broken-off migration has left is brought to one end by another process, wherever it broke.
+
+use crate::fake::FakeEngine;
+use crate::link::Cut;
+use crate::stage::{Ended, Play, play};
+use godwit_checkpoint::recovery::Interrupted;
+use godwit_checkpoint::resume::{Answer, End, ask, resume};
+use godwit_engine::Engine;
+use godwit_migration::journal::{self, JournalState};
+use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Role, Silent};
+use godwit_restore::{Host, Joins, Policy, receive};
+use godwit_transfer::{Descriptors, Peer, Wire};
+use std::path::Path;
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn state(ended: &Ended, root: &Path) -> Option<JournalState> {
+    let path = root.join("migrations").join(ended.id.as_str()).join("journal");
+    path.exists().then(|| journal::read(&path).unwrap().1)
+}
+
+/// What `godwit resume` does at the source, with a destination that answers or does not.
+fn resume_at_source(ended: &Ended, answers: bool, keep: Option<Role>) -> Result<End, Failure> {
+    ended.witness.look().resumed = true;
+    let engines = || -> Vec<Box<dyn Engine>> { vec![Box::new(FakeEngine(ended.witness.clone()))] };
+    let mut here = Interrupted::adopt(&ended.roots.0, &engines(), &ended.id)?.unwrap();
+    if !answers {
+        let silence = Failure::new(FailureKind::Failed, "nobody answers");
+        return resume(&mut here, Err(silence), keep);
+    }
+    let host = Host {
+        root: ended.roots.1.clone(),
+        engines: engines(),
+        facts: Ok(godwit_transfer::HostFacts::default()),
+        lazy: Err("there are no real tasks".into()),
+        peer: Peer { name: "test:".into(), shown: "this test".into() },
+        policy: Policy::default(),
+        joins: Joins::default(),
+    };
+    let (near, far) = Descriptors::pair().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let wire = Wire::open(Box::new(far), Cancel::default(), PATIENCE).unwrap();
+            receive(wire, &host, &Silent)
+        });
+        let wire = Wire::open(Box::new(near), Cancel::default(), PATIENCE).unwrap();
+        let answer: Result<Answer, Failure> = ask(wire, &ended.id, "here")
+            .map_err(|error| Failure::new(FailureKind::Failed, "cannot be asked").because_of(&error));
+        resume(&mut here, answer, keep)
+    })
+}
+
+/// One end, on both sides, and nothing left over.
+fn assert_settled(ended: &Ended, end: &End, context: &str) {
+    let world = ended.witness.look();
+    let states = (state(ended, &ended.roots.0), state(ended, &ended.roots.1));
+    let context = format!("{context}: {end:?} {states:?} {:?}", world.calls);
+    assert!(world.violations.is_empty(), "{:#?} {context}", world.violations);
+    assert_ne!(world.source_runs, world.destination_runs, "{context}");
+    assert!(states.0.is_some_and(JournalState::is_settled), "{context}");
+    assert!(states.1.is_none_or(JournalState::is_settled), "{context}");
+    match end.disposition {
+        Disposition::RunningAtSource => {
+            assert!(world.source_runs && world.held.is_none() && !world.made, "{context}");
+            assert!(!world.locked && !world.disconnected, "{context}");
+        }
+        Disposition::RunningAtDestination => {
+            assert!(world.destination_runs && world.source_gone, "{context}");
+        }
+        other => panic!("{other:?} {context}"),
+    }
+}
+
+fn is_open(ended: &Ended) -> bool {
+    [&ended.roots.0, &ended.roots.1].into_iter().any(|root| state(ended, root).is_some_and(|state| !state.is_settled()))
+}
+
+#[test]
+fn wherever_the_link_broke_both_sides_come_to_one_end() {
+    let mut resumed = 0;
+    for make in [Play::stop_and_copy as fn() -> Play, Play::pre_dump, Play::checkpoint] {
+        let whole = play(make());
+        whole.assert_moved();
+        for (side, marks) in [(Role::Source, &whole.marks.0), (Role::Destination, &whole.marks.1)] {
+            for &mark in marks {
+                let cut = Cut::AfterBytes(mark);
+                let ended = match side {
+                    Role::Source => play(make().cut_source(cut)),
+                    Role::Destination => play(make().cut_destination(cut)),
+                };
+                if ended.source.is_none() || !is_open(&ended) {
+                    continue;
+                }
+                resumed += 1;
+                let context = format!("{side} cut after {mark}");
+                let end = resume_at_source(&ended, true, None).unwrap_or_else(|error| panic!("{context}: {error:?}"));
+                assert_settled(&ended, &end, &context);
+                // what is over is over
+                let calls = ended.calls().len();
+                let again = resume_at_source(&ended, true, None).unwrap();
+                assert_settled(&ended, &again, &format!("{context}, twice"));
+                let more: Vec<_> = ended.calls().split_off(calls);
+                assert!(!more.iter().any(|call| call.ends_with(".go") || call.ends_with(".thaw")), "{more:?}");
+            }
+        }
+    }
+    assert!(resumed >= 6, "only {resumed} migrations were left open: this test tests nothing");
+}
+
+#[test]
+fn a_word_that_may_have_arrived_is_never_taken_back_alone() {
+    for cut in [Cut::Before("go"), Cut::After("go")] {
+        let ended = play(Play::pre_dump().cut_source(cut));
+        let failure = resume_at_source(&ended, false, None).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::InDoubt, "{cut:?}");
+        assert!(!ended.witness.look().source_runs, "{cut:?}");
+        let end = resume_at_source(&ended, true, None).unwrap();
+        assert_eq!(end.disposition, Disposition::RunningAtDestination, "{cut:?}");
+        assert_settled(&ended, &end, "then it answers");
+    }
+}
+
+#[test]
+fn a_person_decides_and_the_other_side_obeys_when_it_is_back() {
+    // the word never arrived; a person takes the container back while the destination is away
+    let ended = play(Play::pre_dump().cut_source(Cut::Before("go")));
+    let end = resume_at_source(&ended, false, Some(Role::Source)).unwrap();
+    assert!(end.by_decision && ended.witness.look().source_runs);
+    assert!(ended.witness.look().held.is_some(), "nobody could tell the destination");
+    // it is back, and asked once more
+    let end = resume_at_source(&ended, true, None).unwrap();
+    assert_settled(&ended, &end, "back");
+
+    // the word arrived; a person gives the container away
+    let ended = play(Play::pre_dump().cut_source(Cut::After("go")));
+    let end = resume_at_source(&ended, false, Some(Role::Destination)).unwrap();
+    assert_settled(&ended, &end, "given away");
+}
+
+#[test]
+fn a_destination_that_could_not_let_it_run_does_so_when_it_can() {
+    let ended = play(Play::pre_dump().failing("destination.go", 1));
+    let end = resume_at_source(&ended, true, None).unwrap();
+    assert_eq!(end.disposition, Disposition::RunningAtDestination);
+    assert_settled(&ended, &end, "go fails once");
+}
+
+#[test]
+fn what_could_not_be_put_back_is_put_back_when_it_can() {
+    for call in ["source.unlock_network", "source.thaw", "source.reconnect"] {
+        let ended = play(Play::stop_and_copy().failing("destination.restore", 1).failing(call, 1));
+        ended.witness.look().violations.clear();
+        let end = resume_at_source(&ended, false, None).unwrap();
+        assert_settled(&ended, &end, call);
+    }
+}
