@@ -5,7 +5,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use godwit_criu::pageless::Rung;
 use godwit_engine::network::NetworkPlan;
 use godwit_migration::plan::{Carry, Limits, OnTimeout, Restoration, Strategy, Tracker, TrackerChoice};
-use godwit_migration::quantity;
+use godwit_migration::{SharedDirectory, quantity};
 use godwit_transfer::Compression;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -221,6 +221,10 @@ pub struct MigrateArgs {
     /// Connections to the destination: the first for everything, the others for memory
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub connections: u16,
+    /// A directory that both hosts have mounted, `file:PATH`: where they ask whose the container is when they cannot reach each
+    /// other
+    #[arg(long, value_name = "URL")]
+    pub witness: Option<SharedDirectory>,
     /// How often to begin again when the link is lost before switchover; the container runs on meanwhile
     #[arg(long, default_value_t = 2, value_name = "NUMBER")]
     pub retries: u32,
@@ -371,6 +375,9 @@ pub struct ResumeArgs {
     /// Decide yourself where the two hosts cannot: whose it shall be. The other side obeys when it is back
     #[arg(long, value_enum, value_name = "SIDE", requires = "migration")]
     pub keep: Option<KeepArg>,
+    /// The witness that the migration was begun with: asked when the other side cannot be
+    #[arg(long, value_name = "URL")]
+    pub witness: Option<SharedDirectory>,
     /// How long to call the other side
     #[arg(long, default_value = "60s", value_parser = quantity::positive_duration, value_name = "DURATION")]
     pub timeout: Duration,
@@ -398,6 +405,7 @@ impl CancelArgs {
         ResumeArgs {
             migration: Some(self.migration.clone()),
             keep: None,
+            witness: None,
             timeout: self.timeout,
             remote_command: self.remote_command.clone(),
         }

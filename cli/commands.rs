@@ -1,7 +1,7 @@
 //! One file for each command.
 
-mod cancel;
 mod bundle;
+mod cancel;
 mod check;
 mod checkpoint;
 mod dirty_rate;

@@ -29,7 +29,10 @@ fn main() -> ExitCode {
     }
     // a test of crashes that met no crash would pass for the wrong reason
     if std::env::var_os(fault::VARIABLE).is_some() && !fault::is_built_in() {
-        let text = format!("error: `{}` is set, and this godwit is built without the feature `faults`", fault::VARIABLE);
+        let text = format!(
+            "error: `{}` is set, and this godwit is built without the feature `faults`",
+            fault::VARIABLE
+        );
         let _ = writeln!(std::io::stderr(), "{text}");
         return ExitCode::from(2);
     }

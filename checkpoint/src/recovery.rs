@@ -28,6 +28,23 @@ pub(crate) struct Remains {
     pub(crate) container: String,
 }
 
+/// Migrations of a container that this host has rolled back, the latest at most: a destination that still holds a copy of one
+/// of them may remove it.
+pub(crate) fn void(root: &Path, name: &str) -> Vec<MigrationId> {
+    const MOST: usize = 64;
+    let entries = std::fs::read_dir(root.join("migrations")).into_iter().flatten().flatten();
+    let mut ids: Vec<MigrationId> =
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    ids.sort();
+    let is_void = |id: &MigrationId| {
+        let Ok((lines, state)) = read(&Job::new(root, id.clone()).dir.join("journal")) else { return false };
+        let is_its = matches!(lines.first().map(|line| &line.event),
+            Some(Event::Planned { role: Role::Source, container, .. }) if container == name);
+        is_its && matches!(state, JournalState::RolledBack | JournalState::Untold)
+    };
+    ids.into_iter().rev().take(MOST).filter(is_void).collect()
+}
+
 /// A container on its way out whose process is dead.
 pub struct Interrupted {
     /// `ENGINE:NAME`.
@@ -111,6 +128,11 @@ impl Interrupted {
         Standing { state: self.journal.state(), presence }
     }
 
+    /// Which migration.
+    pub fn id(&self) -> &MigrationId {
+        &self.job.id
+    }
+
     /// Whether nothing is left to do.
     pub fn is_settled(&self) -> bool {
         self.journal.state().is_settled()
@@ -129,6 +151,10 @@ impl Interrupted {
         let state = self.journal.state();
         if state.is_settled() {
             return Ok(());
+        }
+        if state == JournalState::Untold {
+            // it runs already, or has ended by itself since
+            return self.write(Event::RolledBack);
         }
         let event = match has_given_word(state) {
             true => Event::TakenBack { reason: reason.into() },

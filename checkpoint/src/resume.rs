@@ -4,7 +4,8 @@
 use crate::recovery::Interrupted;
 use godwit_migration::journal::JournalState;
 use godwit_migration::ownership::{Doubt, Presence, Standing, Verdict, decide, has_given_word, may_have_run};
-use godwit_migration::{Disposition, Failure, FailureKind, MigrationId, Role};
+use godwit_migration::{Disposition, Failure, FailureKind, MigrationId, Role, Witness};
+use godwit_transfer::wire::RESUMES;
 use godwit_transfer::{Message, Wire, WireError};
 use std::time::Duration;
 
@@ -41,6 +42,10 @@ pub struct Answer {
 /// # Errors
 /// When it cannot be spoken with, or somebody works on the migration there.
 pub fn ask(mut wire: Wire, id: &MigrationId, host: &str) -> Result<Answer, WireError> {
+    let version = wire.version();
+    if version < RESUMES {
+        return Err(WireError::Version { theirs_oldest: version, theirs_newest: version });
+    }
     wire.say(&Message::Hello { godwit: env!("CARGO_PKG_VERSION").into(), host: host.into() })?;
     wire.expect("hello", |message| match message {
         Message::Hello { .. } => Ok(()),
@@ -60,7 +65,8 @@ pub fn needs_nobody(standing: Standing) -> bool {
 }
 
 /// Brings both sides to one end. `answer` is what the destination said, or why it cannot be asked; `keep` is whose the
-/// container shall be where the two cannot decide it.
+/// container shall be where the two cannot decide it. `witness` is asked when the destination cannot be; it must be the one
+/// that the migration was begun with.
 ///
 /// # Errors
 /// [`FailureKind::InDoubt`] when a person must decide, or the link is lost once more: nothing is worse then than before.
@@ -68,6 +74,7 @@ pub fn resume(
     here: &mut Interrupted,
     answer: Result<Answer, Failure>,
     keep: Option<Role>,
+    witness: Option<&dyn Witness>,
 ) -> Result<End, Failure> {
     let standing = here.standing();
     if here.is_settled() {
@@ -75,7 +82,7 @@ pub fn resume(
     }
     let answer = match answer {
         Ok(answer) => answer,
-        Err(failure) => return alone(here, failure, keep),
+        Err(failure) => return alone(here, failure, keep, witness),
     };
     match (decide(standing, answer.standing), keep) {
         (Verdict::Source, _) => source_s(here, Some(answer.wire)),
@@ -116,13 +123,37 @@ fn tell_the_end(here: &mut Interrupted, answer: Answer) -> Result<End, Failure> 
 }
 
 /// Nobody can be asked.
-fn alone(here: &mut Interrupted, failure: Failure, keep: Option<Role>) -> Result<End, Failure> {
+fn alone(
+    here: &mut Interrupted,
+    failure: Failure,
+    keep: Option<Role>,
+    witness: Option<&dyn Witness>,
+) -> Result<End, Failure> {
+    let claimed = witness.filter(|_| keep.is_none() && here.standing().presence == Presence::Frozen);
     match keep {
         None if needs_nobody(here.standing()) => source_s(here, None),
+        None if claimed.is_some() => match claimed.map(|witness| witness.claim(here.id(), Role::Source)) {
+            Some(Ok(Role::Source)) => {
+                here.take_back("the witness says that it is the source's")?;
+                Ok(End::at(Disposition::RunningAtSource))
+            }
+            Some(Ok(Role::Destination)) => give_away(here),
+            Some(Err(error)) => {
+                here.doubt(&failure.to_string());
+                Err(Failure::new(
+                    FailureKind::InDoubt,
+                    "neither the destination nor the witness can be asked",
+                )
+                .because(&failure.message)
+                .because_of(&error))
+            }
+            None => Err(failure),
+        },
         None => {
             here.doubt(&failure.to_string());
-            let mut doubt = Failure::new(FailureKind::InDoubt, "only the destination knows whether it runs there")
-                .because(&failure.message);
+            let mut doubt =
+                Failure::new(FailureKind::InDoubt, "only the destination knows whether it runs there")
+                    .because(&failure.message);
             doubt.causes.extend(failure.causes);
             Err(doubt)
         }
@@ -139,6 +170,16 @@ fn source_s(here: &mut Interrupted, wire: Option<Wire>) -> Result<End, Failure> 
         wire.say(&Message::Cancel { reason: reason.into() })?;
         undone(&mut wire)
     };
+    if here.standing().state == JournalState::Untold {
+        let Some(wire) = wire else { return Ok(end) };
+        end.leftovers = dismiss(wire).map_err(|error| {
+            Failure::new(FailureKind::LinkLost, "the destination did not say that it has removed its copy")
+                .because_of(&error)
+                .at(Disposition::RunningAtSource)
+        })?;
+        here.take_back(reason)?;
+        return Ok(end);
+    }
     if has_given_word(here.standing().state) {
         if let Some(dismissed) = wire.map(dismiss) {
             end.leftovers = dismissed.map_err(|error| {

@@ -30,6 +30,8 @@ impl Source<'_> {
         if matches!(self.journal.state(), JournalState::Committed | JournalState::Running) {
             return self.in_doubt(error);
         }
+        // whether there may be something of it at the destination, which may not notice that the link is gone
+        let is_there = self.journal.state() != JournalState::Planned;
         let journaled = self.journal.append(journal::Event::Failed { reason: reason.clone() });
         // the container first, and at once: the peer can wait
         let stopped_for = self.stopped_for();
@@ -38,7 +40,7 @@ impl Source<'_> {
         // it runs: now there is time to let go of its memory, and of the further connections
         self.pages = None;
         self.streams = None;
-        let cancelled = self.cancel_peer(&reason);
+        let (cancelled, undone) = self.cancel_peer(&reason);
         let leftovers = [
             journaled.err().map(|error| error.to_string()),
             remove_images(&self.job).err().map(|error| format!("images: {error}")),
@@ -53,8 +55,11 @@ impl Source<'_> {
         failure.causes.extend(leftovers.into_iter().flatten());
         match here {
             Ok(()) => {
-                if let Err(error) = self.journal.append(journal::Event::RolledBack) {
-                    failure = failure.because(error);
+                let untold = (is_there && !undone).then_some(journal::Event::Untold);
+                for event in [Some(journal::Event::RolledBack), untold].into_iter().flatten() {
+                    if let Err(error) = self.journal.append(event) {
+                        failure = failure.because(error);
+                    }
                 }
                 if !self.container.is_alive() {
                     return failure
@@ -87,10 +92,10 @@ impl Source<'_> {
         if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
     }
 
-    /// Tells the destination to undo what it made; gives what to tell the user of it.
-    fn cancel_peer(&mut self, reason: &str) -> Vec<String> {
+    /// Tells the destination to undo what it made; gives what to tell the user of it, and whether it was undone.
+    fn cancel_peer(&mut self, reason: &str) -> (Vec<String>, bool) {
         if self.was_refused {
-            return vec![];
+            return (vec![], true);
         }
         self.wire.ignore_cancel();
         self.bandwidth.set(0);
@@ -99,24 +104,23 @@ impl Source<'_> {
         if let Err(error) = self.wire.say(&Message::Cancel { reason: reason.to_owned() }) {
             return match error {
                 // it gave up by itself, and said so: then it has undone everything
-                WireError::Peer(_) => vec![],
-                error => vec![format!("{host} could not be told to undo: {error}")],
+                WireError::Peer(_) => (vec![], true),
+                error => (vec![format!("{host} could not be told to undo: {error}")], false),
             };
         }
         loop {
             match self.wire.hear() {
                 Ok(Incoming::Message(Message::Undone { leftovers })) => {
-                    return leftovers
-                        .into_iter()
-                        .map(|left| format!("left over on {host}: {left}"))
-                        .collect();
+                    let left = leftovers.into_iter().map(|left| format!("left over on {host}: {left}"));
+                    return (left.collect(), true);
                 }
                 // what was under way when we gave up
                 Ok(_) => {}
-                Err(WireError::Peer(_) | WireError::Closed { .. } | WireError::Broken { .. }) => {
-                    return vec![];
+                Err(WireError::Peer(_)) => return (vec![], true),
+                Err(WireError::Closed { .. } | WireError::Broken { .. }) => return (vec![], false),
+                Err(error) => {
+                    return (vec![format!("{host} did not say that it has undone: {error}")], false);
                 }
-                Err(error) => return vec![format!("{host} did not say that it has undone: {error}")],
             }
         }
     }

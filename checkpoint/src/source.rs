@@ -21,7 +21,9 @@ use godwit_migration::observer::{Event, micros};
 use godwit_migration::plan::{Carry, Limits, Restoration, Strategy, Tracker};
 use godwit_migration::remains;
 use godwit_migration::report::{FillReport, MemoryReport, RoundReport, Summary};
-use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Observer, Phase, Role};
+use godwit_migration::{
+    Cancel, Disposition, Failure, FailureKind, MigrationId, Observer, Phase, Role, SharedDirectory,
+};
 use godwit_transfer::stale::StaleCopies;
 use godwit_transfer::tree::{TreeIndex, equal_digest};
 use godwit_transfer::wire::unexpected;
@@ -68,6 +70,8 @@ pub struct Plan {
     pub gentle: bool,
     /// The highest rung of the ladder that keeps CRIU from dumping pages; the best that works when absent.
     pub highest_rung: Option<godwit_criu::pageless::Rung>,
+    /// Whom both hosts ask when they cannot reach each other.
+    pub witness: Option<SharedDirectory>,
     /// What this host is like.
     pub facts: HostFacts,
 }
@@ -323,6 +327,7 @@ impl<'a> Source<'a> {
         })?;
         let offer = self.offer()?;
         self.offered = offer.trees.clone();
+        self.wire.expect_indexes();
         self.wire.say(&Message::Offer(Box::new(offer)))?;
         let bases = match self.wire.hear()? {
             Incoming::Message(Message::Accept { bases, process_start_us, restoration, restoration_why }) => {
@@ -371,6 +376,8 @@ impl<'a> Source<'a> {
             restoration: self.plan.restoration,
             carry: self.plan.carry,
             facts: self.plan.facts.clone(),
+            void: recovery::void(&self.job.root, &self.name),
+            witness: self.plan.witness.as_ref().map(ToString::to_string),
         })
     }
 

@@ -79,7 +79,8 @@ fn write(id: &str, dir: &Path, root: &Path, file: File) -> io::Result<Vec<String
 /// The journal's lines with the fields that are known to be harmless, down to those of what is nested.
 fn journal(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
-    let line = |line: &str| match serde_json::from_str::<Value>(line) {
+    // before the JSON stand its length and its sum
+    let line = |line: &str| match serde_json::from_str::<Value>(&line[line.find('{').unwrap_or(0)..]) {
         Ok(Value::Object(mut event)) => {
             event.retain(|name, value| EVENT_FIELDS.contains(&name.as_str()) && !value.is_object());
             format!("{}\n", Value::Object(event))
@@ -189,7 +190,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("migrations/01abc");
         let journaled = format!(
-            "{{\"seq\":1,\"unix_us\":5,\"event\":\"planned\",\"container\":\"runc:web\",\"remains\":\"PASSWORD={SECRET}\"}}\n\
+            "gw2 99 0123456789abcdef {{\"seq\":1,\"unix_us\":5,\"event\":\"planned\",\"container\":\"runc:web\",\"remains\":\"PASSWORD={SECRET}\"}}\n\
              {{\"seq\":2,\"unix_us\":6,\"event\":\"made\",\"note\":{{\"env\":\"{SECRET}\"}}}}\n{{\"torn {SECRET}"
         );
         put(&dir, "journal", journaled.as_bytes());

@@ -123,6 +123,7 @@ impl<'a> Told<'a> {
             JournalState::InDoubt => "in doubt: frozen, the word was given".into(),
             JournalState::Waiting => "in doubt: held frozen, waits for the word".into(),
             JournalState::Stuck => "not all of it could be undone".into(),
+            JournalState::Untold => "rolled back, and the other side may not know it".into(),
             state if self.under_way => format!("under way: {}", stage(state)),
             state => format!("ended without a word in {}", stage(state)),
         }
@@ -147,7 +148,7 @@ fn stage(state: JournalState) -> &'static str {
         JournalState::Committed => "switchover",
         JournalState::Running => "clearing up",
         JournalState::Failed => "rollback",
-        JournalState::Waiting | JournalState::InDoubt | JournalState::Stuck => "doubt",
+        JournalState::Waiting | JournalState::InDoubt | JournalState::Stuck | JournalState::Untold => "doubt",
         JournalState::Completed | JournalState::RolledBack | JournalState::Lost => "nothing",
     }
 }
@@ -187,6 +188,7 @@ pub fn event_words(event: &Event) -> (String, String) {
         }
         Event::Failed { reason } | Event::InDoubt { reason } => reason.clone(),
         Event::RolledBack => "everything was undone".into(),
+        Event::Untold => "the destination did not say that it has removed its copy".into(),
         Event::Resumed { godwit } => format!("another process goes on, godwit {godwit}"),
         Event::TakenBack { reason } => format!("the word given is void: {reason}"),
         Event::GivenAway => "a person decided: it is the destination's".into(),

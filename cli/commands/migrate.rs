@@ -94,6 +94,7 @@ fn attempt(
         restoration: command.restore.into(),
         gentle: command.pace == PaceArg::Gentle,
         highest_rung: command.highest_rung.map(Into::into),
+        witness: command.witness.clone(),
         facts,
     };
     let Some(_lock) = lock(args, &name, show, cancel).map_err(about)? else {
@@ -117,7 +118,8 @@ fn attempt(
     let reader = reader(tracker).map_err(about)?;
     let dial = || connect(&address, &command.remote_command);
     let dial: Option<&dyn Fn() -> std::io::Result<Box<dyn Transport>>> = Some(&dial);
-    let parties = Parties { container, criu: &criu, wire, dial, reader, observer: show, cancel: cancel.clone() };
+    let parties =
+        Parties { container, criu: &criu, wire, dial, reader, observer: show, cancel: cancel.clone() };
     let order = Order { plan, job, journal };
     if command.dry_run {
         let answer = godwit_checkpoint::rehearse(parties, order);
@@ -145,15 +147,22 @@ fn settle_earlier(args: &Args, command: &MigrateArgs, show: &Show<'_>) -> Result
         let Ok((lines, state)) = found.read() else { continue };
         let is_ours = matches!(lines.first().map(|line| &line.event),
             Some(Event::Planned { role: Role::Source, container, .. }) if *container == name);
-        if !is_ours || state.is_settled() || super::journals::is_locked(root, &name) {
+        if !is_ours
+            || state.is_settled()
+            || state == JournalState::Untold
+            || super::journals::is_locked(root, &name)
+        {
             continue;
         }
         let Ok(id) = found.id.parse() else { continue };
         let Some(mut earlier) = Interrupted::adopt(root, &godwit_engine::all(), &id)? else { continue };
         if !needs_nobody(earlier.standing()) {
-            return Err(Failure::new(FailureKind::InDoubt, format!("an earlier migration of `{name}` is in doubt"))
-                .hint(format!("`godwit resume {id}` ends it"))
-                .into());
+            return Err(Failure::new(
+                FailureKind::InDoubt,
+                format!("an earlier migration of `{name}` is in doubt"),
+            )
+            .hint(format!("`godwit resume {id}` ends it"))
+            .into());
         }
         earlier.take_back("another migration begins")?;
         show.note(format!("migration {id}, whose process died, is rolled back"));

@@ -53,6 +53,7 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
         restoration: Restoration::Eager,
         gentle: false,
         highest_rung: None,
+        witness: None,
         facts: archived.host.clone(),
     };
     let id = MigrationId::generate().map_err(|error| cannot(&error))?;

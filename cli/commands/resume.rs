@@ -7,7 +7,7 @@ use crate::draw::Draw;
 use godwit_checkpoint::recovery::Interrupted;
 use godwit_checkpoint::resume::{Answer, ask, needs_nobody, resume};
 use godwit_migration::ownership::{Presence, Standing, is_held, may_have_run};
-use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Role};
+use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Role, Witness};
 use godwit_restore::recovery::Orphan;
 use godwit_transfer::{Address, Wire, connect};
 use std::path::Path;
@@ -112,8 +112,9 @@ fn at_source(
 ) -> Result<Told, Trouble> {
     let (name, peer) = (here.name.clone(), here.peer.clone());
     let is_settled = here.is_settled();
+    let witness = command.witness.as_ref().map(|witness| witness as &dyn Witness);
     let answer = call(id, &peer, command, is_settled || needs_nobody(here.standing()), draw);
-    let end = resume(&mut here, answer, keep(command)).map_err(|mut failure| {
+    let end = resume(&mut here, answer, keep(command), witness).map_err(|mut failure| {
         if failure.kind == FailureKind::InDoubt {
             failure.message = format!("`{name}`: {}", failure.message);
             failure = failure
@@ -127,10 +128,17 @@ fn at_source(
         (Disposition::RunningAtDestination, None) if is_settled => format!("{name} has gone to {peer}"),
         (Disposition::RunningAtSource, _) if is_settled => format!("{name} has stayed on this host"),
         (Disposition::RunningAtSource, _) => format!("{name} is running on this host{decided}"),
-        (Disposition::RunningAtDestination, Some(pid)) => format!("{name} is running on {peer} (pid {pid} there)"),
-        (Disposition::RunningAtDestination, None) => format!("{name} is {peer}'s{decided}; nothing of it is left here"),
+        (Disposition::RunningAtDestination, Some(pid)) => {
+            format!("{name} is running on {peer} (pid {pid} there)")
+        }
+        (Disposition::RunningAtDestination, None) => {
+            format!("{name} is {peer}'s{decided}; nothing of it is left here")
+        }
         _ => {
-            let failure = Failure::new(FailureKind::Failed, format!("`{name}` is lost: nothing that could run is left on either host"));
+            let failure = Failure::new(
+                FailureKind::Failed,
+                format!("`{name}` is lost: nothing that could run is left on either host"),
+            );
             return Err(failure.at(end.disposition).into());
         }
     };

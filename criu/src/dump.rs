@@ -232,7 +232,8 @@ impl Dump {
         notify: &mut dyn FnMut(&Notify) -> NotifyAnswer,
     ) -> Result<DumpReport, CriuError> {
         let log_file = self.options.work_dir.join(log_name);
-        log::put_aside(&log_file).map_err(CriuError::io(format!("cannot rename `{}`", log_file.display())))?;
+        log::put_aside(&log_file)
+            .map_err(CriuError::io(format!("cannot rename `{}`", log_file.display())))?;
         remove_stale(&self.options.work_dir.join(stats::DUMP_FILE))?;
         let places = Places::open(&self.options.images_dir, &self.options.work_dir)?;
         let opts = self.request_options(&places, log_name)?;

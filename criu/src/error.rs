@@ -49,11 +49,13 @@ pub enum CriuError {
         log: Option<PathBuf>,
     },
 
-    /// CRIU died without an answer, and nobody was there to hold its tasks: they were frozen again as soon as it was noticed.
-    #[error("criu {operation} was killed, and nothing held the tasks: they have run for a moment{}", log_text(.log.as_ref()))]
-    Loose {
+    /// CRIU was killed by somebody, or it died without a guardian, while it worked on tasks that may not run. They are frozen now.
+    #[error("criu {operation} was killed, and {}{}", held_text(*.held), log_text(.log.as_ref()))]
+    Killed {
         /// `dump`, `restore`, ...
         operation: &'static str,
+        /// Whether its guardian has held the tasks; else they were frozen again when it was noticed.
+        held: bool,
         /// What the log says.
         explanation: Box<Explanation>,
         /// The log, kept for the user.
@@ -112,7 +114,7 @@ impl CriuError {
         match self {
             CriuError::Failed { explanation, .. }
             | CriuError::Crashed { explanation, .. }
-            | CriuError::Loose { explanation, .. } => Some(explanation),
+            | CriuError::Killed { explanation, .. } => Some(explanation),
             _ => None,
         }
     }
@@ -122,6 +124,13 @@ fn errno_text(errno: Option<i32>) -> String {
     match errno {
         Some(n) if n != 0 => format!(" ({})", std::io::Error::from_raw_os_error(n)),
         _ => String::new(),
+    }
+}
+
+fn held_text(held: bool) -> &'static str {
+    match held {
+        true => "its tasks were frozen before they could run",
+        false => "nothing held its tasks: they have run for a moment",
     }
 }
 

@@ -140,7 +140,8 @@ impl Restore {
     ) -> Result<RestoreReport, CriuError> {
         const OPERATION: &str = "restore";
         let log_file = self.options.work_dir.join(RESTORE_LOG);
-        log::put_aside(&log_file).map_err(CriuError::io(format!("cannot rename `{}`", log_file.display())))?;
+        log::put_aside(&log_file)
+            .map_err(CriuError::io(format!("cannot rename `{}`", log_file.display())))?;
         remove_stale(&self.options.work_dir.join(stats::RESTORE_FILE))?;
         let places = Places::open(&self.options.images_dir, &self.options.work_dir)?;
         let opts = self.request_options(&places)?;

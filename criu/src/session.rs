@@ -9,6 +9,7 @@ use std::ffi::{CString, OsString};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -229,7 +230,7 @@ impl Session {
     /// killed, if a guardian is there to hold the tasks.
     ///
     /// # Errors
-    /// The answer's, or [`CriuError::Loose`] when nobody held the tasks; and when a CRIU that had answered does not end.
+    /// The answer's, or [`CriuError::Killed`]; and when a CRIU that had answered does not end.
     pub(crate) fn conclude(mut self, answer: Result<Criu_resp, CriuError>) -> Result<Criu_resp, CriuError> {
         self.socket = None;
         let ended = match (&answer, &self.guard) {
@@ -245,15 +246,19 @@ impl Session {
             }
             let _ = self.wait();
         }
-        match (guard.conclude(answer.is_ok()), answer) {
-            (Ending::Held { within }, answer) => {
-                tracing::warn!(?within, "criu was killed; its tasks were frozen before they could run");
-                answer
+        let ending = guard.conclude(answer.is_ok());
+        if let Ending::Held { within } = ending {
+            tracing::warn!(?within, "criu was killed; its tasks were frozen before they could run");
+        }
+        // one that crashed may do better in another way; one that somebody has killed must not be sent again
+        let was_killed = matches!(&ended, Ok(Some(status)) if status.signal() == Some(libc::SIGKILL));
+        match answer {
+            Err(CriuError::Crashed { operation, explanation, log })
+                if was_killed || ending == Ending::Loose =>
+            {
+                Err(CriuError::Killed { operation, held: ending != Ending::Loose, explanation, log })
             }
-            (Ending::Loose, Err(CriuError::Crashed { operation, explanation, log })) => {
-                Err(CriuError::Loose { operation, explanation, log })
-            }
-            (_, answer) => answer.and_then(|resp| ended.map(|_| resp)),
+            answer => answer.and_then(|resp| ended.map(|_| resp)),
         }
     }
 
@@ -390,8 +395,9 @@ pub(crate) fn expect_success(
             explanation: Box::new(log::explain_file(kept.as_deref(), "")),
             log: kept,
         }),
-        Err(CriuError::Loose { operation, .. }) => Err(CriuError::Loose {
+        Err(CriuError::Killed { operation, held, .. }) => Err(CriuError::Killed {
             operation,
+            held,
             explanation: Box::new(log::explain_file(kept.as_deref(), "")),
             log: kept,
         }),

@@ -22,9 +22,24 @@ pub(crate) struct Arrival {
     guardian: OnceCell<Arc<Guardian>>,
 }
 
+/// Whether it names an entry of a directory, and nothing else.
+fn is_plain_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..")
+        && name.len() <= 255
+        && !name.contains(['/', '\0'])
+        && !name.starts_with('-')
+}
+
 impl Arrival {
     /// What stands in the way of its network here; touches nothing.
     pub(crate) fn examine(shipment: &Shipment, namespace: Option<&str>) -> Vec<Refusal> {
+        // it becomes a file's name, and is the peer's text
+        if let Some(name) = namespace.filter(|name| !is_plain_name(name)) {
+            return vec![Refusal::new(format!(
+                "`{}` is no name for a network namespace",
+                name.escape_debug()
+            ))];
+        }
         let (Some(state), Some(name)) = (&shipment.network, namespace) else { return Vec::new() };
         let mut reasons = Vec::new();
         if Namespace::path_of(name).exists() {

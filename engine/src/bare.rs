@@ -32,6 +32,9 @@ struct Recipe {
     namespace: Option<String>,
     /// CRIU's name for its network namespace.
     network_key: Option<String>,
+    /// What it listens on, when it has not.
+    #[serde(default)]
+    listeners: Vec<std::net::SocketAddr>,
 }
 
 /// The cgroup of godwit's own for a tree that has none.

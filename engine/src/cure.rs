@@ -4,9 +4,9 @@
 
 use crate::network::{Namespace, remove_criu_lock};
 use godwit_guardian::end_repair;
-use std::collections::BTreeSet;
 use nix::mount::{MntFlags, umount2};
 use procfs::process::Process;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -36,15 +36,6 @@ pub fn wait_for_criu(dir: &Path) -> bool {
 /// Removes what a CRIU that was killed while it restored has left on this host: mounts below `work`, and its directory in /tmp,
 /// made after `since`, if no other CRIU works here. What cannot be removed is left.
 pub fn sweep(work: &Path, since: SystemTime) {
-    let mounts = Process::myself().and_then(|process| process.mountinfo());
-    let mounts: Vec<PathBuf> = mounts.into_iter().flatten().map(|mount| mount.mount_point).collect();
-    let remove = |dir: &Path| {
-        // what was mounted last lies deepest
-        for mount in mounts.iter().rev().filter(|mount| mount.starts_with(dir)) {
-            let _ = umount2(mount, MntFlags::MNT_DETACH);
-        }
-        let _ = std::fs::remove_dir(dir);
-    };
     for yard in entries(work, ".criu.cgyard.") {
         remove(&yard);
     }
@@ -57,6 +48,28 @@ pub fn sweep(work: &Path, since: SystemTime) {
             remove(namespace);
         }
     }
+}
+
+/// Removes the directory of a runtime that was killed before it wrote down that it has a container of that name, and what
+/// is mounted below it. One that knows the container keeps it.
+pub fn sweep_runtime(container: &Path) {
+    if container.is_dir() && !container.join("state.json").exists() {
+        for below in entries(container, "") {
+            remove(&below);
+        }
+        remove(container);
+    }
+}
+
+/// Unmounts what is mounted on a directory and below it, and removes it if it is empty then.
+fn remove(dir: &Path) {
+    let mounts = Process::myself().and_then(|process| process.mountinfo());
+    let mounts: Vec<PathBuf> = mounts.into_iter().flatten().map(|mount| mount.mount_point).collect();
+    // what was mounted last lies deepest
+    for mount in mounts.iter().rev().filter(|mount| mount.starts_with(dir)) {
+        let _ = umount2(mount, MntFlags::MNT_DETACH);
+    }
+    let _ = std::fs::remove_dir(dir);
 }
 
 fn entries(dir: &Path, prefix: &str) -> Vec<PathBuf> {

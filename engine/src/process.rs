@@ -4,15 +4,49 @@ use crate::error::EngineError;
 use godwit_migration::plan::Carry;
 use godwit_transfer::message::Refusal;
 use procfs::net::TcpState;
-use procfs::process::{FDTarget, MMPermissions, Process};
+use procfs::process::{FDTarget, MMPermissions, MountInfo, Process};
 use std::collections::{BTreeSet, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// File systems whose mounts CRIU cannot make again, unless the runtime brings them from outside.
 const NOT_RESTORABLE: &[&str] = &[
-    "fuse", "fuseblk", "autofs", "nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "virtiofs", "zfs", "btrfs",
-    "xfs", "ext4",
+    "fuse",
+    "fuseblk",
+    "autofs",
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "9p",
+    "ceph",
+    "virtiofs",
+    "zfs",
+    "btrfs",
+    "xfs",
+    "ext2",
+    "ext3",
+    "ext4",
+    "f2fs",
+    "bcachefs",
+    "vfat",
+    "exfat",
+    "ntfs3",
+    "iso9660",
+    "squashfs",
+    "erofs",
+    "lustre",
+    "gfs2",
+    "ocfs2",
+    "afs",
+    "nsfs",
+    "bpf",
+    "hugetlbfs",
+    "ramfs",
+    "configfs",
+    "efivarfs",
+    "nfsd",
+    "rpc_pipefs",
 ];
 
 fn unreadable(pid: i32) -> impl FnOnce(procfs::ProcError) -> EngineError {
@@ -134,17 +168,19 @@ fn mount_of_descriptor(pid: i32, number: i32) -> Option<i32> {
 /// When the task cannot be read.
 pub fn mount_blockers(pid: i32, external: &[PathBuf]) -> Result<Vec<Refusal>, EngineError> {
     let mounts = Process::new(pid).and_then(|process| process.mountinfo()).map_err(unreadable(pid))?;
+    Ok(judge_mounts(&mounts.into_iter().collect::<Vec<_>>(), external))
+}
+
+fn judge_mounts(mounts: &[MountInfo], external: &[PathBuf]) -> Vec<Refusal> {
     let mut blockers = Vec::new();
-    for mount in &mounts {
+    for mount in mounts {
         let at = &mount.mount_point;
         let kind = mount.fs_type.split('.').next().unwrap_or_default();
         if at == Path::new("/") || external.iter().any(|path| path == at) || !NOT_RESTORABLE.contains(&kind) {
             continue;
         }
         // a second mount of something that is mounted anyway is made from the first
-        let twin = |other: &&procfs::process::MountInfo| {
-            other.majmin == mount.majmin && external.contains(&other.mount_point)
-        };
+        let twin = |other: &&MountInfo| other.majmin == mount.majmin && external.contains(&other.mount_point);
         if kind != "fuse"
             && mounts.iter().any(|other| {
                 twin(&other) || (other.mount_point == Path::new("/") && other.majmin == mount.majmin)
@@ -161,7 +197,7 @@ pub fn mount_blockers(pid: i32, external: &[PathBuf]) -> Result<Vec<Refusal>, En
             .hint("unmount it inside of the container, or make it a bind mount of the bundle"),
         );
     }
-    Ok(blockers)
+    blockers
 }
 
 /// Established TCP connections of the tree as `local – remote`, those that CRIU would have to carry.
@@ -275,6 +311,31 @@ mod tests {
             connection_blocker(&connections, &Carry { tcp_established: true, ..Default::default() })
                 .is_none()
         );
+    }
+
+    #[test]
+    fn mounts_that_criu_cannot_make_are_named_with_their_place() {
+        let mounts: Vec<MountInfo> = [
+            "30 29 0:40 / / rw - ext4 /dev/vda rw",
+            "31 30 0:41 / /proc rw - proc proc rw",
+            "32 30 0:42 / /tmp rw - tmpfs tmpfs rw",
+            "33 30 0:43 / /mnt/share rw - nfs4 server:/x rw",
+            "34 30 0:44 / /mnt/s3 rw - fuse.s3fs s3 rw",
+            "35 30 0:40 /srv /data rw - ext4 /dev/vda rw",
+            "36 30 0:45 / /vol rw - xfs /dev/vdb rw",
+            "37 30 0:4 net:[4026532] /run/netns/x rw - nsfs nsfs rw",
+            "38 30 0:46 / /sys/fs/bpf rw - bpf bpf rw",
+        ]
+        .map(|line| MountInfo::from_line(line).unwrap())
+        .into();
+        let told = judge_mounts(&mounts, &["/vol".into()]);
+        let told: Vec<&str> = told.iter().map(|refusal| refusal.reason.as_str()).collect();
+        assert_eq!(told.len(), 4, "{told:?}");
+        for (reason, words) in
+            told.iter().zip(["`nfs4` at `/mnt/share`", "`fuse.s3fs` at `/mnt/s3`", "`nsfs` at", "`bpf` at"])
+        {
+            assert!(reason.contains(words), "{reason}");
+        }
     }
 
     #[test]

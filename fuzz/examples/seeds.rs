@@ -7,6 +7,7 @@ use godwit_migration::Cancel;
 use godwit_transfer::tree::{Options, TreeDestination, TreeIndex, TreeOp, TreeSource};
 use godwit_transfer::wire::HeldFrames;
 use godwit_transfer::{Compression, Message, Transport, TreeId, Wire};
+use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -43,7 +44,11 @@ fn main() {
     put("journal", "rolled-back", format!("{}\n", lines.join("\n")).as_bytes());
     put("log", "dump", b"(00.010) Dumping task (pid: 4711 comm: redis-server)\n(00.012) 4711 fdinfo 6: pos: 0 flags: 4002/0x1\n\
         (00.013) Error (criu/sk-inet.c:137): inet: Unsupported proto 262 for socket 1c\n(00.014) Error (criu/cr-dump.c:2128): Dumping FAILED.\n");
-    put("log", "runc", b"time=\"2026-01-01T00:00:00Z\" level=error msg=\"criu failed: type NOTIFY errno 0\"\n");
+    put(
+        "log",
+        "runc",
+        b"time=\"2026-01-01T00:00:00Z\" level=error msg=\"criu failed: type NOTIFY errno 0\"\n",
+    );
     if let Some(images) = std::env::args().nth(1) {
         for entry in std::fs::read_dir(images).unwrap() {
             let path = entry.unwrap().path();
@@ -74,9 +79,9 @@ fn changed(root: &Path, before: &TreeIndex) -> TreeIndex {
 
 fn steps(root: &Path, base: TreeIndex) -> Vec<TreeOp> {
     let mut steps = Vec::new();
-    let mut source = TreeSource::open(root, base, Options::default()).unwrap();
+    let mut source = TreeSource::new(root, base, Options::default()).unwrap();
     source
-        .round(&mut |step| {
+        .round(&HashSet::new(), &mut |step| {
             steps.push(step);
             Ok::<(), io::Error>(())
         })
@@ -86,7 +91,8 @@ fn steps(root: &Path, base: TreeIndex) -> Vec<TreeOp> {
 
 fn batch() -> Vec<u8> {
     let mut builder = BatchBuilder::default();
-    let run = |start: u64, pages, kind| Run { image: ImageId::Task(1), pages: PageRun { start, pages }, kind };
+    let run =
+        |start: u64, pages, kind| Run { image: ImageId::Task(1), pages: PageRun { start, pages }, kind };
     builder.push(run(0x10000, 1, Kind::Data { first: 0 }), &[5; 4096]);
     builder.push(run(0x20000, 3, Kind::Zero), &[]);
     builder.push(run(0x30000, 2, Kind::Reference { first: 0 }), &[]);
@@ -112,7 +118,8 @@ impl Transport for Kept {
 
 fn conversation(steps: &[TreeOp], index: &TreeIndex) -> Vec<u8> {
     let kept = Arc::new(Mutex::new(Vec::new()));
-    let mut wire = Wire::open(Box::new(Kept(kept.clone())), Cancel::default(), Duration::from_secs(1)).unwrap();
+    let mut wire =
+        Wire::open(Box::new(Kept(kept.clone())), Cancel::default(), Duration::from_secs(1)).unwrap();
     wire.say(&Message::Hello { godwit: "0.1.0".into(), host: "src".into() }).unwrap();
     wire.say(&Message::Prepare).unwrap();
     wire.send_index(TreeId(0), index).unwrap();

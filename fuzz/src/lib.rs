@@ -1,7 +1,8 @@
 //! Every decoder of godwit's that reads what a peer or a disk gives, as a function of any bytes. None may panic, allocate
 //! what only a length in the bytes speaks of, or write outside of the directory that it was given.
 //!
-//! With nightly Rust and cargo-fuzz: `cargo +nightly fuzz run wire seeds/wire`, here or in the repository. With stable Rust:
+//! With nightly Rust and cargo-fuzz: `cargo +nightly fuzz run wire corpus/wire seeds/wire` here (the first directory gets what it
+//! finds). With stable Rust:
 //! `cargo test --no-default-features`, which mutates the seeds for a while.
 #![allow(clippy::unwrap_used)]
 
@@ -63,11 +64,11 @@ pub fn wire(bytes: &[u8]) {
 pub fn index(bytes: &[u8]) {
     let Ok(index) = TreeIndex::from_bytes(bytes) else { return };
     for (path, _) in index.entries() {
-        assert_eq!(index.get(path).is_some(), true);
+        assert!(index.get(path).is_some());
     }
     let _ = index.file_bytes();
     // what was understood can be said again
-    assert_eq!(TreeIndex::from_bytes(&index.to_bytes().unwrap()).unwrap().to_bytes().unwrap(), index.to_bytes().unwrap());
+    assert_eq!(TreeIndex::from_bytes(&index.to_bytes().unwrap()).unwrap(), index);
 }
 
 /// Steps that change a tree, one after the other: none may reach what is beside it.
@@ -84,7 +85,9 @@ pub fn tree_ops(bytes: &[u8]) {
         let Ok((step, behind)) = postcard::take_from_bytes::<TreeOp>(rest) else { break };
         rest = behind;
         // a device of the host needs no test here, and a large file no room
-        if matches!(step, TreeOp::Device { .. }) || matches!(&step, TreeOp::FileBegin { size, .. } if *size > 1 << 20) {
+        if matches!(step, TreeOp::Device { .. })
+            || matches!(&step, TreeOp::FileBegin { size, .. } if *size > 1 << 20)
+        {
             continue;
         }
         let _ = destination.apply(step);

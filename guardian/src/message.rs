@@ -134,8 +134,11 @@ fn send(to: &OwnedFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<()
     }
 }
 
-/// The next packet and what came along; `None` when there will be none.
-pub(crate) fn receive(from: &impl AsFd) -> Result<Option<([u8; LONGEST], Vec<OwnedFd>)>, Errno> {
+/// A packet's bytes, and the descriptors that came along.
+pub(crate) type Packet = ([u8; LONGEST], Vec<OwnedFd>);
+
+/// The next packet; `None` when there will be none.
+pub(crate) fn receive(from: &impl AsFd) -> Result<Option<Packet>, Errno> {
     let mut bytes = [0; LONGEST];
     let mut space = nix::cmsg_space!([RawFd; 2]);
     let mut parts = [IoSliceMut::new(&mut bytes)];

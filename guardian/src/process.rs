@@ -20,6 +20,8 @@ const NAME: &std::ffi::CStr = c"godwit-guard";
 /// Does the guardian's work for the godwit at the other end of `control`. It ends when that godwit has gone and no process is
 /// traced any more: a CRIU that outlives its godwit stays guarded.
 ///
+/// To be called in a process that has no other thread: the signals by which tracees are heard of could go there.
+///
 /// # Errors
 /// When it cannot even wait.
 pub fn run_guardian(control: OwnedFd) -> Result<(), GuardianError> {
@@ -95,6 +97,8 @@ impl Process {
         let done = match Order::decode(&bytes) {
             Some(Order::Watch { criu }) => self.watch(criu),
             Some(Order::Arm { criu, word, length }) => {
+                // what CRIU restores it gives the priority that it had before
+                sys::prefer(criu);
                 let mut files = descriptors.into_iter().map(File::from);
                 let brake = files.next().map(|file| Brake {
                     file,

@@ -20,9 +20,11 @@ pub mod quantity;
 pub mod remains;
 pub mod report;
 pub mod throttle;
+pub mod witness;
 
 pub use cancel::Cancel;
 pub use failure::{Disposition, Failure, FailureKind};
 pub use id::MigrationId;
 pub use observer::{Observer, Silent};
 pub use phase::{Phase, Role};
+pub use witness::{SharedDirectory, Witness};

@@ -48,7 +48,7 @@ pub enum Verdict {
 pub enum Doubt {
     /// The source gave its word, and the destination does not know of this migration.
     Unknown,
-    /// It ran at the destination, or may have, and is gone there; the copy at the source is older.
+    /// It ran on one host, or may have, and is gone there; the copy on the other one is older.
     Outdated,
     /// It runs on both hosts, or on the one that may not let it.
     Twice,
@@ -57,9 +57,11 @@ pub enum Doubt {
 impl std::fmt::Display for Doubt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Unknown => "the source has given its word, and the destination does not know of this migration",
+            Self::Unknown => {
+                "the source has given its word, and the destination does not know of this migration"
+            }
             Self::Outdated => {
-                "it may have run at the destination, where it is gone now; the frozen copy at the source is older"
+                "it may have run since the copy that is left was frozen, and is gone where it ran"
             }
             Self::Twice => "it runs on a host that may not let it run",
         })
@@ -76,6 +78,12 @@ pub fn has_given_word(source: JournalState) -> bool {
 pub fn may_have_run(destination: JournalState) -> bool {
     use JournalState::*;
     matches!(destination, Committed | InDoubt | Running | Completed)
+}
+
+/// Whether the container may have run at the source after the destination got its copy.
+fn may_have_gone_on(source: JournalState) -> bool {
+    use JournalState::*;
+    matches!(source, Failed | Stuck | RolledBack | Untold)
 }
 
 /// Whether the destination holds the container and only waits for the word.
@@ -113,6 +121,13 @@ pub fn decide(source: Standing, destination: Option<Standing>) -> Verdict {
         }
         // it has run nowhere else, and will not: also when the word was given to one who has lost it since
         (Frozen, _) => Verdict::Source,
+        // it has run on at the source, and ended: what is held is not wanted any more
+        (Gone, _) if matches!(source.state, JournalState::RolledBack | JournalState::Untold) => {
+            Verdict::Source
+        }
+        (Gone, Frozen) if is_held(destination.state) && may_have_gone_on(source.state) => {
+            Verdict::Undecided(Doubt::Outdated)
+        }
         (Gone, Frozen) if is_held(destination.state) => Verdict::Destination,
         (Gone, _) => Verdict::Nobody,
     }
@@ -123,9 +138,9 @@ mod tests {
     use super::*;
     use JournalState::*;
 
-    const STATES: [JournalState; 16] = [
+    const STATES: [JournalState; 17] = [
         Empty, Planned, PreCopy, Freezing, Dumped, Ready, Restoring, Restored, Committed, Running, Completed,
-        Failed, RolledBack, InDoubt, Waiting, Stuck,
+        Failed, RolledBack, InDoubt, Waiting, Stuck, Untold,
     ];
     const COPIES: [Presence; 3] = [Presence::Running, Presence::Frozen, Presence::Gone];
 
@@ -179,8 +194,23 @@ mod tests {
             let held = destination.is_some_and(|there| {
                 there.presence == Presence::Frozen && (is_held(there.state) || may_have_run(there.state))
             });
-            if at_source || held {
+            let unwanted = matches!(source.state, RolledBack | Untold);
+            if at_source || held && !unwanted {
                 assert_ne!(verdict, Verdict::Nobody, "{source:?} {destination:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_copy_that_the_other_host_may_have_outrun_is_never_let_run() {
+        for_all(|source, destination, verdict| {
+            let Some(there) = destination else { return };
+            let fresh_there = may_have_run(there.state) || there.presence == Presence::Running;
+            if may_have_gone_on(source.state) && source.presence == Presence::Gone && !fresh_there {
+                assert_ne!(verdict, Verdict::Destination, "{source:?} {destination:?}");
+            }
+            if may_have_run(there.state) && there.presence == Presence::Gone {
+                assert_ne!(verdict, Verdict::Source, "{source:?} {destination:?}");
             }
         });
     }

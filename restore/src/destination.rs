@@ -20,7 +20,9 @@ use godwit_migration::lock::{ContainerLock, lock_container};
 use godwit_migration::observer::{Event, micros};
 use godwit_migration::plan::Restoration;
 use godwit_migration::report::FillReport;
-use godwit_migration::{Disposition, Failure, FailureKind, MigrationId, Observer, Phase, Role};
+use godwit_migration::{
+    Disposition, Failure, FailureKind, MigrationId, Observer, Phase, Role, SharedDirectory,
+};
 use godwit_transfer::stale::StaleCopies;
 use godwit_transfer::wire::{HeldFrames, unexpected};
 use godwit_transfer::{
@@ -31,8 +33,13 @@ use std::time::{Duration, Instant};
 
 /// How long the source may be silent: it may write a large dump to its disk meanwhile.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How long the source may take to give its word: it has only to write it down. Then whoever resumes can have the container.
+const WORD: Duration = Duration::from_secs(20);
 /// How long the source may take for its farewell.
 const FAREWELL: Duration = Duration::from_secs(60);
+
+/// Frames that the source's network lock may have held, bytes: many seconds of a fast link.
+const MAX_HELD: usize = 512 << 20;
 
 /// The host that receives.
 pub struct Host {
@@ -96,6 +103,9 @@ enum DestinationError {
     /// Somebody else has it.
     #[error("{0}")]
     Locked(String),
+    /// The witness.
+    #[error(transparent)]
+    Witness(#[from] recovery::WitnessError),
     /// The source went after the preflight.
     #[error("only asked")]
     OnlyAsked,
@@ -236,7 +246,8 @@ impl Destination<'_> {
             other => return Err(unexpected(&other, "an offer").into()),
         };
         let name = format!("{}:{}", offer.engine, offer.name);
-        recovery::settle_earlier(&self.host.root, &self.host.engines, &name).map_err(DestinationError::Locked)?;
+        recovery::settle_earlier(&self.host.root, &self.host.engines, &name, &offer.void)
+            .map_err(DestinationError::Locked)?;
         let (engine, shipment, process_start) = match self.examine(&offer) {
             Ok(found) => found,
             Err(reasons) => {
@@ -280,6 +291,9 @@ impl Destination<'_> {
             job: self.host.root.join("migrations").join(offer.migration.as_str()),
         };
         self.allowed(offer, &shipment, engine).map_err(|refusal| vec![refusal])?;
+        if let Some(Err(error)) = offer.witness.as_deref().map(str::parse::<SharedDirectory>) {
+            return Err(vec![Refusal::new(error.to_string())]);
+        }
         let mut reasons = preflight::examine(offer, facts, &self.host.root);
         let lazy = self.host.lazy.clone().and_then(|()| self.host.engines[engine].can_fill_later(&shipment));
         if let (Restoration::LocalLazy, Err(why)) = (offer.restoration, lazy) {
@@ -415,6 +429,7 @@ impl Destination<'_> {
             engine: job.offer.engine.clone(),
             container: None,
             trees: trees.clone(),
+            witness: job.offer.witness.clone(),
             lazy: job.restoration == Restoration::LocalLazy && job.pages.is_some(),
         };
         let dir = job.dir.clone();
@@ -557,15 +572,24 @@ impl Destination<'_> {
     /// The source has given up its right: it runs here from now on.
     fn go(&mut self) -> Result<(), DestinationError> {
         let mut frames: Vec<HeldFrames> = Vec::new();
+        let mut room = MAX_HELD;
+        self.wire.set_patience(WORD);
         loop {
             match self.hear()? {
-                Incoming::Frames(held) => frames.extend(held),
+                Incoming::Frames(held) => {
+                    let all = held.iter().flat_map(|held| &held.frames);
+                    room = room.checked_sub(all.map(|frame| frame.len() + 64).sum()).ok_or_else(|| {
+                        WireError::Malformed("more held frames than any network lock keeps".into())
+                    })?;
+                    frames.extend(held);
+                }
                 Incoming::Message(Message::Go) => break,
                 other => return Err(unexpected(&other, "go").into()),
             }
         }
         let pid = self.pid;
         let job = self.job()?;
+        recovery::claim(job.offer.witness.as_deref(), &job.offer.migration)?;
         job.journal.append(journal::Event::Going)?;
         let container =
             job.container.as_mut().ok_or_else(|| WireError::Malformed("go before prepare".into()))?;

@@ -73,7 +73,13 @@ impl IncomingPages {
         let filler = match lazy {
             true => {
                 let done = doors.job.join(FILLED);
-                let arguments = ["fill".as_ref(), "--for".as_ref(), doors.migration.as_str().as_ref(), "--done".as_ref(), done.as_os_str()];
+                let arguments = [
+                    "fill".as_ref(),
+                    "--for".as_ref(),
+                    doors.migration.as_str().as_ref(),
+                    "--done".as_ref(),
+                    done.as_os_str(),
+                ];
                 Some(Filler::start(&handler(), &arguments, &work.join("lazy-pages.socket"), &store)?)
             }
             false => None,

@@ -10,7 +10,10 @@ use godwit_engine::{DestinationContainer, Engine};
 use godwit_migration::journal::{Event, Journal, JournalState, Line, read};
 use godwit_migration::lock::{ContainerLock, holder, lock_container};
 use godwit_migration::ownership::{Presence, Standing, is_held, may_have_run};
-use godwit_migration::{Disposition, Failure, FailureKind, MigrationId, Role, remains};
+use godwit_migration::{
+    Disposition, Failure, FailureKind, MigrationId, Role, SharedDirectory, Witness, remains,
+};
+use godwit_transfer::Peer;
 use godwit_transfer::stale::StaleCopies;
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::FileTypeExt;
@@ -19,6 +22,8 @@ use std::time::{Duration, Instant};
 
 /// How long the process that received it may take to notice that its link is gone.
 const LAST_WORDS: Duration = Duration::from_secs(30);
+/// After this long it is told.
+const OWN_NOTICE: Duration = Duration::from_secs(1);
 /// How long a runtime or a CRIU without master may take to give up.
 const GIVING_UP: Duration = Duration::from_secs(60);
 /// How long memory may take to be filled.
@@ -35,6 +40,32 @@ pub(crate) struct Remains {
     pub(crate) trees: Vec<Before>,
     /// Its memory is filled on demand.
     pub(crate) lazy: bool,
+    /// Who must be asked before it is let run.
+    #[serde(default)]
+    pub(crate) witness: Option<String>,
+}
+
+/// Why a witness does not let the container run here.
+#[derive(Debug, thiserror::Error)]
+pub enum WitnessError {
+    /// It is the source's.
+    #[error("the witness says that it is the source's")]
+    Source,
+    /// Nothing is known.
+    #[error("the witness cannot be asked")]
+    Silent(#[source] std::io::Error),
+}
+
+/// Claims a migration for this side, where there is a witness.
+pub(crate) fn claim(witness: Option<&str>, id: &MigrationId) -> Result<(), WitnessError> {
+    let Some(witness) = witness else { return Ok(()) };
+    let witness: SharedDirectory =
+        witness.parse().map_err(|error| WitnessError::Silent(std::io::Error::other(error)))?;
+    match witness.claim(id, Role::Destination) {
+        Ok(Role::Destination) => Ok(()),
+        Ok(Role::Source) => Err(WitnessError::Source),
+        Err(error) => Err(WitnessError::Silent(error)),
+    }
 }
 
 /// An arriving container whose process is dead.
@@ -126,6 +157,15 @@ impl Orphan {
         is_filling(&self.id) || self.dir.join(FILLED).exists()
     }
 
+    /// Whether it came from this peer. Only TLS proves who a peer is: whoever has this host's ssh key, its socket or an
+    /// `--insecure` port may do with it what he likes.
+    pub fn is_from(&self, peer: &Peer) -> bool {
+        let proven = !peer.name.contains(':');
+        let planned = self.lines.first().map(|line| &line.event);
+        let by = matches!(planned, Some(Event::Planned { peer: from, .. }) if from.starts_with(&format!("{} (", peer.name)));
+        by || !proven
+    }
+
     /// Its first process, when the journal tells.
     pub fn pid(&self) -> Option<i32> {
         self.lines.iter().rev().find_map(|line| match line.event {
@@ -160,6 +200,9 @@ impl Orphan {
     pub fn go(&mut self) -> Result<i32, Failure> {
         let state = self.journal.state();
         if is_held(state) {
+            claim(self.remains.witness.as_deref(), &self.id).map_err(|error| {
+                Failure::new(FailureKind::InDoubt, "it may not be let run here").because_of(&error)
+            })?;
             self.write(Event::Going)?;
         }
         let cannot = |error: &(dyn std::error::Error + 'static)| {
@@ -228,28 +271,36 @@ impl Orphan {
 }
 
 /// What earlier migrations of a container have left here: put in order, unless the container may still be this host's to
-/// run.
+/// run. Those in `void` may not: its source has rolled them back.
 ///
 /// # Errors
 /// Which one waits, in words.
-pub(crate) fn settle_earlier(root: &Path, engines: &[Box<dyn Engine>], name: &str) -> Result<(), String> {
+pub(crate) fn settle_earlier(
+    root: &Path,
+    engines: &[Box<dyn Engine>],
+    name: &str,
+    void: &[MigrationId],
+) -> Result<(), String> {
     let (engine, bare_name) = name.split_once(':').unwrap_or(("", name));
-    if holder(root, engine, bare_name).is_some() {
-        // whoever is at work settles it; the lock will tell
-        return Ok(());
-    }
-    for entry in std::fs::read_dir(root.join("migrations")).into_iter().flatten().flatten() {
-        let Ok((lines, state)) = read(&entry.path().join("journal")) else { continue };
+    let entries = std::fs::read_dir(root.join("migrations")).into_iter().flatten().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<MigrationId>().ok());
+    for id in ids {
+        let Ok((lines, state)) = read(&root.join("migrations").join(id.as_str()).join("journal")) else {
+            continue;
+        };
         let is_its = matches!(lines.first().map(|line| &line.event),
             Some(Event::Planned { role: Role::Destination, container, .. }) if container == name);
         if !is_its || state.is_settled() {
             continue;
         }
-        let id = entry.file_name().to_string_lossy().into_owned();
-        if is_held(state) || may_have_run(state) {
-            return Err(format!("migration {id} of `{name}` is in doubt there: `godwit resume {id}` on its source ends it"));
+        if may_have_run(state) || is_held(state) && !void.contains(&id) {
+            let hint = format!("`godwit resume {id}` on its source ends it");
+            return Err(format!("migration {id} of `{name}` is in doubt there: {hint}"));
         }
-        let Ok(id) = id.parse() else { continue };
+        if !void.contains(&id) && holder(root, engine, bare_name).is_some() {
+            // it is at work: the lock will tell
+            continue;
+        }
         let adopted = Orphan::adopt(root, engines, &id).map_err(|failure| failure.to_string())?;
         if let Some(mut orphan) = adopted {
             orphan.abandon("another migration begins").map_err(|failure| failure.to_string())?;
@@ -284,11 +335,18 @@ fn clear(dir: &Path) -> std::io::Result<()> {
 
 fn lock(root: &Path, name: &str) -> Result<ContainerLock, Failure> {
     let (engine, bare_name) = name.split_once(':').unwrap_or(("", name));
-    let until = Instant::now() + LAST_WORDS;
+    let begun = Instant::now();
+    let until = begun + LAST_WORDS;
+    let mut told = false;
     loop {
         match lock_container(root, engine, bare_name) {
             Ok(Some(lock)) => return Ok(lock),
-            Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(50)),
+            Ok(None) if Instant::now() < until => {
+                if begun.elapsed() > OWN_NOTICE && !std::mem::replace(&mut told, true) {
+                    end_the_receiver(holder(root, engine, bare_name));
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
             Ok(None) => {
                 return Err(Failure::new(
                     FailureKind::Locked,
@@ -301,6 +359,18 @@ fn lock(root: &Path, name: &str) -> Result<ContainerLock, Failure> {
                     .because_of(&error));
             }
         }
+    }
+}
+
+/// Tells a process that still waits for its source to stop: the source is here, and speaks with another one. Only one that
+/// serves a single connection is told.
+fn end_the_receiver(pid: Option<i32>) {
+    use nix::sys::signal::{Signal, kill};
+    let Some(pid) = pid else { return };
+    let arguments = arguments(pid);
+    if ["receive", "--stdio"].iter().all(|word| arguments.iter().any(|argument| argument == word)) {
+        tracing::info!(pid, "its source speaks with another process now");
+        let _ = kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM);
     }
 }
 

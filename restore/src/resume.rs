@@ -2,15 +2,21 @@
 
 use crate::destination::{Host, Outcome};
 use crate::recovery::Orphan;
-use godwit_migration::{Failure, FailureKind, MigrationId};
+use godwit_migration::{Failure, FailureKind, MigrationId, journal};
 use godwit_transfer::wire::unexpected;
 use godwit_transfer::{Incoming, Message, Wire};
 
 /// Answers `Resume`.
 pub(crate) fn serve(mut wire: Wire, host: &Host, id: &MigrationId) -> Result<Outcome, Failure> {
+    if !may_resume(host, id) {
+        let failure = Failure::new(FailureKind::Refused, format!("migration {id} was begun by another host"));
+        let _ = wire.say(&Message::Failed { failure: failure.clone() });
+        return Err(failure);
+    }
     let adopted = Orphan::adopt(&host.root, &host.engines, id);
     let mut orphan = match adopted {
-        Ok(orphan) => orphan,
+        // whoever has nothing to do with it need not learn that it exists
+        Ok(orphan) => orphan.filter(|orphan| orphan.is_from(&host.peer)),
         Err(failure) => {
             let _ = wire.say(&Message::Failed { failure: failure.clone() });
             return Err(failure);
@@ -51,6 +57,23 @@ pub(crate) fn serve(mut wire: Wire, host: &Host, id: &MigrationId) -> Result<Out
             Err(failure)
         }
     }
+}
+
+/// Whoever has proved by TLS which host it is may only decide about what that host has sent. Over the other ways it is root
+/// who asks.
+fn may_resume(host: &Host, id: &MigrationId) -> bool {
+    let name = &host.peer.name;
+    if name.contains(':') {
+        return true;
+    }
+    let lines = journal::read(&host.root.join("migrations").join(id.as_str()).join("journal"));
+    // what is not known here can be answered to anybody
+    let Ok((lines, _)) = lines else { return true };
+    let begun_by = |line: &journal::Line| match &line.event {
+        journal::Event::Planned { peer, .. } => peer.starts_with(&format!("{name} (")),
+        _ => false,
+    };
+    lines.first().is_none_or(begun_by)
 }
 
 /// It runs here, and the source knows.

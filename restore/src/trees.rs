@@ -2,9 +2,7 @@
 
 use godwit_transfer::message::{TreeBase, TreeOffer};
 use godwit_transfer::stale::StaleCopies;
-use godwit_transfer::tree::{
-    TreeDestination, TreeError, TreeIndex, TreeOp, empty_plainly, remove_plainly,
-};
+use godwit_transfer::tree::{TreeDestination, TreeError, TreeIndex, TreeOp, empty_plainly, remove_plainly};
 use godwit_transfer::{TreeId, WireError};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;

@@ -31,28 +31,58 @@ vm_prepare() {
 
 vm_up() {
     local host
-    vm_start src dst 1 ''
-    vm_start dst src 2 "testbed.client=${address[client]}/24"
+    for host in src dst; do vm_power "$host"; done
     for host in src dst; do vm_wait "$host"; done
-    # one connection for all commands to come
-    for host in src dst; do vm_ssh "$host" -M -N -f < /dev/null &> /dev/null 9>&-; done
+    for host in src dst; do vm_connect "$host"; done
+}
+
+vm_power() {
+    case $1 in
+        src) vm_start src dst 1 '' ;;
+        dst) vm_start dst src 2 "testbed.client=${address[client]}/24" ;;
+    esac
+}
+
+# one connection for all commands to come
+vm_connect() { vm_ssh "$1" -M -N -f < /dev/null &> /dev/null 9>&-; }
+
+# what the machine has not written to its disk is lost
+vm_cut() {
+    local identity
+    identity=$(cat "$bed/pid.$1")
+    if process_is "$identity"; then kill -9 "${identity%% *}"; fi
+    while process_is "$identity"; do sleep 0.02; done
+    vm_ssh "$1" -O exit &> /dev/null || true
+    rm -f "$bed/$1.console" "$bed/$1.link" "$bed/$1.qmp" "$bed/$1.ssh"
+}
+
+vm_boot() {
+    vm_power "$1"
+    vm_wait "$1"
+    vm_connect "$1"
 }
 
 # starts HOST, linked to PEER; NUMBER makes its hardware addresses, WORDS go to its kernel command line
 vm_start() { # vm_start HOST PEER NUMBER WORDS
-    local host=$1 peer=$2 number=$3 words=$4 port qemu
+    local host=$1 peer=$2 number=$3 words=$4 port qemu disk snapshot=on
     locked vm_take_port "$host"
     port=$(cat "$bed/port.$host")
     words="testbed.name=$host testbed.address=${address[$host]}/24 testbed.rate=$rate $words"
     words="console=ttyS0 root=/dev/nvme0n1 rw rootfstype=ext4 init=/usr/local/sbin/mini-init $words"
     words="mitigations=off nokaslr quiet net.ifnames=0 tsc=reliable panic=-1 $words"
+    disk=$(bed_root)/disk
+    if [ "$disks" = keep ]; then
+        snapshot=off
+        [ -e "$bed/$host.disk" ] || cp --sparse=always "$disk" "$bed/$host.disk"
+        disk=$bed/$host.disk
+    fi
     qemu=(
         qemu-system-x86_64 -M q35 -accel tcg,thread=multi,tb-size=512 -cpu "$vm_cpu" -smp 1 -m "$vm_memory_mib"
         -nodefaults -no-user-config -display none -no-reboot
         -kernel "$(bed_root)/tree/boot/vmlinuz"
         -append "$words"
         -serial "file:$bed/$host.console"
-        -drive "if=none,id=disk,file=$(bed_root)/disk,format=raw,snapshot=on,cache=unsafe"
+        -drive "if=none,id=disk,file=$disk,format=raw,snapshot=$snapshot,cache=unsafe"
         -device nvme,serial=root,drive=disk
         -netdev "user,id=way-in,restrict=on,hostfwd=tcp:127.0.0.1:$port-:22"
         -device "virtio-net-pci,netdev=way-in,romfile=,mac=02:76:00:00:00:0$number"

@@ -22,6 +22,14 @@ def read(path):
         return ""
 
 
+def send(pids, number):
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
+
+
 def called(name):
     """The processes of that name."""
     return [int(path.split("/")[2]) for path in glob.glob("/proc/[0-9]*/comm") if read(path) == name + "\n"]
@@ -50,36 +58,46 @@ def is_traced(pid):
 
 
 def ran():
-    """Time at a processor of all threads, ns."""
-    files = [path for pid in tasks() for path in glob.glob(f"/proc/{pid}/task/*/schedstat")]
-    return sum(int(read(path).split()[0]) for path in files if read(path))
+    """Time at a processor of each thread, ns."""
+    paths = [path for pid in tasks() for path in glob.glob(f"/proc/{pid}/task/*/schedstat")]
+    texts = {path: read(path) for path in paths}
+    return {path: int(text.split()[0]) for path, text in texts.items() if text}
+
+
+def is_frozen():
+    return "frozen 1" in read(directory + "/cgroup.events")
 
 
 def has_come():
     if when == "dump":
         return read(directory + "/cgroup.freeze") == "0\n"
-    return any(when == "restore" or is_traced(pid) for pid in tasks(the_criu()))
+    return any(when == "restore" or is_traced(pid) for pid in tasks(criu))
 
 
 print("waiting", flush=True)
 if when == "dump":
     while read(directory + "/cgroup.freeze") != "1\n":
         time.sleep(0.0002)
+else:
+    while not the_criu() or not tasks():
+        pass
+# all that takes long comes before the moment
+criu, guardians, godwits = the_criu(), called("godwit-guard"), called("godwit")
 while not has_come():
     pass
 time.sleep(delay)
-godwits = called("godwit")
-for pid in godwits:
-    os.kill(pid, signal.SIGSTOP)
-criu = the_criu()
+send(godwits, signal.SIGSTOP)
 said = {"criu": criu, "held": sum(map(is_traced, tasks(criu))), "thawed": read(directory + "/cgroup.freeze") == "0\n"}
 for victim in victims:
-    for pid in {"criu": criu, "guardian": called("godwit-guard")}[victim]:
-        os.kill(pid, signal.SIGKILL)
+    send({"criu": criu, "guardian": guardians}[victim], signal.SIGKILL)
+# where much else runs, a thread may be late to find that it is to stop
+until = time.time() + 0.5
+while time.time() < until and not is_frozen():
+    time.sleep(0.001)
 time.sleep(0.02)
 before = ran()
 time.sleep(HELD)
-said |= {"tasks": len(tasks()), "ran_ns": ran() - before, "frozen": "frozen 1" in read(directory + "/cgroup.events")}
-for pid in godwits:
-    os.kill(pid, signal.SIGCONT)
+ran_ns = sum(now - before[path] for path, now in ran().items() if path in before)
+said |= {"tasks": len(tasks()), "ran_ns": ran_ns, "frozen": is_frozen()}
+send(godwits, signal.SIGCONT)
 print(json.dumps(said), flush=True)

@@ -24,4 +24,5 @@ mod refusals;
 mod rollback;
 mod state;
 mod throttle;
+mod tls;
 mod workload;

@@ -30,7 +30,9 @@ fn assert_sound(bed: &Bed, summary: &Value, from: &str, to: &str) {
     let journal = format!("/var/lib/godwit/migrations/{}/journal", summary["migration"].as_str().unwrap());
     for (host, role) in [(from, "source"), (to, "destination")] {
         let text = bed.sh(host, &format!("cat {journal}"));
-        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        // before the JSON stand its length and its sum
+        let json = |line: &str| serde_json::from_str(&line[line.find('{').unwrap()..]).unwrap();
+        let lines: Vec<Value> = text.lines().map(json).collect();
         assert_eq!(
             (&lines[0]["event"], &lines[0]["role"]),
             (&"planned".into(), &role.into()),

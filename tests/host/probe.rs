@@ -36,7 +36,8 @@ impl<'a> Probe<'a> {
         let said = self.running.finish();
         let Some(report) = said.lines("probe").pop() else { return Some(format!("no report: {}", said.err)) };
         let writes = &report["writes"];
-        let is_whole = writes["lost"] == 0 && writes["unverified"] == 0 && writes["acknowledged"].as_u64() > Some(200);
+        let is_whole =
+            writes["lost"] == 0 && writes["unverified"] == 0 && writes["acknowledged"].as_u64() > Some(200);
         (!is_whole).then(|| report.to_string())
     }
 

@@ -60,7 +60,7 @@ impl<'a> Attempt<'a> {
         std::thread::sleep(Duration::from_millis(300));
         self.probe.assert_nothing_lost();
         self.before.assert_unchanged_without(self.bed, SRC, "/srv");
-        let last = self.bed.sh(SRC, "tail -qn 1 /var/lib/godwit/migrations/*/journal");
+        let last = self.bed.sh(SRC, "tail -qn 2 /var/lib/godwit/migrations/*/journal");
         assert!(last.contains(r#""event":"rolled-back""#), "{last}");
     }
 }

@@ -329,6 +329,7 @@ fn a_link_lost_around_the_commit_is_told_as_it_is() {
     let ended = play(Play::pre_dump().cut_destination(Cut::Before("restored")));
     ended.assert_sound("restored");
     assert_eq!(ended.failure().disposition, Disposition::RunningAtSource);
+    assert_eq!(ended.source_journal.as_ref().unwrap().1, JournalState::Untold);
     assert_eq!(ended.destination_journal.as_ref().unwrap().1, JournalState::Waiting);
     // only the farewell is missing
     play(Play::pre_dump().cut_source(Cut::Before("done"))).assert_moved();

@@ -412,7 +412,11 @@ impl Engine for FakeEngine {
             .collect()
     }
 
-    fn prepare(&self, _: &Shipment, note: &mut Note<'_>) -> Result<Box<dyn DestinationContainer>, EngineError> {
+    fn prepare(
+        &self,
+        _: &Shipment,
+        note: &mut Note<'_>,
+    ) -> Result<Box<dyn DestinationContainer>, EngineError> {
         note("{}").map_err(EngineError::io("note", "remains"))?;
         self.0.enter("destination.prepare")?.made = true;
         Ok(Box::new(Destination(self.0.clone())))

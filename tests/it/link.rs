@@ -29,11 +29,13 @@ pub struct Link {
     received: u64,
     /// When the first bulk has come this side stops reading, until the other has noticed and this Ctrl-C was seen.
     pub stall: Option<Cancel>,
+    /// The versions that the other side's preamble is made to offer.
+    pub peer_speaks: Option<(u16, u16)>,
 }
 
 impl Link {
     pub fn new(inner: Descriptors, cut: Option<Cut>, marks: Marks) -> Self {
-        Self { inner: Some(inner), cut, sent: 0, marks, received: 0, stall: None }
+        Self { inner: Some(inner), cut, sent: 0, marks, received: 0, stall: None, peer_speaks: None }
     }
 }
 
@@ -53,6 +55,10 @@ impl Transport for Link {
             std::thread::sleep(Duration::from_millis(300));
         }
         let read = self.inner.as_mut().map_or(Ok(0), |inner| inner.receive(buffer, limit))?;
+        if let Some((oldest, newest)) = self.peer_speaks.filter(|_| self.received == 0 && read >= 16) {
+            buffer[8..10].copy_from_slice(&oldest.to_le_bytes());
+            buffer[10..12].copy_from_slice(&newest.to_le_bytes());
+        }
         self.received += read as u64;
         Ok(read)
     }

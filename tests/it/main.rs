@@ -6,6 +6,8 @@
 //!   runs, and the journals say which.
 //! - `throttle`: CPU time that is taken comes back, whatever happens.
 //! - `question`: switching over beyond the limit is for somebody to say.
+//! - `hostile`: a half that lies.
+//! - `keys`: the keys of hosts, and the policy.
 //! - `cli`: flags, errors and exit codes of the binary.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // a test that cannot go on has failed; a skip says why
@@ -13,6 +15,8 @@
 mod cli;
 mod failures;
 mod fake;
+mod hostile;
+mod keys;
 mod link;
 mod phases;
 mod question;

@@ -7,7 +7,7 @@ use godwit_checkpoint::recovery::Interrupted;
 use godwit_checkpoint::resume::{Answer, End, ask, resume};
 use godwit_engine::Engine;
 use godwit_migration::journal::{self, JournalState};
-use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Role, Silent};
+use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Role, Silent, Witness};
 use godwit_restore::{Host, Joins, Policy, receive};
 use godwit_transfer::{Descriptors, Peer, Wire};
 use std::path::Path;
@@ -27,7 +27,8 @@ fn resume_at_source(ended: &Ended, answers: bool, keep: Option<Role>) -> Result<
     let mut here = Interrupted::adopt(&ended.roots.0, &engines(), &ended.id)?.unwrap();
     if !answers {
         let silence = Failure::new(FailureKind::Failed, "nobody answers");
-        return resume(&mut here, Err(silence), keep);
+        let witness = ended.shared.as_ref().map(|witness| witness as &dyn Witness);
+        return resume(&mut here, Err(silence), keep, witness);
     }
     let host = Host {
         root: ended.roots.1.clone(),
@@ -47,7 +48,7 @@ fn resume_at_source(ended: &Ended, answers: bool, keep: Option<Role>) -> Result<
         let wire = Wire::open(Box::new(near), Cancel::default(), PATIENCE).unwrap();
         let answer: Result<Answer, Failure> = ask(wire, &ended.id, "here")
             .map_err(|error| Failure::new(FailureKind::Failed, "cannot be asked").because_of(&error));
-        resume(&mut here, answer, keep)
+        resume(&mut here, answer, keep, None)
     })
 }
 
@@ -73,7 +74,9 @@ fn assert_settled(ended: &Ended, end: &End, context: &str) {
 }
 
 fn is_open(ended: &Ended) -> bool {
-    [&ended.roots.0, &ended.roots.1].into_iter().any(|root| state(ended, root).is_some_and(|state| !state.is_settled()))
+    [&ended.roots.0, &ended.roots.1]
+        .into_iter()
+        .any(|root| state(ended, root).is_some_and(|state| !state.is_settled()))
 }
 
 #[test]
@@ -94,14 +97,18 @@ fn wherever_the_link_broke_both_sides_come_to_one_end() {
                 }
                 resumed += 1;
                 let context = format!("{side} cut after {mark}");
-                let end = resume_at_source(&ended, true, None).unwrap_or_else(|error| panic!("{context}: {error:?}"));
+                let end = resume_at_source(&ended, true, None)
+                    .unwrap_or_else(|error| panic!("{context}: {error:?}"));
                 assert_settled(&ended, &end, &context);
                 // what is over is over
                 let calls = ended.calls().len();
                 let again = resume_at_source(&ended, true, None).unwrap();
                 assert_settled(&ended, &again, &format!("{context}, twice"));
                 let more: Vec<_> = ended.calls().split_off(calls);
-                assert!(!more.iter().any(|call| call.ends_with(".go") || call.ends_with(".thaw")), "{more:?}");
+                assert!(
+                    !more.iter().any(|call| call.ends_with(".go") || call.ends_with(".thaw")),
+                    "{more:?}"
+                );
             }
         }
     }
@@ -154,4 +161,27 @@ fn what_could_not_be_put_back_is_put_back_when_it_can() {
         let end = resume_at_source(&ended, false, None).unwrap();
         assert_settled(&ended, &end, call);
     }
+}
+
+#[test]
+fn a_witness_decides_where_nobody_answers() {
+    let shared = tempfile::tempdir().unwrap();
+    let witness: Option<godwit_migration::SharedDirectory> =
+        Some(format!("file:{}", shared.path().display()).parse().unwrap());
+    // the word never arrived: the destination has not claimed it
+    let ended = play(Play { witness: witness.clone(), ..Play::pre_dump().cut_source(Cut::Before("go")) });
+    let end = resume_at_source(&ended, false, None).unwrap();
+    assert_eq!(end.disposition, Disposition::RunningAtSource);
+    let end = resume_at_source(&ended, true, None).unwrap();
+    assert_settled(&ended, &end, "the word never arrived");
+    // it arrived: the destination has claimed it, and runs it
+    let ended = play(Play { witness, ..Play::pre_dump().cut_source(Cut::After("go")) });
+    let end = resume_at_source(&ended, false, None).unwrap();
+    assert_eq!(end.disposition, Disposition::RunningAtDestination);
+    assert_settled(&ended, &end, "the word arrived");
+    // one that cannot be asked lets nobody run it
+    let nowhere = Some("file:/proc/nowhere".parse().unwrap());
+    let ended = play(Play { witness: nowhere, ..Play::pre_dump() });
+    assert_eq!(ended.failure().kind, FailureKind::InDoubt);
+    assert!(!ended.witness.look().destination_runs && !ended.witness.look().source_runs);
 }

@@ -23,7 +23,12 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 /// Boots the machines; `None` when they cannot be had, after saying why.
 pub fn machines() -> Option<Machines> {
-    match boot() {
+    machines_with(&[])
+}
+
+/// The same, with options of `testbed up`.
+pub fn machines_with(options: &[&str]) -> Option<Machines> {
+    match boot(options) {
         Ok(machines) => Some(machines),
         Err(why) => {
             assert!(
@@ -45,14 +50,16 @@ fn testbed(args: &[&str]) -> Command {
     command
 }
 
-fn boot() -> Result<Machines, String> {
+fn boot(options: &[&str]) -> Result<Machines, String> {
     if !nix::unistd::Uid::effective().is_root() {
         return Err("the virtual machines need root".into());
     }
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let was_up = testbed(&["path"]).output().is_ok_and(|output| output.status.success());
     let machines = Machines { was_up, _alone: alone };
-    let up = testbed(&["up"]).output().map_err(|error| format!("scripts/testbed cannot be run: {error}"))?;
+    let up = testbed(&[&["up"], options].concat())
+        .output()
+        .map_err(|error| format!("scripts/testbed cannot be run: {error}"))?;
     if !up.status.success() {
         return Err(format!("scripts/testbed up failed: {}", String::from_utf8_lossy(&up.stderr).trim()));
     }
@@ -106,6 +113,13 @@ impl Machines {
         let (code, out, err) = self.run(host, script);
         assert_eq!(code, 0, "on {host}: {script}\n{out}{err}");
         out.trim_end().to_owned()
+    }
+
+    /// Takes the power from a machine, or gives it back: `cut` or `boot`.
+    #[track_caller]
+    pub fn power(&self, verb: &str, host: &str) {
+        let output = testbed(&[verb, host]).output().unwrap();
+        assert!(output.status.success(), "{verb} {host}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Starts a shell script in a machine.

@@ -128,6 +128,12 @@ pub struct Offer {
     pub carry: Carry,
     /// The source's host.
     pub facts: HostFacts,
+    /// Earlier migrations of this container that the source has rolled back: what is still held of them is void.
+    #[serde(default)]
+    pub void: Vec<MigrationId>,
+    /// The witness that the destination must claim it from before it lets the container run: `file:PATH`.
+    #[serde(default)]
+    pub witness: Option<String>,
 }
 
 /// What lies at the place of an offered tree already.

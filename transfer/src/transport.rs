@@ -186,11 +186,16 @@ fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
 
 /// How long a peer may leave bytes unacknowledged, in milliseconds: a host that is gone says nothing.
 const UNACKNOWLEDGED_LIMIT: u32 = 15_000;
+/// Seconds of silence after which the kernel asks whether the other end is still there, and between two such questions.
+const KEEP_ALIVE: u32 = 5;
 
 /// No Nagle: the small messages of the switchover must not wait for an acknowledgement.
 fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::TcpUserTimeout, &UNACKNOWLEDGED_LIMIT)?;
+    // an end that only listens must notice, too, that nobody is there any more
+    nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::TcpKeepIdle, &KEEP_ALIVE)?;
+    nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::TcpKeepInterval, &KEEP_ALIVE)?;
     Ok(nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::KeepAlive, &true)?)
 }
 

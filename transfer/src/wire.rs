@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::time::{Duration, Instant};
 
-/// Oldest version of the wire that this godwit speaks.
+/// Oldest version of the wire that this godwit speaks: one back, so that hosts can be brought up to date one after another.
 pub const OLDEST: u16 = 2;
 /// Newest version of the wire that this godwit speaks.
 ///
@@ -34,7 +34,10 @@ pub const OLDEST: u16 = 2;
 /// |---|---|---|
 /// | 1 | 0.1.0 | the first |
 /// | 2 | 0.2.0 | memory pages, several connections |
-pub const NEWEST: u16 = 2;
+/// | 3 | 0.3.0 | a migration that was broken off is taken up again: `resume`, `standing`, `bury` |
+pub const NEWEST: u16 = 3;
+/// The version from which on a migration that was broken off can be taken up again.
+pub const RESUMES: u16 = 3;
 
 const MAGIC: &[u8; 8] = b"godwit\r\n";
 const PREAMBLE: usize = 16;
@@ -73,7 +76,8 @@ pub enum WireError {
     NotGodwit(Vec<u8>),
     /// No common version.
     #[error(
-        "the other side speaks versions {theirs_oldest} to {theirs_newest} of the wire, this godwit {OLDEST} to {NEWEST}"
+        "the godwit there is {}: it speaks versions {theirs_oldest} to {theirs_newest} of the wire, this one {OLDEST} to {NEWEST}",
+        if *theirs_newest < NEWEST { "older" } else { "newer" }
     )]
     Version {
         /// Its oldest.
@@ -166,6 +170,8 @@ pub struct Wire {
     sent: u64,
     received: u64,
     index_parts: Vec<u8>,
+    /// Bytes that an index may have: none unless one is waited for.
+    index_limit: usize,
     put_back: Option<Incoming>,
 }
 
@@ -212,6 +218,7 @@ impl Wire {
             sent: 0,
             received: 0,
             index_parts: Vec::new(),
+            index_limit: 0,
             put_back: None,
         }
     }
@@ -225,6 +232,12 @@ impl Wire {
             return Err(WireError::Malformed("words before their turn".into()));
         }
         Ok(self.transport)
+    }
+
+    /// From now on an index may come, of 4 GiB at most: one of all files of 1 TiB has 3. Compressed pieces of one are small, so
+    /// that anybody could otherwise have this side fill its memory.
+    pub fn expect_indexes(&mut self) {
+        self.index_limit = 1 << 32;
     }
 
     /// The version both sides use.
@@ -526,11 +539,14 @@ impl Wire {
                 }
                 OPERATION => Incoming::Operation(tree, decode(&body, "a tree operation")?),
                 INDEX_CONTINUES => {
-                    self.index_parts.extend_from_slice(&body);
-                    if self.index_parts.len() > 1 << 32 {
+                    if self.index_parts.len() + body.len() > self.index_limit {
                         return Err(WireError::Malformed("an index beyond all measure".into()));
                     }
+                    self.index_parts.extend_from_slice(&body);
                     continue;
+                }
+                INDEX if self.index_parts.len() + body.len() > self.index_limit => {
+                    return Err(WireError::Malformed("an index that nobody waits for".into()));
                 }
                 INDEX => {
                     let mut whole = std::mem::take(&mut self.index_parts);
@@ -753,6 +769,28 @@ mod tests {
         assert!(took >= Duration::from_millis(290) && took < Duration::from_millis(900), "{took:?}");
         drop(one);
         reader.join().unwrap();
+    }
+
+    #[test]
+    fn an_index_comes_only_where_one_is_waited_for() {
+        let empty = TreeIndex::default();
+        let (mut one, mut two) = pair();
+        one.send_index(TreeId(0), &empty).unwrap();
+        assert!(matches!(two.hear(), Err(WireError::Malformed(why)) if why.contains("nobody waits")));
+        let (mut one, mut two) = pair();
+        two.expect_indexes();
+        one.send_index(TreeId(3), &empty).unwrap();
+        assert!(matches!(two.hear().unwrap(), Incoming::Index(TreeId(3), index) if index == empty));
+        // pieces of one without end: some bytes of each, 16 MiB of memory
+        let (mut one, mut two) = pair();
+        two.set_patience(Duration::from_secs(20));
+        let sender = std::thread::spawn(move || {
+            let piece = vec![0; MAX_FRAME];
+            while one.put(INDEX_CONTINUES, TreeId(0), &piece).is_ok() {}
+        });
+        assert!(matches!(two.hear(), Err(WireError::Malformed(_))));
+        drop(two);
+        sender.join().unwrap();
     }
 
     #[test]

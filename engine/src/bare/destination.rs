@@ -54,6 +54,7 @@ pub(super) fn examine(shipment: &Shipment) -> Vec<Refusal> {
                 .hint("run the tree in a container, which has process numbers of its own"),
         );
     }
+    reasons.extend(crate::obstacles::ports::unavailable(&recipe.listeners));
     let mut wrong: Vec<String> = Vec::new();
     for (path, size) in &recipe.files {
         match std::fs::metadata(path) {

@@ -6,7 +6,7 @@ use crate::error::EngineError;
 use crate::freezer::{Freezer, OwnCgroup, process_tree};
 use crate::live::{Kin, LiveContainer, Remains, SourceNetwork};
 use crate::network::{Namespace, NetworkState};
-use crate::obstacles;
+use crate::obstacles::{self, ports};
 use crate::process;
 use godwit_transfer::message::{Refusal, TreeKind};
 use procfs::process::{FDTarget, MMapPath, Process};
@@ -99,6 +99,7 @@ pub(super) fn open(name: &str, request: &OpenRequest) -> Result<Box<dyn SourceCo
         files: files(&pids, &trees),
         namespace: network.as_ref().map(|_| format!("godwit-{pid}")),
         network_key,
+        listeners: if network.is_none() { ports::listening(&pids) } else { Vec::new() },
     };
     let recipe = serde_json::to_string(&recipe).map_err(|error| EngineError::Unreadable {
         path: format!("/proc/{pid}").into(),

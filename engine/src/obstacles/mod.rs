@@ -2,6 +2,7 @@
 //! to do about it. CRIU's own messages for the same come under the freeze, and seldom say where.
 
 mod descriptors;
+pub(crate) mod ports;
 mod tasks;
 mod unix;
 

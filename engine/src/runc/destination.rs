@@ -444,6 +444,8 @@ impl DestinationContainer for RuncArrival {
             }
             self.attempted = false;
             self.arrival.sweep(&self.shipment.job.join("work"));
+            // where runc keeps its containers, unless it is told otherwise
+            crate::cure::sweep_runtime(&Path::new("/run/runc").join(&self.shipment.name));
         }
         keep("network", self.arrival.remove_network());
         if std::mem::take(&mut self.begun_to_make) {

@@ -2,12 +2,14 @@
 //! and the programs that were left out of the copy.
 
 use super::oci::BindMount;
+use crate::obstacles::ports;
 use godwit_transfer::message::Refusal;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use procfs::process::{MMPermissions, MMapPath, Process};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// What the source tells.
@@ -19,6 +21,9 @@ pub(super) struct Needs {
     /// Programs and libraries that run and are not copied, with their sizes in bytes.
     #[serde(default)]
     programs: Vec<(PathBuf, u64)>,
+    /// What it listens on in the host's own network namespace.
+    #[serde(default)]
+    listeners: Vec<SocketAddr>,
 }
 
 /// What a destination has.
@@ -49,8 +54,9 @@ fn cgroups() -> Option<&'static str> {
 
 impl Needs {
     /// Those of a running container. `binds` are its bind mounts that are not copied.
-    pub(super) fn of(pids: &BTreeSet<i32>, binds: &[&BindMount]) -> Self {
-        Self { cgroups: cgroups().map(str::to_owned), programs: programs(pids, binds) }
+    pub(super) fn of(pids: &BTreeSet<i32>, binds: &[&BindMount], in_host_network: bool) -> Self {
+        let listeners = if in_host_network { ports::listening(pids) } else { Vec::new() };
+        Self { cgroups: cgroups().map(str::to_owned), programs: programs(pids, binds), listeners }
     }
 
     /// What of it, and of what the bundle says, a host lacks.
@@ -66,7 +72,7 @@ impl Needs {
             }),
             other_programs(&self.programs),
         ];
-        reasons.into_iter().flatten().collect()
+        reasons.into_iter().flatten().chain(ports::unavailable(&self.listeners)).collect()
     }
 }
 

@@ -119,7 +119,7 @@ pub(super) fn open(
         config,
         namespace: namespace_name,
         descriptors: Some(kin.descriptors.clone()),
-        needs: Needs::of(&pids, &not_copied),
+        needs: Needs::of(&pids, &not_copied, network.is_none()),
     };
     let facts = Facts {
         engine: KIND,

@@ -14,8 +14,9 @@ pub fn run(dir: &Path, pids: &[&str]) {
     println!("ready");
     stdin.read_line(&mut String::new()).unwrap();
     let threads = pids.iter().flat_map(|pid| std::fs::read_dir(format!("/proc/{pid}/task")).unwrap());
-    let threads: Vec<Pid> =
-        threads.map(|entry| Pid::from_raw(entry.unwrap().file_name().to_str().unwrap().parse().unwrap())).collect();
+    let threads: Vec<Pid> = threads
+        .map(|entry| Pid::from_raw(entry.unwrap().file_name().to_str().unwrap().parse().unwrap()))
+        .collect();
     for thread in &threads {
         seize(*thread, Options::empty()).unwrap();
         interrupt(*thread).unwrap();

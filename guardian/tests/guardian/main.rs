@@ -42,8 +42,20 @@ fn main() {
     if let Ok(role) = std::env::var(ROLE) {
         return play(&role);
     }
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
+    // as the usual harness takes them: parts of names, `--skip PART`, and flags that mean nothing here
+    let (mut wanted, mut skipped) = (Vec::new(), Vec::new());
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--skip" => skipped.extend(args.next()),
+            flag if flag.starts_with('-') => {}
+            _ => wanted.push(arg),
+        }
+    }
+    let is_wanted = |name: &str| {
+        let has = |part: &String| name.contains(part.as_str());
+        (wanted.is_empty() || wanted.iter().any(has)) && !skipped.iter().any(has)
+    };
     let (mut passed, mut failed) = (0, 0);
     for (name, test) in TESTS.iter().filter(|(name, _)| is_wanted(name)) {
         let ok = std::panic::catch_unwind(test).is_ok();

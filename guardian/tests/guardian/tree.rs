@@ -17,7 +17,8 @@ const PART: u64 = 16;
 pub fn run(file: &Path, children: u64) {
     let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
     let path = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&file));
-    let _child = (children > 0).then(|| as_role(&format!("witness {path} {}", children - 1)).spawn().unwrap());
+    let _child =
+        (children > 0).then(|| as_role(&format!("witness {path} {}", children - 1)).spawn().unwrap());
     std::thread::scope(|scope| {
         for thread in 0..2 {
             let (file, at) = (&file, (children * 2 + thread) * PART);
@@ -55,7 +56,8 @@ impl Tree {
         // its one child has come from another thread than the first at times
         let children = |pid: i32| {
             let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-            let texts = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("children")).unwrap());
+            let texts =
+                tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("children")).unwrap());
             texts.collect::<String>().split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<i32>>()
         };
         tree.pids.extend(children(pid));

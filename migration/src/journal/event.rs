@@ -76,6 +76,8 @@ pub enum Event {
     },
     /// Everything was undone: it runs at the source, nothing of it is at the destination.
     RolledBack,
+    /// Source, after [`Event::RolledBack`]: the destination may hold a copy, and did not say that it has removed it.
+    Untold,
     /// This side cannot go on alone: what was not undone stays as it is, frozen, until somebody resumes.
     InDoubt {
         /// Why.
@@ -130,6 +132,8 @@ pub enum JournalState {
     Failed,
     /// Over: it runs at the source.
     RolledBack,
+    /// It runs at the source, and the destination may not know that.
+    Untold,
     /// The word was given, and nobody knows here whether it runs at the destination.
     InDoubt,
     /// Destination: held frozen, and the link was lost: the source may have given its word.
@@ -181,7 +185,8 @@ impl JournalState {
                 Event::Failed { .. },
             ) => Failed,
             (Committed | InDoubt, Event::TakenBack { .. }) => Failed,
-            (Failed, Event::RolledBack) => RolledBack,
+            (Failed | Untold, Event::RolledBack) => RolledBack,
+            (RolledBack, Event::Untold) => Untold,
             (Restored, Event::InDoubt { .. }) => Waiting,
             (Committed, Event::InDoubt { .. }) => InDoubt,
             (Failed, Event::InDoubt { .. }) => Stuck,
@@ -207,7 +212,8 @@ impl JournalState {
 
     /// Whether it waits for somebody who resumes it.
     pub fn is_open(self) -> bool {
-        matches!(self, JournalState::InDoubt | JournalState::Waiting | JournalState::Stuck)
+        use JournalState::*;
+        matches!(self, InDoubt | Waiting | Stuck | Untold)
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) const RULES: &[Rule] = &[
     rule(&["Can't open file", "on restore"], Files, "a file that was open at the dump is not on this host", SAME_FILES)
         .at(&[("file", "Can't open file ", " on restore")]),
     rule(&["ghost file", "increase limit"], Files, "a deleted file that is still open is too large for the images",
-        "raise `ghost-limit` in /etc/criu/default.conf of the source (`ghost-limit 1073741824`), or let the program close the file")
+        "let the program close or empty it before the move: godwit lets CRIU take 64 MiB of each along")
         .at(&[("file", "ghost file ", " of "), ("bytes", " of ", " size")]),
     rule(&["link remap for"], Files, "an open file was deleted but has other names", "add `--link-remap`")
         .at(&[("file", "link remap for ", ".")]),
@@ -34,6 +34,13 @@ pub(super) const RULES: &[Rule] = &[
     rule(&["Can't dump that handle"], Files, "a watched file cannot be found again (inotify, fanotify)", WATCHER),
     rule(&["inotify"], Files, "a watched file cannot be found again (inotify)", WATCHER),
     rule(&["fanotify"], Files, "a file watched by fanotify cannot be watched again", WATCHER),
+    // the kernel hands such a descriptor to nobody (since 6.7, net/core/scm.c)
+    rule(
+        &["send_fds failed (-22)"],
+        Files,
+        "a descriptor cannot be handed to CRIU: io_uring, which it cannot move",
+        "turn it off in the application (for example `UV_USE_IO_URING=0` in Node.js, `io_method = worker` in PostgreSQL)",
+    ),
     rule(&["io_uring"], Files, "CRIU cannot move io_uring",
         "turn it off in the application (for example `UV_USE_IO_URING=0` in Node.js, `io_method = worker` in PostgreSQL)")
         .at(&[("fd", "Can't dump file ", " of that type")]),

@@ -198,6 +198,7 @@ const SAMPLES: &[Sample] = &[
         &[],
     ),
     // descriptors and protocols
+    ("Error (criu/pie/parasite.c:698): send_fds failed (-22)", "io_uring", "UV_USE_IO_URING=0", &[]),
     (
         "Error (criu/files-ext.c:98): Can't dump file 9 of that type [0] (anon [io_uring])",
         "io_uring",
@@ -437,7 +438,7 @@ const SAMPLES: &[Sample] = &[
     (
         "Error (criu/files-reg.c:1031): Can't dump ghost file /tmp/x of 9000000 size, increase limit",
         "deleted file",
-        "ghost-limit",
+        "64 MiB",
         &[("file", "/tmp/x"), ("bytes", "9000000")],
     ),
     (
