@@ -13,7 +13,6 @@ use godwit_migration::ownership::{Presence, Standing, is_held, may_have_run};
 use godwit_migration::{
     Disposition, Failure, FailureKind, MigrationId, Role, SharedDirectory, Witness, remains,
 };
-use godwit_transfer::Peer;
 use godwit_transfer::stale::StaleCopies;
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::FileTypeExt;
@@ -155,15 +154,6 @@ impl Orphan {
     fn has_its_memory(&self) -> bool {
         // in this order: between the two it may come to its end
         is_filling(&self.id) || self.dir.join(FILLED).exists()
-    }
-
-    /// Whether it came from this peer. Only TLS proves who a peer is: whoever has this host's ssh key, its socket or an
-    /// `--insecure` port may do with it what he likes.
-    pub fn is_from(&self, peer: &Peer) -> bool {
-        let proven = !peer.name.contains(':');
-        let planned = self.lines.first().map(|line| &line.event);
-        let by = matches!(planned, Some(Event::Planned { peer: from, .. }) if from.starts_with(&format!("{} (", peer.name)));
-        by || !proven
     }
 
     /// Its first process, when the journal tells.

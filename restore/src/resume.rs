@@ -15,8 +15,7 @@ pub(crate) fn serve(mut wire: Wire, host: &Host, id: &MigrationId) -> Result<Out
     }
     let adopted = Orphan::adopt(&host.root, &host.engines, id);
     let mut orphan = match adopted {
-        // whoever has nothing to do with it need not learn that it exists
-        Ok(orphan) => orphan.filter(|orphan| orphan.is_from(&host.peer)),
+        Ok(orphan) => orphan,
         Err(failure) => {
             let _ = wire.say(&Message::Failed { failure: failure.clone() });
             return Err(failure);
@@ -27,25 +26,23 @@ pub(crate) fn serve(mut wire: Wire, host: &Host, id: &MigrationId) -> Result<Out
     };
     let standing = orphan.as_ref().map(Orphan::standing);
     wire.say(&Message::Standing { standing }).map_err(|error| lost(&error))?;
-    let done = loop {
-        match (wire.hear().map_err(|error| lost(&error))?, orphan.as_mut()) {
-            (Incoming::Message(Message::Cancel { reason }), orphan) => {
-                let undone = orphan.map_or(Ok(vec![]), |orphan| orphan.abandon(&reason));
-                break undone.map(|leftovers| (Message::Undone { leftovers }, reason));
-            }
-            (Incoming::Message(Message::Bury { reason }), orphan) => {
-                let buried = orphan.map_or(Ok(vec![]), Orphan::bury);
-                break buried.map(|leftovers| (Message::Undone { leftovers }, reason));
-            }
-            (Incoming::Message(Message::Go), Some(orphan)) => match orphan.go() {
-                Ok(pid) => {
-                    wire.say(&Message::Running { pid }).map_err(|error| lost(&error))?;
-                    return Ok(settle(wire, orphan, id, pid));
-                }
-                Err(failure) => break Err(failure),
-            },
-            (other, _) => return Err(lost(&unexpected(&other, "a decision"))),
+    let done = match (wire.hear().map_err(|error| lost(&error))?, orphan.as_mut()) {
+        (Incoming::Message(Message::Cancel { reason }), orphan) => {
+            let undone = orphan.map_or(Ok(vec![]), |orphan| orphan.abandon(&reason));
+            undone.map(|leftovers| (Message::Undone { leftovers }, reason))
         }
+        (Incoming::Message(Message::Bury { reason }), orphan) => {
+            let buried = orphan.map_or(Ok(vec![]), Orphan::bury);
+            buried.map(|leftovers| (Message::Undone { leftovers }, reason))
+        }
+        (Incoming::Message(Message::Go), Some(orphan)) => match orphan.go() {
+            Ok(pid) => {
+                wire.say(&Message::Running { pid }).map_err(|error| lost(&error))?;
+                return Ok(settle(wire, orphan, id, pid));
+            }
+            Err(failure) => Err(failure),
+        },
+        (other, _) => return Err(lost(&unexpected(&other, "a decision"))),
     };
     match done {
         Ok((answer, reason)) => {

@@ -7,6 +7,7 @@ use crate::godwit::{Background, godwit_with};
 use crate::probe::Probe;
 use crate::state::State;
 use serde_json::Value;
+use std::time::Duration;
 
 const KILLER: &str = include_str!("killer.py");
 const MOVE: &[&str] = &["migrate", "runc:stay", "ssh://dst", "--tcp-established", "--max-downtime", "60s"];
@@ -80,6 +81,8 @@ fn attempts(bed: &Bed, host: &str, victims: &str, moments: &[(&str, u32)]) -> Ve
         };
         seen.push((what, saw, said));
     }
+    // one that has just begun has written little
+    std::thread::sleep(Duration::from_millis(500));
     patient.probe.assert_nothing_lost();
     // with one attempt that is nobody's fault
     assert!(lost < moments.len().max(2), "every one of {lost} kills took a process along");

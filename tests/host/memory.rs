@@ -93,7 +93,7 @@ fn a_handler_that_is_killed_loses_nothing() {
     let killer = "
         for n in 1 2 3; do
             for try in $(seq 2000); do
-                pid=$(pgrep -xf '.* fill|fill' | head -n 1)
+                pid=$(pgrep -f '[f]ill --for' | head -n 1)
                 [ -z \"$pid\" ] || [ \"$pid\" = \"$last\" ] || break
                 sleep 0.005
             done

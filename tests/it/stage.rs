@@ -83,11 +83,17 @@ pub struct Play {
 
 /// What a destination that is none says to each message.
 #[derive(Clone)]
-pub struct Liar(pub Arc<dyn Fn(&Message) -> Vec<Message> + Send + Sync>);
+pub struct Liar(pub Arc<Replace>);
+
+/// What is said instead of a message.
+type Replace = dyn Fn(&Message) -> Vec<Message> + Send + Sync;
 
 /// Somebody who looks at directories.
 #[derive(Clone)]
-pub struct Look(pub Arc<dyn Fn(&[PathBuf]) + Send + Sync>);
+pub struct Look(pub Arc<LookAt>);
+
+/// Looks at the directories of both sides.
+type LookAt = dyn Fn(&[PathBuf]) + Send + Sync;
 
 impl std::fmt::Debug for Liar {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 /// Namespaces that CRIU takes along only as the first process's (namespaces.c, CLONE_SUBNS has the others).
 const ONE_FOR_ALL: &[&str] = &["pid", "user", "uts", "ipc", "cgroup", "time"];
-/// How often and how long a task must be seen in uninterruptible sleep before it counts as stuck: one that reads a disk
-/// is in it, too.
+/// How often and how long a task must be seen in the same uninterruptible sleep before it counts as stuck: one that works on a
+/// disk is in it, too, but comes out of it in between.
 const LOOKS: u32 = 6;
 const BETWEEN: Duration = Duration::from_millis(100);
 
@@ -21,6 +21,8 @@ struct Status {
     threads: u32,
     /// The session, as the innermost pid namespace numbers it: 0 when its leader is outside.
     session: Option<i32>,
+    /// How often it gave up the processor: unchanged while it sleeps.
+    sleeps: u64,
 }
 
 impl Status {
@@ -34,6 +36,7 @@ impl Status {
             tracer: value("TracerPid")?.parse().ok()?,
             threads: value("Threads").and_then(|threads| threads.parse().ok()).unwrap_or(1),
             session: value("NSsid").and_then(|ids| ids.split_whitespace().last()?.parse().ok()),
+            sleeps: value("voluntary_ctxt_switches").and_then(|count| count.parse().ok()).unwrap_or(0),
         })
     }
 
@@ -113,16 +116,17 @@ fn maps_segment(maps: &str) -> bool {
 
 /// Tasks that wait in the kernel and do not come back.
 pub(super) fn stuck(pids: &BTreeSet<i32>) -> Vec<Refusal> {
-    let waits = |pid: &i32| Status::of(*pid).is_some_and(|status| status.state == 'D');
-    let mut waiting: Vec<i32> = pids.iter().copied().filter(waits).collect();
+    let sleep =
+        |pid: i32| Status::of(pid).filter(|status| status.state == 'D').map(|status| (pid, status.sleeps));
+    let mut waiting: Vec<(i32, u64)> = pids.iter().filter_map(|pid| sleep(*pid)).collect();
     for _ in 1..LOOKS {
         if waiting.is_empty() {
             break;
         }
         std::thread::sleep(BETWEEN);
-        waiting.retain(waits);
+        waiting.retain(|same| sleep(same.0) == Some(*same));
     }
-    waiting.into_iter().map(|pid| stuck_one(pid, &wchan(pid))).collect()
+    waiting.into_iter().map(|(pid, _)| stuck_one(pid, &wchan(pid))).collect()
 }
 
 fn stuck_one(pid: i32, place: &str) -> Refusal {
