@@ -33,6 +33,9 @@ const SHAPES: [&str; 4] = [
     "--processes 2 --threads 3 --size 6 --rate 20000",
 ];
 
+/// How often one seed is moved when only that is asked for.
+const AGAIN: u32 = 30;
+
 /// Moves the seeds from `first` on, there and now and then back.
 fn run(bed: &Bed, first: u64) {
     let number = first / TOGETHER;
@@ -55,6 +58,10 @@ fn whatever_programs_do_with_memory_every_page_is_right_afterwards() {
     let Some(bed) = bed() else { return };
     let bed = &*bed;
     push(bed);
+    // one that went wrong, again and again
+    if let Some(only) = std::env::var("GODWIT_CHAOS_ONLY").ok().and_then(|text| text.parse().ok()) {
+        return (0..AGAIN).for_each(|_| run(bed, only));
+    }
     let next = AtomicU64::new(0);
     let failed: Vec<u64> = std::thread::scope(|scope| {
         let work = || {

@@ -72,7 +72,15 @@ impl Status {
 
 /// What is wrong with one task of the tree of `root`.
 pub(super) fn obstacle(root: i32, pid: i32) -> Option<Refusal> {
-    let status = Status::of(pid)?;
+    let mut status = Status::of(pid)?;
+    // a process that ends looks like this for a moment, until its other threads have ended, too
+    for _ in 1..LOOKS {
+        if status.state != 'Z' || status.threads == 1 {
+            break;
+        }
+        std::thread::sleep(BETWEEN);
+        status = Status::of(pid)?;
+    }
     let tracer = match status.tracer {
         0 => String::new(),
         tracer => std::fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default(),

@@ -152,6 +152,11 @@ fn hijack<T>(
         std::thread::sleep(Duration::from_micros(100));
         start = Instant::now();
     };
+    // whatever was known of it was known before the stop: after an exec there is no `syscall` instruction at that place
+    if vdso_of(pid) != Some(vdso.start) {
+        tracee.detach().map_err(gone)?;
+        return Err(Untracked::Busy);
+    }
     if progress.compare_exchange(WAITING, STOPPED, Ordering::SeqCst, Ordering::SeqCst).is_err() {
         tracee.detach().map_err(gone)?;
         return Err(Untracked::Busy);
@@ -261,6 +266,20 @@ fn gone(_: Errno) -> Untracked {
     Untracked::Gone
 }
 
+/// Where the vDSO of a task is now: `AT_SYSINFO_EHDR` (33) in /proc/PID/auxv (getauxval(3), proc_pid_auxv(5)).
+fn vdso_of(pid: i32) -> Option<u64> {
+    const AT_SYSINFO_EHDR: u64 = 33;
+    let auxv = std::fs::read(format!("/proc/{pid}/auxv")).ok()?;
+    let mut words =
+        auxv.chunks_exact(8).filter_map(|word| word.first_chunk().map(|word| u64::from_ne_bytes(*word)));
+    while let (Some(key), Some(value)) = (words.next(), words.next()) {
+        if key == AT_SYSINFO_EHDR {
+            return Some(value);
+        }
+    }
+    None
+}
+
 /// A `syscall` instruction (0f 05) in the vDSO.
 fn find_syscall(vdso: Span, mem: &File) -> Option<u64> {
     let mut text = vec![0; vdso.bytes().min(1 << 16) as usize];
@@ -297,4 +316,34 @@ fn in_restartable_sequence(tracee: &Tracee, mem: &File, rip: u64) -> bool {
         (Some(start), Some(length)) => rip.wrapping_sub(start) < length,
         _ => false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    /// What is known of a task before it executes another program, and what it is afterwards: here simply two processes.
+    #[test]
+    fn a_task_that_has_executed_another_program_since_is_left_alone() {
+        if !nix::unistd::Uid::effective().is_root() {
+            assert!(std::env::var("GODWIT_REQUIRE").as_deref() != Ok("all"), "required: root, for ptrace");
+            return;
+        }
+        let own = i32::try_from(std::process::id()).unwrap();
+        let mut other = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
+        let pid = i32::try_from(other.id()).unwrap();
+        // until it is the other program
+        while vdso_of(pid).is_none_or(|there| Some(there) == vdso_of(own)) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let start = vdso_of(own).unwrap();
+        let vdso = Span { start, end: start + 4096 };
+        let mem = File::open("/proc/self/mem").unwrap();
+        let injected = userfaultfd(pid, vdso, &mem, Duration::ZERO);
+        assert!(matches!(injected, Err(Untracked::Busy)), "{injected:?}");
+        assert!(other.try_wait().unwrap().is_none(), "it lives");
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
 }

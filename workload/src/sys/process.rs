@@ -50,7 +50,13 @@ pub fn exec_self(argument: &str) -> Result<(), Failure> {
     loop {
         match wait(pid, false) {
             Ok(Some(Ended::Code(0))) => return Ok(()),
-            Ok(Some(_)) => return Err(Failure { call: "execv", errno: libc::ECHILD }),
+            // the number says which; these are no errors of system calls, but they should not happen either
+            Ok(Some(Ended::Code(code))) => {
+                return Err(Failure { call: "exit code after execv", errno: code });
+            }
+            Ok(Some(Ended::Signal(signal))) => {
+                return Err(Failure { call: "signal after execv", errno: signal });
+            }
             Ok(None) => {}
             Err(failure) if failure.errno == libc::EINTR => {}
             Err(failure) => return Err(failure),
