@@ -12,9 +12,12 @@ mod keys;
 mod limits;
 mod log;
 mod migrate;
+mod park;
 mod receive;
 mod restore;
 mod resume;
+mod scratch;
+mod sealing;
 mod status;
 
 use crate::args::{Args, Command};
@@ -80,6 +83,7 @@ pub fn run(args: &Args, draw: &Draw) -> Result<u8, Trouble> {
         },
         Command::Fill { done, .. } => fill(done.as_deref()),
         Command::Guard => guard(),
+        Command::Park => park::run(),
         Command::Keys(command) => keys::run(command, draw),
         Command::Probe(command) => probe(args, command),
         Command::Completions { shell } => {
@@ -170,6 +174,11 @@ fn describe(text: &str, error: &EngineError) -> Failure {
 
 /// A flag that Ctrl-C and SIGTERM raise. A second one changes nothing: undoing must be allowed to end.
 fn cancel_on_signal() -> Cancel {
+    on_signal(Cancel::raise)
+}
+
+/// A flag that SIGINT and SIGTERM raise; what SIGHUP does to it the caller says.
+fn on_signal(on_hang_up: fn(&Cancel)) -> Cancel {
     use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
     let cancel = Cancel::default();
     let mut signals = SigSet::empty();
@@ -180,8 +189,11 @@ fn cancel_on_signal() -> Cancel {
     if pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals), None).is_ok() {
         let raise = cancel.clone();
         std::thread::spawn(move || {
-            while signals.wait().is_ok() {
-                raise.raise();
+            while let Ok(signal) = signals.wait() {
+                match signal {
+                    Signal::SIGHUP => on_hang_up(&raise),
+                    _ => raise.raise(),
+                }
             }
         });
     }

@@ -1,11 +1,13 @@
 //! The `godwit` command: parse, call, draw.
 
 mod args;
+mod capabilities;
 mod commands;
 mod draw;
 mod probe;
 mod progress;
 
+use capabilities::Role;
 use clap::{CommandFactory, Parser};
 use godwit_migration::fault;
 use std::io::Write;
@@ -16,6 +18,8 @@ fn main() -> ExitCode {
     // CRIU calls godwit under this name while it restores: no time for anything else then
     let arg0 = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
     if godwit_engine::hold::is_hook(&arg0) {
+        // what cannot be given up does no harm to the container, a hook that does not run does
+        let _ = capabilities::keep(Role::Hook);
         return match godwit_engine::hold::run_hook() {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
@@ -43,7 +47,11 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
+    let kept = capabilities::keep(Role::of(&args.command));
     start_logging(&args.global);
+    if let Err(error) = kept {
+        tracing::warn!(%error, "all capabilities are kept");
+    }
     let draw = draw::Draw::new(&args.global);
     match commands::run(&args, &draw) {
         Ok(code) => ExitCode::from(code),

@@ -9,20 +9,21 @@
 //! trees/N/          the files of tree N; one file when the tree is one file
 //! ```
 //!
-//! It is written under another name and renamed at the end: a directory of that name is complete.
+//! It is written under another name and renamed at the end: a directory of that name is complete. Or it is one file:
+//! [`crate::sealed`] makes it of such a directory in memory.
 
-use crate::dumper::{Circumstances, Dumped, Dumper, PagelessDumper};
-use godwit_criu::{CriuError, DumpOptions};
+pub use crate::archived::{Archived, ArchivedImages};
+use crate::dumper::Dumper;
+use crate::sealed::{self, Recipients, SealError};
+use godwit_criu::CriuError;
 use godwit_engine::network::NetworkState;
 use godwit_engine::{EngineError, Facts, SourceContainer, Tree};
-use godwit_migration::ownership::Presence;
 use godwit_migration::plan::Carry;
 use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Observer};
 use godwit_transfer::message::TreeKind;
 use godwit_transfer::tree::{Options, RoundError, TreeDestination, TreeError, TreeIndex, TreeSource};
-use godwit_transfer::wire::HeldFrames;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -56,14 +57,25 @@ struct ManifestTree {
 
 /// What checkpoint is wanted.
 pub struct Order<'a> {
-    /// The new directory.
+    /// The new directory, or the new file when it is sealed.
     pub to: &'a Path,
+    /// How it is sealed, if it is.
+    pub seal: Option<Seal<'a>>,
     /// The container goes on afterwards.
     pub leave_running: bool,
     /// What CRIU carries.
     pub carry: Carry,
     /// What this host is like.
     pub facts: godwit_transfer::HostFacts,
+}
+
+/// How a checkpoint is sealed.
+#[derive(Clone, Copy)]
+pub struct Seal<'a> {
+    /// Whom for.
+    pub recipients: &'a Recipients,
+    /// An empty directory in memory with room for all of it.
+    pub staging: &'a Path,
 }
 
 /// What writing a checkpoint came to.
@@ -115,6 +127,9 @@ pub enum ArchiveError {
         /// Why.
         reason: String,
     },
+    /// The seal.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// The user pressed Ctrl-C.
     #[error("interrupted")]
     Interrupted,
@@ -163,8 +178,8 @@ impl Copying {
     }
 }
 
-/// Writes a checkpoint of a running container to the new directory `to`. With `leave_running` the container goes on,
-/// else it ends and is removed, none of it having run since the checkpoint.
+/// Writes a checkpoint of a running container to `to`, which is new. With `leave_running` the container goes on, else it
+/// ends and is removed, none of it having run since the checkpoint.
 ///
 /// # Errors
 /// When it could not be written: then the container runs, and nothing of the checkpoint is left.
@@ -175,45 +190,67 @@ pub fn write(
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<(Written, Vec<String>), Failure> {
-    let Order { to, leave_running, .. } = *order;
     let name = format!("{}:{}", container.facts().engine, container.facts().name);
-    let partial = to.with_file_name(format!(
-        ".{}.partial",
-        to.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-    ));
-    let begun = Stillness::default();
-    match write_partial(&mut *container, criu, order, &partial, observer, cancel, &begun) {
-        Ok(mut written) => {
-            if let Err(error) = std::fs::rename(&partial, to).and_then(|()| sync_parent(to)) {
-                let failure = Failure::new(FailureKind::Failed, format!("cannot write `{}`", to.display()));
-                return Err(go_on(&mut *container, &partial, failure.because_of(&error)));
+    let partial = order.partial();
+    let failed = |error: ArchiveError| {
+        let kind = match error {
+            ArchiveError::Interrupted | ArchiveError::Seal(SealError::Interrupted) => {
+                FailureKind::Interrupted
             }
-            let leftovers = if leave_running {
-                let put_back = let_go(&mut *container);
-                written.stopped = begun.so_far();
-                put_back.err().into_iter().collect()
-            } else {
-                let mut leftovers = container
-                    .disconnect()
-                    .err()
-                    .map(|error| error.to_string())
-                    .into_iter()
-                    .collect::<Vec<_>>();
-                leftovers.extend(container.discard());
-                leftovers
-            };
-            Ok((written, leftovers))
+            _ => FailureKind::Failed,
+        };
+        let mut failure = Failure::new(kind, format!("could not checkpoint `{name}`")).because_of(&error);
+        if let ArchiveError::Criu(error) = &error {
+            failure.hints.extend(error.explanation().and_then(|explanation| explanation.hint.clone()));
         }
-        Err(error) => {
-            let kind = match error {
-                ArchiveError::Interrupted => FailureKind::Interrupted,
-                _ => FailureKind::Failed,
-            };
-            let mut failure = Failure::new(kind, format!("could not checkpoint `{name}`")).because_of(&error);
-            if let ArchiveError::Criu(error) = &error {
-                failure.hints.extend(error.explanation().and_then(|explanation| explanation.hint.clone()));
+        failure
+    };
+    let begun = Stillness::default();
+    let mut written = match write_partial(&mut *container, criu, order, &partial, observer, cancel, &begun) {
+        Ok(written) => written,
+        Err(error) => return Err(undo(let_go(&mut *container), &partial, failed(error))),
+    };
+    if order.leave_running {
+        // it need not stand still for what is done with the checkpoint now
+        let put_back = let_go(&mut *container);
+        written.stopped = begun.so_far();
+        return match order.publish(&partial, observer, cancel) {
+            Ok(()) => Ok((written, put_back.err().into_iter().collect())),
+            Err(error) => Err(undo(put_back, &partial, failed(error))),
+        };
+    }
+    if let Err(error) = order.publish(&partial, observer, cancel) {
+        return Err(undo(let_go(&mut *container), &partial, failed(error)));
+    }
+    let mut leftovers: Vec<String> =
+        container.disconnect().err().map(|error| error.to_string()).into_iter().collect();
+    leftovers.extend(container.discard());
+    Ok((written, leftovers))
+}
+
+impl Order<'_> {
+    /// Where it is written first.
+    fn partial(&self) -> PathBuf {
+        match self.seal {
+            Some(seal) => seal.staging.join("checkpoint"),
+            None => {
+                let name = self.to.file_name().map(|name| name.to_string_lossy().into_owned());
+                self.to.with_file_name(format!(".{}.partial", name.unwrap_or_default()))
             }
-            Err(go_on(&mut *container, &partial, failure))
+        }
+    }
+
+    /// Puts what is complete in its place.
+    fn publish(&self, partial: &Path, observer: &dyn Observer, cancel: &Cancel) -> Result<(), ArchiveError> {
+        match self.seal {
+            Some(seal) => {
+                observer.note(format!("sealing {}", self.to.display()));
+                sealed::seal(partial, self.to, seal.recipients, cancel)?;
+                Ok(())
+            }
+            None => std::fs::rename(partial, self.to)
+                .and_then(|()| sync_parent(self.to))
+                .map_err(io_error("write", self.to)),
         }
     }
 }
@@ -315,9 +352,8 @@ fn let_go(container: &mut dyn SourceContainer) -> Result<(), String> {
     if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
 }
 
-/// Undoes: the container goes on, the unfinished checkpoint goes.
-fn go_on(container: &mut dyn SourceContainer, partial: &Path, mut failure: Failure) -> Failure {
-    let put_back = let_go(container);
+/// The container was let go; the unfinished checkpoint goes.
+fn undo(put_back: Result<(), String>, partial: &Path, mut failure: Failure) -> Failure {
     if let Err(error) = std::fs::remove_dir_all(partial)
         && error.kind() != io::ErrorKind::NotFound
     {
@@ -330,16 +366,6 @@ fn go_on(container: &mut dyn SourceContainer, partial: &Path, mut failure: Failu
             failure.because(why).at(Disposition::InDoubt)
         }
     }
-}
-
-/// A checkpoint on disk, in the shape of a container that stands still.
-pub struct Archived {
-    facts: Facts,
-    /// What the host that wrote it was like.
-    pub host: godwit_transfer::HostFacts,
-    /// What CRIU carried.
-    pub carry: Carry,
-    images: PathBuf,
 }
 
 /// Opens a checkpoint.
@@ -381,123 +407,4 @@ pub fn open(dir: &Path) -> Result<Archived, ArchiveError> {
         warnings: vec![],
     };
     Ok(Archived { facts, host: manifest.facts, carry: manifest.carry, images: dir.join("images") })
-}
-
-impl Archived {
-    /// Its images as a dump that is quick: they are linked, not written.
-    pub fn dumper(&self) -> ArchivedImages {
-        ArchivedImages { images: self.images.clone() }
-    }
-}
-
-/// Stands still already, and goes on standing still.
-impl SourceContainer for Archived {
-    fn facts(&self) -> &Facts {
-        &self.facts
-    }
-
-    fn tasks(&self) -> Result<BTreeSet<i32>, EngineError> {
-        Ok(BTreeSet::new())
-    }
-
-    fn has_own_mounts(&self) -> bool {
-        true
-    }
-
-    fn dump_options(&self, images: &Path, work: &Path) -> DumpOptions {
-        DumpOptions::new(0, images, work)
-    }
-
-    fn complete_images(&self, _: &Path) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn mapped_files(&self) -> Result<HashSet<(u64, u64)>, EngineError> {
-        Ok(HashSet::new())
-    }
-
-    fn remains(&mut self) -> Result<String, EngineError> {
-        Ok("{}".into())
-    }
-
-    fn presence(&self) -> Presence {
-        Presence::Frozen
-    }
-
-    fn lock_network(&mut self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn unlock_network(&mut self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn freeze(&mut self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn thaw(&mut self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn verify_frozen(&self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn take_frames(&mut self) -> Vec<HeldFrames> {
-        Vec::new()
-    }
-
-    fn disconnect(&mut self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn reconnect(&mut self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn leave_as_found(&mut self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn discard(&mut self) -> Vec<String> {
-        Vec::new()
-    }
-}
-
-/// The images of a checkpoint, where a dump would be.
-pub struct ArchivedImages {
-    images: PathBuf,
-}
-
-impl Dumper for ArchivedImages {
-    fn dump(&self, options: DumpOptions) -> Result<Dumped, CriuError> {
-        let link = || -> io::Result<u64> {
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&options.images_dir)?;
-            let mut bytes = 0;
-            for entry in std::fs::read_dir(&self.images)? {
-                let entry = entry?;
-                let to = options.images_dir.join(entry.file_name());
-                // another file system takes no link
-                if std::fs::hard_link(entry.path(), &to).is_err() {
-                    std::fs::copy(entry.path(), &to)?;
-                }
-                bytes += entry.metadata()?.len();
-            }
-            Ok(bytes)
-        };
-        let memory_bytes = link()
-            .map_err(|source| CriuError::Io { what: format!("link `{}`", self.images.display()), source })?;
-        Ok(Dumped { frozen: Duration::ZERO, memory_bytes })
-    }
-
-    fn pre_dump(&self, options: DumpOptions) -> Result<Dumped, CriuError> {
-        self.dump(options)
-    }
-
-    /// What lies in a checkpoint has its pages with it.
-    fn pageless(&self, _: &Path, _: Circumstances) -> Result<Box<dyn PagelessDumper>, CriuError> {
-        let detail = "a checkpoint is not dumped again".to_owned();
-        Err(CriuError::Protocol { operation: "dump without pages", detail })
-    }
 }

@@ -1,6 +1,6 @@
 //! Further connections to the destination, for memory pages.
 
-use crate::source::Plan;
+use crate::order::Plan;
 use godwit_migration::{Cancel, MigrationId, Observer};
 use godwit_transfer::{Bandwidth, Message, PageStreams, Transport, Wire, WireError};
 use std::io;

@@ -3,9 +3,15 @@
 //! [`source::migrate`] is the table of contents: each line of it is a phase.
 
 pub mod archive;
+mod archived;
 mod connections;
+pub mod directory_lock;
+mod discard;
 pub mod dumper;
+mod error;
 mod files;
+mod negotiation;
+pub mod order;
 mod pace;
 pub mod pages;
 pub mod preflight;
@@ -14,10 +20,14 @@ pub mod recovery;
 pub mod resume;
 mod rollback;
 mod rounds;
+pub mod sealed;
 pub mod source;
+pub mod staging;
+mod stop_and_copy;
 mod throttle;
 pub mod tracker;
 
 pub use dumper::{Circumstances, Dumped, Dumper, PagelessDumped, PagelessDumper};
+pub use order::{Job, Order, Parties, Plan};
 pub use pages::PageReader;
-pub use source::{Job, Order, Parties, Plan, migrate, rehearse};
+pub use source::{migrate, rehearse};

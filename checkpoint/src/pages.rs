@@ -131,6 +131,7 @@ impl Outlet<'_> {
 pub struct PageMemory {
     reader: Box<dyn PageReader>,
     ledger: PageLedger,
+    seed: u64,
     ladder: Box<dyn PagelessDumper>,
     longest_stop: Duration,
     cancel: Cancel,
@@ -162,8 +163,19 @@ impl PageMemory {
         streams: usize,
         cancel: Cancel,
     ) -> Self {
-        let ledger = PageLedger::new(streams.max(1), room_pages, seed());
-        Self { reader, ledger, ladder, longest_stop: Duration::ZERO, cancel }
+        let seed = seed();
+        let ledger = PageLedger::new(streams.max(1), room_pages, seed);
+        Self { reader, ledger, seed, ladder, longest_stop: Duration::ZERO, cancel }
+    }
+
+    /// What digests of pages are made with.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// What the destination has from an earlier attempt, by slot and by digest. To be told before the first round.
+    pub fn keep(&mut self, kept: Vec<(u32, u128)>) {
+        self.ledger.keep(kept);
     }
 
     /// What was sent and what was spared so far.
@@ -218,7 +230,7 @@ impl PageMemory {
 
     /// The dumper, and everything else, so that both can work at the same time.
     pub fn split(&mut self) -> (&mut dyn PagelessDumper, Remainder<'_>) {
-        let Self { reader, ledger, ladder, cancel, longest_stop } = self;
+        let Self { reader, ledger, ladder, cancel, longest_stop, .. } = self;
         (ladder.as_mut(), Remainder { reader: reader.as_mut(), ledger, cancel, longest_stop })
     }
 }

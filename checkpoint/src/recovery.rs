@@ -3,15 +3,16 @@
 //! Nothing here follows what was once intended: it looks at what there is, and at what the journal says must not be
 //! done any more. Who may let the container run is decided in [`godwit_migration::ownership`].
 
-use crate::rollback::remove_images;
-use crate::source::Job;
+use crate::discard::discard;
+use crate::order::Job;
+use crate::rollback::put_back;
 use godwit_engine::remains::wait_until_untraced;
 use godwit_engine::{Engine, SourceContainer};
-use godwit_migration::journal::{Event, Journal, JournalState, Line, read};
+use godwit_migration::journal::{Event, Journal, JournalState, of_container};
 use godwit_migration::lock::{ContainerLock, lock_container};
 use godwit_migration::ownership::{Presence, Standing, has_given_word};
-use godwit_migration::{Disposition, Failure, FailureKind, MigrationId, Role, remains};
-use godwit_transfer::stale::StaleCopies;
+use godwit_migration::takeover::{Takeover, unreadable};
+use godwit_migration::{Failure, FailureKind, MigrationId, Role};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Duration;
@@ -31,18 +32,10 @@ pub(crate) struct Remains {
 /// Migrations of a container that this host has rolled back, the latest at most: a destination that still holds a copy of one
 /// of them may remove it.
 pub(crate) fn void(root: &Path, name: &str) -> Vec<MigrationId> {
-    const MOST: usize = 64;
-    let entries = std::fs::read_dir(root.join("migrations")).into_iter().flatten().flatten();
-    let mut ids: Vec<MigrationId> =
-        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    ids.sort();
-    let is_void = |id: &MigrationId| {
-        let Ok((lines, state)) = read(&Job::new(root, id.clone()).dir.join("journal")) else { return false };
-        let is_its = matches!(lines.first().map(|line| &line.event),
-            Some(Event::Planned { role: Role::Source, container, .. }) if container == name);
-        is_its && matches!(state, JournalState::RolledBack | JournalState::Untold)
-    };
-    ids.into_iter().rev().take(MOST).filter(is_void).collect()
+    const LATEST: usize = 64;
+    let found = of_container(root, Role::Source, name, LATEST).rev();
+    let void = found.filter(|it| matches!(it.state, JournalState::RolledBack | JournalState::Untold));
+    void.map(|it| it.id).collect()
 }
 
 /// A container on its way out whose process is dead.
@@ -53,7 +46,6 @@ pub struct Interrupted {
     pub peer: String,
     job: Job,
     journal: Journal,
-    lines: Vec<Line>,
     container: Option<Box<dyn SourceContainer>>,
     /// Without remains nothing was touched: whether there is a container of that name.
     is_known: bool,
@@ -70,43 +62,26 @@ impl Interrupted {
         engines: &[Box<dyn Engine>],
         id: &MigrationId,
     ) -> Result<Option<Self>, Failure> {
-        let job = Job::new(root, id.clone());
-        let path = job.dir.join("journal");
-        if !path.exists() {
-            return Ok(None);
-        }
-        let unreadable = |error: &(dyn std::error::Error + 'static)| {
-            Failure::new(FailureKind::InDoubt, format!("what migration {id} has left here cannot be read"))
-                .because_of(error)
-        };
-        let (lines, _) = read(&path).map_err(|error| unreadable(&error))?;
-        let Some(Event::Planned { role: Role::Source, container: name, peer, .. }) =
-            lines.first().map(|line| line.event.clone())
-        else {
-            return Ok(None);
-        };
-        let (kind, bare_name) = name.split_once(':').unwrap_or(("", &name));
-        let lock =
-            lock_container(root, kind, bare_name).map_err(|error| unreadable(&error))?.ok_or_else(|| {
+        let lock = |name: &str| {
+            let (kind, bare_name) = name.split_once(':').unwrap_or(("", name));
+            lock_container(root, kind, bare_name).map_err(|error| unreadable(id, &error))?.ok_or_else(|| {
                 Failure::new(FailureKind::Locked, format!("a migration of `{name}` is under way"))
                     .hint("`godwit status` shows it; `godwit cancel` stops it")
-            })?;
-        let (lines, state) = read(&path).map_err(|error| unreadable(&error))?;
-        let mut journal = Journal::resume(&path).map_err(|error| unreadable(&error))?;
-        if !state.is_settled() {
-            let _ = journal.append(Event::Resumed { godwit: env!("CARGO_PKG_VERSION").into() });
-        }
+            })
+        };
+        let Some(taken) = Takeover::<Remains>::begin(root, Role::Source, id, lock)? else { return Ok(None) };
+        let Takeover { container: name, peer, journal, remains, lock, .. } = taken;
+        let (kind, bare_name) = name.split_once(':').unwrap_or(("", &name));
         let engine = engines.iter().find(|engine| engine.kind() == kind);
-        let remains: Option<Remains> = remains::find(&job.dir).map_err(|error| unreadable(&error))?;
         let container = match (engine, remains) {
             (Some(engine), Some(remains)) => {
-                Some(engine.reopen_source(&remains.container).map_err(|error| unreadable(&error))?)
+                Some(engine.reopen_source(&remains.container).map_err(|error| unreadable(id, &error))?)
             }
             _ => None,
         };
         if let Some(container) = &container {
             let tasks = || container.tasks().unwrap_or_default().into_iter().collect();
-            if !state.is_settled() && !wait_until_untraced(tasks, LETTING_GO) {
+            if !journal.state().is_settled() && !wait_until_untraced(tasks, LETTING_GO) {
                 return Err(Failure::new(
                     FailureKind::InDoubt,
                     format!("CRIU still holds the tasks of `{name}`"),
@@ -115,7 +90,8 @@ impl Interrupted {
             }
         }
         let is_known = engine.is_some_and(|engine| engine.knows(bare_name));
-        Ok(Some(Self { peer, job, journal, lines, container, is_known, _lock: lock, name }))
+        let job = Job::new(root, id.clone());
+        Ok(Some(Self { peer, job, journal, container, is_known, _lock: lock, name }))
     }
 
     /// Where this side stands.
@@ -138,11 +114,6 @@ impl Interrupted {
         self.journal.state().is_settled()
     }
 
-    /// Its changes of CPU limits and the like are found in these.
-    pub fn lines(&self) -> &[Line] {
-        &self.lines
-    }
-
     /// It is this side's: makes it as if nothing had been tried, and lets it run. `reason` says who has decided so.
     ///
     /// # Errors
@@ -162,16 +133,7 @@ impl Interrupted {
         };
         self.write(event)?;
         if let Some(container) = &mut self.container {
-            let undone = [
-                ("its network link", container.reconnect()),
-                ("its network lock", container.unlock_network()),
-                ("its freezer", container.thaw()),
-                ("its cgroup", container.leave_as_found()),
-            ];
-            let errors: Vec<String> = undone
-                .into_iter()
-                .filter_map(|(what, done)| Some(format!("{what}: {}", done.err()?)))
-                .collect();
+            let errors = put_back(&mut **container);
             if !errors.is_empty() {
                 let reason = errors.join("; ");
                 let _ = self.write(Event::InDoubt { reason: reason.clone() });
@@ -183,7 +145,7 @@ impl Interrupted {
                 .hint("mend that, and resume once more"));
             }
         }
-        if let Err(error) = remove_images(&self.job) {
+        if let Err(error) = self.job.remove_images() {
             tracing::warn!(%error, "images are left over");
         }
         self.write(Event::RolledBack)
@@ -234,16 +196,7 @@ impl Interrupted {
         if self.journal.state() != JournalState::Running {
             return vec![];
         }
-        let mut leftovers = self.container.as_mut().map(|container| container.discard()).unwrap_or_default();
-        leftovers.extend(self.write(Event::Discarded).err().map(|failure| failure.to_string()));
-        let copies = StaleCopies::below(&self.job.root);
-        let trees = self.container.iter().flat_map(|container| &container.facts().trees);
-        for tree in trees.filter(|tree| tree.content == tree.path) {
-            let noted = copies.note(&tree.path, &self.name);
-            leftovers.extend(noted.err().map(|error| format!("record of a left copy: {error}")));
-        }
-        leftovers.extend(remove_images(&self.job).err().map(|error| format!("images: {error}")));
-        leftovers
+        discard(self.container.as_deref_mut(), &self.name, &self.job, &mut self.journal)
     }
 
     /// After [`Interrupted::conclude`] or [`Interrupted::give_away`], with all that is left over on both sides.
@@ -272,10 +225,15 @@ impl Interrupted {
                 tracing::warn!(%leftover, "could not be removed");
             }
         }
-        if let Err(error) = remove_images(&self.job) {
+        if let Err(error) = self.job.remove_images() {
             tracing::warn!(%error, "images are left over");
         }
         self.write(Event::Lost { reason: "nothing of it is left on either host".into() })
+    }
+
+    /// After [`Interrupted::take_back`]: the destination may hold a copy, and could not be told. Whoever resumes next tells it.
+    pub fn leave_untold(&mut self) {
+        let _ = self.write(Event::Untold);
     }
 
     /// Notes why nobody can decide.
@@ -285,9 +243,7 @@ impl Interrupted {
 
     fn write(&mut self, event: Event) -> Result<(), Failure> {
         self.journal.append(event).map_err(|error| {
-            Failure::new(FailureKind::InDoubt, "the journal cannot be written")
-                .because_of(&error)
-                .at(Disposition::InDoubt)
+            Failure::new(FailureKind::InDoubt, "the journal cannot be written").because_of(&error)
         })
     }
 }

@@ -131,10 +131,13 @@ fn alone(
 ) -> Result<End, Failure> {
     let claimed = witness.filter(|_| keep.is_none() && here.standing().presence == Presence::Frozen);
     match keep {
-        None if needs_nobody(here.standing()) => source_s(here, None),
+        None if needs_nobody(here.standing()) || here.standing().state == JournalState::Untold => {
+            source_s(here, None)
+        }
         None if claimed.is_some() => match claimed.map(|witness| witness.claim(here.id(), Role::Source)) {
             Some(Ok(Role::Source)) => {
                 here.take_back("the witness says that it is the source's")?;
+                here.leave_untold();
                 Ok(End::at(Disposition::RunningAtSource))
             }
             Some(Ok(Role::Destination)) => give_away(here),
@@ -195,8 +198,9 @@ fn source_s(here: &mut Interrupted, wire: Option<Wire>) -> Result<End, Failure> 
         Some(Ok(leftovers)) => end.leftovers = leftovers,
         Some(Err(error)) => {
             tracing::warn!(%error, "the destination could not be told; it removes its copy when it is asked");
+            here.leave_untold();
         }
-        None => {}
+        None => here.leave_untold(),
     }
     Ok(end)
 }
@@ -243,6 +247,7 @@ fn bury(here: &mut Interrupted, mut wire: Wire) -> Result<End, Failure> {
 /// A person takes it back, although it may have run at the destination.
 fn take_back_by_decision(here: &mut Interrupted, wire: Option<Wire>) -> Result<End, Failure> {
     let reason = "a person decided that it is the source's";
+    let is_told = wire.is_some();
     if let Some(mut wire) = wire {
         let told = wire.say(&Message::Bury { reason: reason.into() }).and_then(|()| undone(&mut wire));
         told.map_err(|error| {
@@ -250,6 +255,9 @@ fn take_back_by_decision(here: &mut Interrupted, wire: Option<Wire>) -> Result<E
         })?;
     }
     here.take_back(reason)?;
+    if !is_told {
+        here.leave_untold();
+    }
     Ok(End { by_decision: true, ..End::at(Disposition::RunningAtSource) })
 }
 

@@ -1,25 +1,27 @@
 //! Undoing: whatever was begun before the commit, in the order that hurts the container least.
 
-use crate::source::{Job, Source, SourceError};
+use crate::source::{Source, SourceError};
+use godwit_engine::SourceContainer;
 use godwit_migration::journal::{self, JournalState};
 use godwit_migration::quantity::show_duration;
 use godwit_migration::{Disposition, Failure, FailureKind};
 use godwit_transfer::{Incoming, Message, WireError};
-use std::io;
 use std::time::Duration;
 
 /// How long the destination may take to undo what it made.
 const UNDO_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Removes a migration's images: they are secrets, and large. Journal and logs stay.
-///
-/// # Errors
-/// When something could not be removed.
-pub(crate) fn remove_images(job: &Job) -> io::Result<()> {
-    match std::fs::remove_dir_all(job.dir.join("images")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+/// Link, lock, thaw: in this order, since what the container says first must be able to leave. Each is tried whatever became of
+/// the others; gives what could not be put back.
+pub(crate) fn put_back(container: &mut dyn SourceContainer) -> Vec<String> {
+    let done = [
+        ("its network link", container.reconnect()),
+        ("its network lock", container.unlock_network()),
+        ("its freezer", container.thaw()),
+        ("its cgroup", container.leave_as_found()),
+    ];
+    let failed = done.into_iter().filter_map(|(what, done)| Some((what, done.err()?)));
+    failed.map(|(what, error)| format!("{what} could not be put back: {error}")).collect()
 }
 
 impl Source<'_> {
@@ -36,14 +38,14 @@ impl Source<'_> {
         // the container first, and at once: the peer can wait
         let stopped_for = self.stopped_for();
         let throttled = self.unthrottle().err();
-        let here = self.let_run();
+        let here = put_back(&mut *self.container);
         // it runs: now there is time to let go of its memory, and of the further connections
         self.pages = None;
         self.streams = None;
         let (cancelled, undone) = self.cancel_peer(&reason);
         let leftovers = [
             journaled.err().map(|error| error.to_string()),
-            remove_images(&self.job).err().map(|error| format!("images: {error}")),
+            self.job.remove_images().err().map(|error| format!("images: {error}")),
             throttled.map(|error| format!("its CPU limit could not be put back: {error}")),
         ];
         let mut failure = self.describe(error);
@@ -53,43 +55,22 @@ impl Source<'_> {
         failure.causes.extend(self.container.damage());
         failure.causes.extend(cancelled);
         failure.causes.extend(leftovers.into_iter().flatten());
-        match here {
-            Ok(()) => {
-                let untold = (is_there && !undone).then_some(journal::Event::Untold);
-                for event in [Some(journal::Event::RolledBack), untold].into_iter().flatten() {
-                    if let Err(error) = self.journal.append(event) {
-                        failure = failure.because(error);
-                    }
-                }
-                if !self.container.is_alive() {
-                    return failure
-                        .because("it has ended here by itself meanwhile")
-                        .at(Disposition::NoContainer);
-                }
-                failure.at(Disposition::RunningAtSource)
-            }
-            Err(why) => {
-                let _ = self.journal.append(journal::Event::InDoubt { reason: why.clone() });
-                failure.kind = FailureKind::InDoubt;
-                failure.because(why).hint("thaw its cgroup by hand").at(Disposition::InDoubt)
+        if !here.is_empty() {
+            let why = here.join("; ");
+            let _ = self.journal.append(journal::Event::InDoubt { reason: why.clone() });
+            failure.kind = FailureKind::InDoubt;
+            return failure.because(why).hint("thaw its cgroup by hand").at(Disposition::InDoubt);
+        }
+        let untold = (is_there && !undone).then_some(journal::Event::Untold);
+        for event in [Some(journal::Event::RolledBack), untold].into_iter().flatten() {
+            if let Err(error) = self.journal.append(event) {
+                failure = failure.because(error);
             }
         }
-    }
-
-    /// Link, lock, thaw: in this order, since what the container says first must be able to leave.
-    pub(crate) fn let_run(&mut self) -> Result<(), String> {
-        let mut errors = Vec::new();
-        for (what, result) in [
-            ("its network link", self.container.reconnect()),
-            ("its network lock", self.container.unlock_network()),
-            ("its freezer", self.container.thaw()),
-            ("its cgroup", self.container.leave_as_found()),
-        ] {
-            if let Err(error) = result {
-                errors.push(format!("{what} could not be put back: {error}"));
-            }
+        if !self.container.is_alive() {
+            return failure.because("it has ended here by itself meanwhile").at(Disposition::NoContainer);
         }
-        if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
+        failure.at(Disposition::RunningAtSource)
     }
 
     /// Tells the destination to undo what it made; gives what to tell the user of it, and whether it was undone.

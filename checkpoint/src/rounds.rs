@@ -94,7 +94,7 @@ impl Source<'_> {
         let mut asked = None;
         let mut before = None;
         if let Some(pace) = &mut self.pace {
-            pace.begin();
+            pace.begin(self.plan.limits.timeout);
         }
         let useful_rounds = if self.pages.is_some() { u32::MAX } else { self.tracker.useful_rounds() };
         if useful_rounds == 0 {
@@ -154,11 +154,10 @@ impl Source<'_> {
         Ok(())
     }
 
-    /// Pauses make rounds longer, and longer rounds leave more behind: where rounds bring it no nearer to its end there are
-    /// none any more.
+    /// Pauses make rounds longer, and longer rounds leave more behind.
     fn step_forth(&mut self, expected: Duration, before: Option<Duration>) {
         if before.is_some_and(|before| expected > before.mul_f64(0.7)) {
-            self.pace = None;
+            self.pace.iter_mut().for_each(Pace::did_not_help);
         }
     }
 
@@ -298,7 +297,7 @@ impl Source<'_> {
         let Some(mut pages) = self.pages.take() else { return self.image_round(round) };
         let streams = self.streams.take();
         let mut pace = self.pace.take();
-        let paused_before = pace.as_mut().map(Pace::begin_round).unwrap_or_default();
+        let paused_before = pace.as_mut().map(|pace| pace.begin_round(self.memory_bytes)).unwrap_or_default();
         let mut meter = Meter::new(self.observer, Phase::PreCopy, "memory", self.memory_bytes);
         let mut copied = |bytes| {
             meter.add(bytes);

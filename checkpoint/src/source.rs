@@ -5,180 +5,31 @@
 //! The other half is `destination.rs` of the restore crate: the two lists of phases mirror each other.
 
 use crate::connections;
+use crate::discard::discard;
 use crate::dumper::{Circumstances, Dumper};
-use crate::files::{Files, FilesError};
+pub(crate) use crate::error::{SourceError, thread_died};
+use crate::files::Files;
+use crate::order::{Job, Order, Parties, Plan};
 use crate::pace::Pace;
-use crate::pages::{Outlet, PageMemory, PageReader, PagesError};
-use crate::recovery;
+use crate::pages::{Outlet, PageMemory, PageReader};
 use crate::throttle::Throttle;
-use crate::tracker::{MemoryTracker, TrackerError, tracker_for};
-use godwit_criu::DumpOptions;
-use godwit_engine::network::NetworkPlan;
-use godwit_engine::{EngineError, SourceContainer};
+use crate::tracker::{MemoryTracker, tracker_for};
+use godwit_engine::SourceContainer;
 use godwit_migration::downtime::{Downtime, Stopwatch};
-use godwit_migration::journal::{self, Journal, JournalError};
+use godwit_migration::journal::{self, Journal};
 use godwit_migration::observer::{Event, micros};
-use godwit_migration::plan::{Carry, Limits, Restoration, Strategy, Tracker};
-use godwit_migration::remains;
+use godwit_migration::plan::{Restoration, Tracker};
+use godwit_migration::quantity::show_bytes;
 use godwit_migration::report::{FillReport, MemoryReport, RoundReport, Summary};
-use godwit_migration::{
-    Cancel, Disposition, Failure, FailureKind, MigrationId, Observer, Phase, Role, SharedDirectory,
-};
-use godwit_transfer::stale::StaleCopies;
-use godwit_transfer::tree::{TreeIndex, equal_digest};
+use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Observer, Phase, Role};
 use godwit_transfer::wire::unexpected;
-use godwit_transfer::{
-    Bandwidth, Compression, HostFacts, Incoming, Message, Offer, PageStreams, Transport, TreeBase, TreeId,
-    TreeOffer, Wire, WireError,
-};
-use std::path::{Path, PathBuf};
+use godwit_transfer::{Bandwidth, Incoming, Message, PageStreams, Transport, TreeOffer, Wire, WireError};
 use std::time::{Duration, Instant};
 
 /// How long the destination may think about one thing before the freeze.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How long the destination may take for a step under the freeze. Restoring is the longest.
-const FROZEN_PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the destination may take to fill the memory of the running container, and to tidy up.
 const SETTLING_PATIENCE: Duration = Duration::from_secs(600);
-
-/// What was asked for, complete.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// The container as the user wrote it.
-    pub container: String,
-    /// The destination as the user wrote it.
-    pub destination: String,
-    /// How memory travels.
-    pub strategy: Strategy,
-    /// How changed memory is found; none for stop-and-copy.
-    pub tracker: Option<Tracker>,
-    /// When rounds end.
-    pub limits: Limits,
-    /// What CRIU carries.
-    pub carry: Carry,
-    /// Where its network is attached.
-    pub network_plan: NetworkPlan,
-    /// Bytes a second at most while it runs; 0 is no limit. Under the freeze there is none.
-    pub bandwidth: u64,
-    /// Connections: the first one is for everything, those beyond it for memory pages.
-    pub connections: u16,
-    /// How frames are compressed.
-    pub compress: Compression,
-    /// How it gets its memory at the destination.
-    pub restoration: Restoration,
-    /// While it runs, copying pauses when it would have to wait for a processor.
-    pub gentle: bool,
-    /// The highest rung of the ladder that keeps CRIU from dumping pages; the best that works when absent.
-    pub highest_rung: Option<godwit_criu::pageless::Rung>,
-    /// Whom both hosts ask when they cannot reach each other.
-    pub witness: Option<SharedDirectory>,
-    /// What this host is like.
-    pub facts: HostFacts,
-}
-
-/// Where a migration keeps its files on this host.
-#[derive(Clone, Debug)]
-pub struct Job {
-    /// Its id.
-    pub id: MigrationId,
-    /// godwit's directory, usually /var/lib/godwit.
-    pub root: PathBuf,
-    /// This migration's directory in it.
-    pub dir: PathBuf,
-}
-
-impl Job {
-    /// The directory of migration `id` below `root`; not made yet.
-    pub fn new(root: impl Into<PathBuf>, id: MigrationId) -> Self {
-        let root = root.into();
-        Self { dir: root.join("migrations").join(id.as_str()), root, id }
-    }
-}
-
-/// Who takes part on this side.
-pub struct Parties<'a> {
-    /// The container, opened and looked at.
-    pub container: Box<dyn SourceContainer>,
-    /// Who dumps it.
-    pub criu: &'a dyn Dumper,
-    /// The way to the destination.
-    pub wire: Wire,
-    /// Makes a further connection to the destination; none where there can be only one.
-    pub dial: Option<&'a dyn Fn() -> std::io::Result<Box<dyn Transport>>>,
-    /// Reads memory from outside, for the trackers that do.
-    pub reader: Option<Box<dyn PageReader>>,
-    /// Who is told what happens.
-    pub observer: &'a dyn Observer,
-    /// The wish to stop.
-    pub cancel: Cancel,
-}
-
-/// What is to be done, and where it is written down.
-pub struct Order {
-    /// What was asked for.
-    pub plan: Plan,
-    /// Where this migration keeps its files.
-    pub job: Job,
-    /// Its journal, with the first line written.
-    pub journal: Journal,
-}
-
-/// Anything that ends a migration early.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SourceError {
-    /// The wire, or the other side over it.
-    #[error(transparent)]
-    Wire(#[from] WireError),
-    /// The container, its runtime or its kernel.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    /// CRIU.
-    #[error(transparent)]
-    Criu(#[from] godwit_criu::CriuError),
-    /// Its memory.
-    #[error(transparent)]
-    Pages(PagesError),
-    /// The container's files.
-    #[error(transparent)]
-    Files(FilesError),
-    /// The journal could not be written: nothing may go on without it.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// A failure that is complete already.
-    #[error(transparent)]
-    Failure(Box<Failure>),
-}
-
-impl From<FilesError> for SourceError {
-    /// What the other side said, or the user, is not about files although it came while they were sent.
-    fn from(error: FilesError) -> Self {
-        match error {
-            FilesError::Wire(error) => error.into(),
-            error => Self::Files(error),
-        }
-    }
-}
-
-impl From<PagesError> for SourceError {
-    /// As with files.
-    fn from(error: PagesError) -> Self {
-        match error {
-            PagesError::Wire(error) => error.into(),
-            PagesError::Criu(error) => error.into(),
-            error => Self::Pages(error),
-        }
-    }
-}
-
-impl From<TrackerError> for SourceError {
-    fn from(error: TrackerError) -> Self {
-        match error {
-            TrackerError::Criu(error) => error.into(),
-            TrackerError::Engine(error) => error.into(),
-        }
-    }
-}
-
 /// The source's half, with all it holds.
 pub(crate) struct Source<'a> {
     pub(crate) plan: Plan,
@@ -193,7 +44,7 @@ pub(crate) struct Source<'a> {
     pub(crate) tracker: Box<dyn MemoryTracker>,
     /// Memory that is read from outside, instead of what `tracker` does; made in the phase prepare.
     pub(crate) pages: Option<PageMemory>,
-    reader: Option<Box<dyn PageReader>>,
+    pub(crate) reader: Option<Box<dyn PageReader>>,
     dial: Option<&'a dyn Fn() -> std::io::Result<Box<dyn Transport>>>,
     pub(crate) streams: Option<PageStreams>,
     pub(crate) bandwidth: Bandwidth,
@@ -211,11 +62,13 @@ pub(crate) struct Source<'a> {
     /// None when nobody steps back.
     pub(crate) pace: Option<Pace>,
     begun: Instant,
-    offered: Vec<TreeOffer>,
-    stopwatch: Option<Stopwatch>,
+    pub(crate) offered: Vec<TreeOffer>,
+    pub(crate) stopwatch: Option<Stopwatch>,
     pid_there: i32,
     /// The destination said no: it has nothing to undo, and has hung up.
     pub(crate) was_refused: bool,
+    /// Pages that the destination has from an earlier attempt.
+    pub(crate) kept_pages: u64,
 }
 
 /// Moves a container that was opened and looked at to whoever is at the other end of `wire`. See the module for what is
@@ -271,6 +124,7 @@ impl<'a> Source<'a> {
             process_start: Duration::ZERO,
             pid_there: 0,
             was_refused: false,
+            kept_pages: 0,
             container,
             criu,
             wire,
@@ -312,130 +166,8 @@ impl<'a> Source<'a> {
         Ok(result)
     }
 
-    /// Hello, Offer; Accept or Refuse.
-    pub(crate) fn negotiate(&mut self) -> Result<(), SourceError> {
-        self.wire.set_patience(PATIENCE);
-        self.wire.set_compression(self.plan.compress);
-        self.wire.set_bandwidth(&self.bandwidth);
-        self.wire.say(&Message::Hello {
-            godwit: env!("CARGO_PKG_VERSION").into(),
-            host: self.plan.facts.host.clone(),
-        })?;
-        self.wire.expect("hello", |message| match message {
-            Message::Hello { .. } => Ok(()),
-            other => Err(other),
-        })?;
-        let offer = self.offer()?;
-        self.offered = offer.trees.clone();
-        self.wire.expect_indexes();
-        self.wire.say(&Message::Offer(Box::new(offer)))?;
-        let bases = match self.wire.hear()? {
-            Incoming::Message(Message::Accept { bases, process_start_us, restoration, restoration_why }) => {
-                self.process_start = Duration::from_micros(process_start_us);
-                self.restoration = (restoration, restoration_why);
-                bases
-            }
-            Incoming::Message(Message::Refuse { reasons }) => return Err(self.refused(reasons)),
-            other => return Err(unexpected(&other, "accept or refuse").into()),
-        };
-        if bases.len() != self.offered.len() {
-            return Err(WireError::Malformed("an accept for another offer".into()).into());
-        }
-        let contents: Vec<PathBuf> =
-            self.container.facts().trees.iter().map(|tree| tree.content.clone()).collect();
-        for ((tree, content), base) in self.offered.clone().into_iter().zip(contents).zip(bases) {
-            self.take_base(tree, &content, base)?;
-        }
-        self.journal.append(journal::Event::Accepted)?;
-        Ok(())
-    }
-
-    fn offer(&self) -> Result<Offer, SourceError> {
-        let facts = self.container.facts();
-        let tree = |(number, tree): (usize, &godwit_engine::Tree)| TreeOffer {
-            id: TreeId(number as u16),
-            kind: tree.kind,
-            path: tree.path.clone(),
-            single_file: tree.single_file,
-            read_only: tree.read_only,
-            bytes: crate::files::size_of(&tree.content),
-        };
-        let network = facts.network.as_ref().map(serde_json::to_string).transpose();
-        Ok(Offer {
-            migration: self.job.id.clone(),
-            engine: facts.engine.into(),
-            name: facts.name.clone(),
-            recipe: facts.recipe.clone(),
-            network: network.map_err(|error| WireError::Malformed(error.to_string()))?,
-            network_plan: self.plan.network_plan.to_string(),
-            trees: facts.trees.iter().enumerate().map(tree).collect(),
-            memory_bytes: facts.memory_bytes,
-            strategy: self.plan.strategy,
-            tracker: self.plan.tracker,
-            room_pages: self.reader.is_some().then(|| self.room_pages()),
-            restoration: self.plan.restoration,
-            carry: self.plan.carry,
-            facts: self.plan.facts.clone(),
-            void: recovery::void(&self.job.root, &self.name),
-            witness: self.plan.witness.as_ref().map(ToString::to_string),
-        })
-    }
-
-    fn refused(&mut self, reasons: Vec<godwit_transfer::Refusal>) -> SourceError {
-        self.was_refused = true;
-        let message = format!("{} cannot receive `{}`", self.plan.destination, self.name);
-        let mut failure = Failure::new(FailureKind::Refused, message);
-        for refusal in reasons {
-            failure = failure.because(refusal.reason);
-            if let Some(hint) = refusal.hint {
-                failure = failure.hint(hint);
-            }
-        }
-        SourceError::Failure(Box::new(failure))
-    }
-
-    /// What lies at a tree's place over there decides whether it may be written to, and what the first round is
-    /// compared with.
-    fn take_base(&mut self, tree: TreeOffer, content: &Path, base: TreeBase) -> Result<(), SourceError> {
-        let index = match base {
-            TreeBase::Empty => TreeIndex::default(),
-            TreeBase::Stale => self.hear_index(tree.id)?,
-            TreeBase::Foreign { digest } => {
-                let ours = equal_digest(content)
-                    .map_err(|source| FilesError::Tree { path: content.display().to_string(), source })?;
-                if ours.to_string() != digest {
-                    return Err(self.foreign(&tree));
-                }
-                // all the same: what differs from now on is sent against what we know to be there
-                self.hear_index(tree.id)?
-            }
-        };
-        Ok(self.files.add(tree, content, index)?)
-    }
-
-    fn foreign(&self, tree: &TreeOffer) -> SourceError {
-        let path = tree.path.display();
-        SourceError::Failure(Box::new(
-            Failure::new(
-                FailureKind::Refused,
-                format!("{} cannot receive `{}`", self.plan.destination, self.name),
-            )
-            .because(format!("`{path}` exists there with other content"))
-            .hint(format!(
-                "move `{path}` out of the way there, or add `--no-copy {path}` if what lies there is right"
-            )),
-        ))
-    }
-
-    fn hear_index(&mut self, tree: TreeId) -> Result<TreeIndex, SourceError> {
-        match self.wire.hear()? {
-            Incoming::Index(of, index) if of == tree => Ok(index),
-            other => Err(unexpected(&other, "the index of a tree").into()),
-        }
-    }
-
     /// Room for the memory as it is now, and for what it may grow by while it is copied: a quarter, and a little.
-    fn room_pages(&self) -> u64 {
+    pub(crate) fn room_pages(&self) -> u64 {
         (self.memory_bytes + self.memory_bytes / 4 + (64 << 20)) / godwit_memory::PAGE_SIZE
     }
 
@@ -458,169 +190,35 @@ impl<'a> Source<'a> {
             };
             let ladder = self.criu.pageless(&work, circumstances)?;
             let room = self.room_pages();
-            self.pages = Some(PageMemory::new(reader, ladder, room, streams, self.cancel.clone()));
+            let mut pages = PageMemory::new(reader, ladder, room, streams, self.cancel.clone());
+            if self.kept_pages > 0 {
+                self.take_up(&mut pages, room)?;
+            }
+            self.pages = Some(pages);
         }
         self.bandwidth.set(self.plan.bandwidth);
         self.journal.append(journal::Event::Prepared)?;
         Ok(())
     }
 
-    /// Downtime begins here: lock first, so that nothing is acknowledged that the dump does not hold.
-    pub(crate) fn freeze(&mut self) -> Result<(), SourceError> {
-        self.hurry()?;
-        self.wire.set_patience(FROZEN_PATIENCE);
-        self.keep_remains()?;
-        self.journal.append(journal::Event::Freezing)?;
-        let options = self.last_dump();
-        if let Some(pages) = &mut self.pages {
-            pages.about_to_freeze(&self.container.tasks()?, &options)?;
-        }
-        self.stopwatch = Some(Stopwatch::start());
-        self.container.lock_network()?;
-        self.container.freeze()?;
-        // the dump must find the limit that it had
-        self.unthrottle()?;
-        self.lap(Stopwatch::frozen);
-        self.journal.append(journal::Event::Frozen)?;
-        Ok(())
-    }
-
-    /// What whoever goes on after a crash must know.
-    fn keep_remains(&mut self) -> Result<(), SourceError> {
-        let engine = self.container.facts().engine.to_owned();
-        let remains = recovery::Remains { engine, container: self.container.remains()? };
-        remains::keep(&self.job.dir, &remains).map_err(|error| {
-            let path = self.job.dir.display();
-            let failure = Failure::new(FailureKind::Failed, format!("cannot write into `{path}`"));
-            SourceError::Failure(Box::new(failure.because_of(&error)))
-        })
-    }
-
-    /// No limit and no high compression while it stands still.
-    fn hurry(&mut self) -> Result<(), SourceError> {
-        self.bandwidth.set(0);
-        self.wire.hurry();
-        Ok(self.streams.as_ref().map_or(Ok(()), PageStreams::hurry)?)
-    }
-
-    /// The last difference, while it stands still.
-    pub(crate) fn stop_and_copy(&mut self) -> Result<(), SourceError> {
-        match self.pages.take() {
-            Some(mut pages) => {
-                let copied = self.stop_and_copy_pages(&mut pages);
-                self.pages = Some(pages);
-                copied
+    /// What an earlier attempt has brought to the destination need not be sent again.
+    fn take_up(&mut self, pages: &mut PageMemory, room: u64) -> Result<(), SourceError> {
+        self.wire.say(&Message::WhatIsKept { seed: pages.seed() })?;
+        let mut kept = 0;
+        loop {
+            match self.wire.hear()? {
+                Incoming::Digests(digests) if digests.is_empty() => break,
+                // a slot more often than once, or one that does not exist, is no use to anybody
+                Incoming::Digests(digests) if kept <= room => {
+                    kept += digests.len() as u64;
+                    pages.keep(digests);
+                }
+                other => return Err(unexpected(&other, "digests of the pages that are kept").into()),
             }
-            None => self.stop_and_copy_images(),
         }
-    }
-
-    /// The final dump, and beside it the last difference of the files; then the images.
-    fn stop_and_copy_images(&mut self) -> Result<(), SourceError> {
-        let begun = Instant::now();
-        let wire_before = self.wire.bytes_sent();
-        let round = self.rounds.len() as u32;
-        self.wire.say(&Message::RoundBegin { round, last: true })?;
-        let dump = self.tracker.last(&*self.container);
-        let criu = self.criu;
-        let (images, files) = std::thread::scope(|scope| {
-            let dump = scope.spawn(move || dump.run(criu));
-            let files = self.send_files(true, Phase::StopAndCopy);
-            (dump.join(), files)
-        });
-        let images = images.map_err(|_| thread_died("the final dump"))??;
-        let (file_bytes, _) = files?;
-        self.container.verify_frozen()?;
-        self.container.complete_images(&images.dir)?;
-        self.journal.append(journal::Event::Dumped)?;
-        self.lap(Stopwatch::dumped);
-        self.send_images(&images.dir, images.tree, images.dumped.memory_bytes, Phase::StopAndCopy)?;
-        self.ready(LastRound {
-            round,
-            begun,
-            wire_before,
-            memory_bytes: images.dumped.memory_bytes,
-            file_bytes,
-        })
-    }
-
-    /// CRIU dumps everything but pages; beside it the pages that were written of late and the last difference of the files
-    /// go out. Then what CRIU has touched itself, the list of pages, and its images.
-    fn stop_and_copy_pages(&mut self, pages: &mut PageMemory) -> Result<(), SourceError> {
-        let begun = Instant::now();
-        let wire_before = self.bytes_sent();
-        let round = self.rounds.len() as u32;
-        self.wire.say(&Message::RoundBegin { round, last: true })?;
-        let tasks = self.container.tasks()?;
-        let options = self.last_dump();
-        let dir = options.images_dir.clone();
-        let (ladder, mut memory) = pages.split();
-        let streams = self.streams.take();
-        let (dumped, looked, files) = std::thread::scope(|scope| {
-            let dump = scope.spawn(move || ladder.dump(options));
-            let (looked, files) = match &streams {
-                Some(streams) => {
-                    let look = scope.spawn(|| memory.look(&tasks, Outlet::Streams(streams)));
-                    let files = self.send_files(true, Phase::StopAndCopy);
-                    (look.join().map_err(|_| thread_died("memory")), files)
-                }
-                None => {
-                    let looked = memory.look(&tasks, Outlet::Wire(&mut self.wire));
-                    (Ok(looked), self.send_files(true, Phase::StopAndCopy))
-                }
-            };
-            (dump.join().map_err(|_| thread_died("the final dump")), looked, files)
-        });
-        self.streams = streams;
-        let (dumped, looked, (file_bytes, _)) = (dumped??, looked??, files?);
-        self.observer.note(crate::pages::describe(&dumped));
-        self.container.verify_frozen()?;
-        self.container.complete_images(&dir)?;
-        self.journal.append(journal::Event::Dumped)?;
-        let outlet = outlet(&self.streams, Some(&mut self.wire))?;
-        let finished = memory.finish(&tasks, looked, &dir, outlet)?;
-        let objects = memory.shared_objects(&dumped.omitted)?;
-        if let Some(streams) = &self.streams {
-            streams.end_of(round)?;
-        }
-        self.lap(Stopwatch::dumped);
-        if !objects.is_empty() {
-            self.wire.say(&Message::Shared { objects })?;
-        }
-        self.send_images(&dir, TreeId::images(0), 0, Phase::StopAndCopy)?;
-        self.memory_report = Some(MemoryReport {
-            rung: dumped.rung.to_string(),
-            fell: dumped.fell.iter().map(|(rung, why)| format!("{rung}: {why}")).collect(),
-            ..self.memory_report.take().unwrap_or_default()
-        });
-        self.ready(LastRound { round, begun, wire_before, memory_bytes: finished.changed_bytes, file_bytes })
-    }
-
-    /// How CRIU is asked for the dump without pages.
-    fn last_dump(&self) -> DumpOptions {
-        let images = self.job.dir.join("images").join("last");
-        self.container.dump_options(&images, &self.job.dir.join("work").join("last"))
-    }
-
-    /// The destination has all of it.
-    fn ready(&mut self, last: LastRound) -> Result<(), SourceError> {
-        self.end_round(last.round)?;
-        let verify_us = self.wire.expect("ready", |message| match message {
-            Message::Ready { verify_us } => Ok(verify_us),
-            other => Err(other),
-        })?;
-        self.lap(|watch| watch.ready(Duration::from_micros(verify_us)));
-        self.rounds.push(RoundReport {
-            round: last.round,
-            last: true,
-            memory_bytes: last.memory_bytes,
-            file_bytes: last.file_bytes,
-            wire_bytes: self.bytes_sent() - last.wire_before,
-            duration: last.begun.elapsed(),
-            frozen: Duration::ZERO,
-            dirty_rate_bytes_per_s: None,
-            expected_downtime_us: None,
-        });
+        let bytes = show_bytes(kept * godwit_memory::PAGE_SIZE);
+        self.observer
+            .note(format!("{} has {bytes} of memory from an earlier attempt", self.plan.destination));
         Ok(())
     }
 
@@ -672,19 +270,7 @@ impl<'a> Source<'a> {
     fn complete(mut self, downtime: Downtime) -> Summary {
         // the tracker holds the tasks' memory
         let totals = self.pages.take().map(|pages| (pages.statistics(), pages.longest_stop()));
-        let mut leftovers = self.container.discard();
-        let mut keep = |what: &str, error: Option<String>| {
-            leftovers.extend(error.map(|error| format!("{what}: {error}")));
-        };
-        keep("journal", self.journal.append(journal::Event::Discarded).err().map(|error| error.to_string()));
-        let copies = StaleCopies::below(&self.job.root);
-        // what was read out of a checkpoint is no copy that the container left
-        let left = self.container.facts().trees.iter().filter(|tree| tree.content == tree.path);
-        for tree in left {
-            let noted = copies.note(&tree.path, &self.name);
-            keep("record of a left copy", noted.err().map(|error| error.to_string()));
-        }
-        keep("images", crate::rollback::remove_images(&self.job).err().map(|error| error.to_string()));
+        let mut leftovers = discard(Some(&mut *self.container), &self.name, &self.job, &mut self.journal);
         let (leftovers_there, fill) = self.farewell();
         leftovers.extend(leftovers_there);
         let completed = journal::Event::Completed {
@@ -756,7 +342,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    fn lap(&mut self, lap: impl FnOnce(&mut Stopwatch)) {
+    pub(crate) fn lap(&mut self, lap: impl FnOnce(&mut Stopwatch)) {
         if let Some(stopwatch) = &mut self.stopwatch {
             lap(stopwatch);
         }
@@ -766,19 +352,6 @@ impl<'a> Source<'a> {
     pub(crate) fn stopped_for(&self) -> Option<Duration> {
         self.stopwatch.as_ref().map(Stopwatch::so_far)
     }
-}
-
-/// What is known of the last round when all of it was sent.
-struct LastRound {
-    round: u32,
-    begun: Instant,
-    wire_before: u64,
-    memory_bytes: u64,
-    file_bytes: u64,
-}
-
-pub(crate) fn thread_died(what: &str) -> SourceError {
-    SourceError::Failure(Box::new(Failure::new(FailureKind::Failed, format!("the thread of {what} died"))))
 }
 
 /// Pages go over connections of their own where there are any, else over the only one.

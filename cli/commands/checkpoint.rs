@@ -1,10 +1,11 @@
 //! `godwit checkpoint`.
 
+use super::sealing;
 use super::{Trouble, cancel_on_signal, open};
 use crate::args::{Args, CheckpointArgs};
 use crate::draw::Draw;
 use crate::progress::Show;
-use godwit_checkpoint::archive;
+use godwit_checkpoint::archive::{self, Seal};
 use godwit_checkpoint::preflight::{check_privilege, usable_criu};
 use godwit_engine::OpenRequest;
 use godwit_engine::network::NetworkPlan;
@@ -19,9 +20,10 @@ pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Tro
     if command.to.exists() {
         return Err(about(
             Failure::new(FailureKind::Usage, format!("`{}` exists already", command.to.display()))
-                .hint("name a directory that does not exist yet"),
+                .hint("name one that does not exist yet"),
         ));
     }
+    let recipients = sealing::recipients(&command.recipients).map_err(about)?;
     check_privilege().map_err(about)?;
     let criu = usable_criu().map_err(about)?;
     let request = OpenRequest {
@@ -46,10 +48,28 @@ pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Tro
         let message = format!("a migration of `{name}` is under way");
         return Err(about(Failure::new(FailureKind::Locked, message).hint("`godwit status` shows it")));
     };
+    if let Err(error) = godwit_checkpoint::staging::clear(&args.global.root) {
+        draw.talk(&format!("warning: what a dead godwit has left cannot be removed: {error}"));
+    }
     let cancel = cancel_on_signal();
-    let order =
-        archive::Order { to: &command.to, leave_running: command.leave_running, carry: request.carry, facts };
+    let staging = match &recipients {
+        Some(_) => Some(sealing::staging_for(container.as_ref(), &args.global.root, draw).map_err(about)?),
+        None => None,
+    };
+    let staged = staging.as_ref().map(|staging| staging.path());
+    let seal = match (&recipients, &staged) {
+        (Some(recipients), Some(staging)) => Some(Seal { recipients, staging }),
+        _ => None,
+    };
+    let order = archive::Order {
+        to: &command.to,
+        seal,
+        leave_running: command.leave_running,
+        carry: request.carry,
+        facts,
+    };
     let (written, leftovers) = archive::write(container, &criu, &order, &show, &cancel).map_err(about)?;
+    drop(staging);
     show.done();
     let now = if command.leave_running { "is running on this host" } else { "is not running any more" };
     if draw.is_json() {

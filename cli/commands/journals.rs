@@ -2,6 +2,7 @@
 
 use godwit_migration::journal::{Event, JournalError, JournalState, Line, read};
 use godwit_migration::lock::lock_container;
+use godwit_migration::ownership::is_held;
 use godwit_migration::quantity::{show_bytes, show_duration};
 use godwit_migration::{Failure, FailureKind, Role};
 use std::path::{Path, PathBuf};
@@ -77,6 +78,8 @@ pub fn find(root: &Path, text: &str) -> Result<Found, Failure> {
 /// What a whole journal says.
 pub struct Told<'a> {
     pub role: Role,
+    /// There is no source but a checkpoint.
+    pub is_restore: bool,
     pub container: &'a str,
     pub peer: &'a str,
     pub state: JournalState,
@@ -100,6 +103,7 @@ impl<'a> Told<'a> {
         });
         Some(Self {
             role: *role,
+            is_restore: first.event.checkpoint().is_some(),
             container,
             peer,
             state,
@@ -117,6 +121,9 @@ impl<'a> Told<'a> {
             Role::Destination => "running here".to_owned(),
         };
         match self.state {
+            state if self.is_restore && is_held(state) && !self.under_way => {
+                "held frozen: the restore was broken off".into()
+            }
             JournalState::Completed => there,
             JournalState::RolledBack => "rolled back".into(),
             JournalState::Lost => "lost: its tasks are gone".into(),

@@ -12,7 +12,7 @@ use godwit_checkpoint::{Job, Order, Parties, Plan};
 use godwit_criu::CriuBinary;
 use godwit_engine::{ContainerName, OpenRequest};
 use godwit_memory::source::TreeMemory;
-use godwit_migration::journal::{Event, Journal, JournalState, Line, VERSION};
+use godwit_migration::journal::{Event, Found, Journal, JournalState, VERSION, of_container};
 use godwit_migration::lock::{ContainerLock, lock_container};
 use godwit_migration::observer::Event as Told;
 use godwit_migration::plan::{Strategy, Tracker, choose_tracker};
@@ -143,18 +143,10 @@ fn settle_earlier(args: &Args, command: &MigrateArgs, show: &Show<'_>) -> Result
     let Ok((_, name)) = super::find(&command.container) else { return Ok(()) };
     let name = name.to_string();
     let root = &args.global.root;
-    for found in super::journals::all(root).unwrap_or_default() {
-        let Ok((lines, state)) = found.read() else { continue };
-        let is_ours = matches!(lines.first().map(|line| &line.event),
-            Some(Event::Planned { role: Role::Source, container, .. }) if *container == name);
-        if !is_ours
-            || state.is_settled()
-            || state == JournalState::Untold
-            || super::journals::is_locked(root, &name)
-        {
+    for Found { id, state, .. } in of_container(root, Role::Source, &name, usize::MAX) {
+        if state.is_settled() || state == JournalState::Untold || super::journals::is_locked(root, &name) {
             continue;
         }
-        let Ok(id) = found.id.parse() else { continue };
         let Some(mut earlier) = Interrupted::adopt(root, &godwit_engine::all(), &id)? else { continue };
         if !needs_nobody(earlier.standing()) {
             return Err(Failure::new(
@@ -240,11 +232,9 @@ fn lock(
 /// Whether the container runs here at the end of a migration that is not over.
 fn is_settling(args: &Args, name: &ContainerName) -> bool {
     let name = name.to_string();
-    super::journals::all(&args.global.root).unwrap_or_default().iter().rev().any(|found| {
-        let Ok((lines, state)) = found.read() else { return false };
-        let arrives = |line: &Line| matches!(&line.event, Event::Planned { role: Role::Destination, container, .. } if *container == name);
-        state == JournalState::Running && lines.first().is_some_and(arrives)
-    })
+    of_container(&args.global.root, Role::Destination, &name, usize::MAX)
+        .rev()
+        .any(|found| found.state == JournalState::Running)
 }
 
 fn call(address: &Address, command: &MigrateArgs, cancel: Cancel) -> Result<Wire, Failure> {

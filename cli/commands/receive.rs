@@ -1,7 +1,8 @@
 //! `godwit receive`: over standard input and output for one migration that ssh brings, or listening, for one or for all that
 //! come.
 
-use super::{Trouble, cancel_on_signal};
+use super::park::parking;
+use super::{Trouble, cancel_on_signal, on_signal};
 use crate::args::{Args, ReceiveArgs};
 use crate::draw::Draw;
 use crate::progress::Show;
@@ -26,11 +27,16 @@ const LOOK_UP: Duration = Duration::from_millis(100);
 const CALLERS: usize = 32;
 
 pub fn run(args: &Args, command: &ReceiveArgs, draw: &Draw) -> Result<u8, Trouble> {
-    let cancel = cancel_on_signal();
+    // whoever ssh has started learns by SIGHUP that its source is gone
+    let cancel = if command.stdio { on_signal(Cancel::hang_up) } else { cancel_on_signal() };
     let policy = Policy::load(&config_dir()).map_err(|error| {
         Failure::new(FailureKind::Usage, "the policy of this host cannot be used").because_of(&error)
     })?;
     let joins = Joins::default();
+    // whoever waits for one migration goes with it, and nobody could come back
+    let stays = command.stdio || command.forever;
+    let parking =
+        (stays && !command.keep_received.is_zero()).then(|| Arc::new(parking(command.keep_received)));
     let host = |peer| Host {
         root: args.global.root.clone(),
         engines: godwit_engine::all(),
@@ -39,6 +45,7 @@ pub fn run(args: &Args, command: &ReceiveArgs, draw: &Draw) -> Result<u8, Troubl
         peer,
         policy: policy.clone(),
         joins: joins.clone(),
+        parking: parking.clone(),
     };
     if command.stdio {
         return over_stdio(&host, cancel);

@@ -1,12 +1,15 @@
 //! `godwit restore`: a checkpoint is moved to this host's own destination half.
 
+use super::scratch::Scratch;
+use super::sealing;
 use super::{Trouble, cancel_on_signal};
 use crate::args::{Args, RestoreArgs};
 use crate::draw::Draw;
 use crate::progress::Show;
 use godwit_checkpoint::preflight::{check_privilege, usable_criu};
 use godwit_checkpoint::{Job, Order, Parties, Plan, archive};
-use godwit_migration::journal::{Event, Journal, VERSION};
+use godwit_engine::SourceContainer;
+use godwit_migration::journal::{Event, Journal, VERSION, checkpoint_as_peer};
 use godwit_migration::plan::{Limits, Restoration, Strategy};
 use godwit_migration::quantity::show_duration;
 use godwit_migration::report::Summary;
@@ -21,11 +24,21 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Trouble> {
     let name = command.checkpoint.display().to_string();
+    // whoever finds what a dead restore has left is told of the checkpoint
+    let whole_path = std::path::absolute(&command.checkpoint).unwrap_or_else(|_| command.checkpoint.clone());
+    let identities = sealing::identities_for(&command.checkpoint, &command.identities)?;
     check_privilege()?;
     let criu = usable_criu()?;
-    let archived = archive::open(&command.checkpoint).map_err(|error| {
+    let cancel = cancel_on_signal();
+    let root = &args.global.root;
+    let staging = match identities {
+        Some(identities) => Some(sealing::open(&command.checkpoint, &identities, root, draw, &cancel)?),
+        None => None,
+    };
+    let opened = staging.as_ref().map(|staging| staging.path().join(sealing::OPENED));
+    let archived = archive::open(opened.as_ref().unwrap_or(&command.checkpoint)).map_err(|error| {
         Failure::new(FailureKind::NotFound, format!("{error}"))
-            .hint("name the directory that `godwit checkpoint --to` wrote")
+            .hint("name the directory or file that `godwit checkpoint --to` wrote")
     })?;
     let cannot = |error: &(dyn std::error::Error + 'static)| {
         Failure::new(FailureKind::Missing, "this host could not be looked at").because_of(error)
@@ -35,9 +48,10 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
         engines: godwit_engine::all(),
         facts: host_facts(&criu).map_err(|error| Refusal::new(error.to_string())),
         lazy: Err("the pages of a checkpoint lie in its images".into()),
-        peer: Peer { name: "file:".into(), shown: name.clone() },
+        peer: Peer { name: "file:".into(), shown: checkpoint_as_peer(&whole_path) },
         policy: Policy::default(),
         joins: Joins::default(),
+        parking: None,
     };
     let plan = Plan {
         container: name.clone(),
@@ -58,9 +72,20 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
     };
     let id = MigrationId::generate().map_err(|error| cannot(&error))?;
     // the destination's half keeps the journal of that id; the other half's is only needed while it runs
-    let root = args.global.root.join("restoring");
-    let job = Job::new(&root, id.clone());
-    let cancel = cancel_on_signal();
+    let scratch = Scratch::make(&args.global.root).map_err(|error| {
+        Failure::new(FailureKind::Missing, format!("cannot write to `{}`", args.global.root.display()))
+            .because_of(&error)
+            .hint("name another directory with `--root`")
+    })?;
+    // images that were sealed stay in memory on both sides
+    let journals = match &staging {
+        Some(staging) => {
+            sealing::keep_images_off_disks(staging, archived.facts().memory_bytes, root, &id)?;
+            staging.path()
+        }
+        None => scratch.path.clone(),
+    };
+    let job = Job::new(journals, id.clone());
     let show = Show::new(&args.global, draw);
     let (one, two) = Descriptors::pair().map_err(|error| cannot(&error))?;
     let result = std::thread::scope(|scope| {
@@ -72,7 +97,7 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
         let summary = serve(one, archived, plan, job, &show, cancel.clone());
         (summary, destination.join())
     });
-    let _ = std::fs::remove_dir_all(&root);
+    drop((scratch, staging));
     show.done();
     let summary = result.0.map_err(not_here)?;
     tell(draw, &summary);

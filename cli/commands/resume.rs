@@ -1,7 +1,7 @@
 //! `godwit resume`: brings what a crash or a lost link has left to one end.
 
-use super::Trouble;
 use super::journals::{self, Found, all, find};
+use super::{Trouble, scratch};
 use crate::args::{Args, KeepArg, ResumeArgs};
 use crate::draw::Draw;
 use godwit_checkpoint::recovery::Interrupted;
@@ -22,6 +22,10 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from
 
 pub fn run(args: &Args, command: &ResumeArgs, draw: &Draw) -> Result<u8, Trouble> {
     let root = &args.global.root;
+    if let Err(error) = scratch::clear(root) {
+        draw.talk(&format!("warning: what a dead `godwit restore` has left cannot be removed: {error}"));
+    }
+    let _held = godwit_restore::parked::sweep(root);
     let found = match &command.migration {
         Some(text) => vec![find(root, text)?],
         None => open(root)?,
@@ -91,7 +95,10 @@ fn one(root: &Path, found: &Found, command: &ResumeArgs, draw: &Draw) -> Result<
         return at_source(here, &id, command, draw);
     }
     match Orphan::adopt(root, &engines, &id)? {
-        Some(here) => at_destination(here, &id, command),
+        Some(here) => match here.checkpoint().map(Path::to_owned) {
+            Some(checkpoint) => from_checkpoint(here, &id, command, &checkpoint),
+            None => at_destination(here, &id, command),
+        },
         None => Err(Failure::new(FailureKind::NotFound, format!("migration {id} never began here")).into()),
     }
 }
@@ -183,27 +190,74 @@ fn call_once(address: &Address, id: &MigrationId, command: &ResumeArgs) -> Resul
     ask(wire, id, &host.unwrap_or_default()).map_err(|error| unreachable(&error))
 }
 
+/// It is over here.
+fn nothing_to_do(name: &str) -> Told {
+    let text = format!("the migration of {name} is over: nothing is to be done");
+    Told::new(name, Disposition::Untouched, text)
+}
+
+fn run_here(here: &mut Orphan) -> Result<Told, Trouble> {
+    let (pid, name) = (here.go()?, here.name.clone());
+    let text = format!("{name} is running on this host (pid {pid})");
+    Ok(Told { leftovers: here.complete(), ..Told::new(&name, Disposition::RunningAtDestination, text) })
+}
+
+/// There is no source that could be asked, and none that could have let it run: what is held goes, since all of it is in the
+/// checkpoint.
+fn from_checkpoint(
+    mut here: Orphan,
+    id: &MigrationId,
+    command: &ResumeArgs,
+    checkpoint: &Path,
+) -> Result<Told, Trouble> {
+    let name = here.name.clone();
+    let again = format!("`godwit restore {}`", checkpoint.display());
+    let Standing { state, presence } = here.standing();
+    if state.is_settled() {
+        return Ok(nothing_to_do(&name));
+    }
+    match (presence, keep(command)) {
+        (Presence::Running, _) => return run_here(&mut here),
+        (Presence::Frozen, _) if may_have_run(state) => return run_here(&mut here),
+        (Presence::Frozen, Some(Role::Destination)) if is_held(state) => return run_here(&mut here),
+        (Presence::Gone, _) if may_have_run(state) => {
+            here.bury()?;
+            let failure =
+                Failure::new(FailureKind::Failed, format!("`{name}` is lost: it ran here, and is gone"))
+                    .hint(format!("{again} brings back what the checkpoint holds"));
+            return Err(failure.at(Disposition::NoContainer).into());
+        }
+        (Presence::Frozen, None) if is_held(state) && !checkpoint.is_dir() => {
+            let path = checkpoint.display();
+            let failure = Failure::new(
+                FailureKind::InDoubt,
+                format!("`{name}`: it is held frozen here, and its checkpoint `{path}` is gone"),
+            )
+            .hint(format!("`godwit resume {id} --keep destination` lets it run, `--keep source` removes it"));
+            return Err(failure.at(Disposition::Untouched).into());
+        }
+        _ => {}
+    }
+    let leftovers = here.abandon("resumed: the restore was broken off")?;
+    let text = format!("nothing of {name} is left here; {again} brings it back");
+    Ok(Told { leftovers, ..Told::new(&name, Disposition::NoContainer, text) })
+}
+
 fn at_destination(mut here: Orphan, id: &MigrationId, command: &ResumeArgs) -> Result<Told, Trouble> {
     let name = here.name.clone();
     let Standing { state, presence } = here.standing();
     if state.is_settled() {
-        let text = format!("the migration of {name} is over: nothing is to be done");
-        return Ok(Told::new(&name, Disposition::Untouched, text));
+        return Ok(nothing_to_do(&name));
     }
-    let run = |here: &mut Orphan| -> Result<Told, Trouble> {
-        let pid = here.go()?;
-        let text = format!("{name} is running on this host (pid {pid})");
-        Ok(Told { leftovers: here.complete(), ..Told::new(&name, Disposition::RunningAtDestination, text) })
-    };
     let undo = |here: &mut Orphan, why: &str| -> Result<Told, Trouble> {
         let leftovers = here.abandon(why)?;
         let text = format!("{name} stays where it was; nothing of it is left here");
         Ok(Told { leftovers, ..Told::new(&name, Disposition::RunningAtSource, text) })
     };
     match (presence, keep(command)) {
-        (Presence::Running, _) => run(&mut here),
-        (Presence::Frozen, _) if may_have_run(state) => run(&mut here),
-        (Presence::Frozen, Some(Role::Destination)) if is_held(state) => run(&mut here),
+        (Presence::Running, _) => run_here(&mut here),
+        (Presence::Frozen, _) if may_have_run(state) => run_here(&mut here),
+        (Presence::Frozen, Some(Role::Destination)) if is_held(state) => run_here(&mut here),
         (_, Some(Role::Source)) if is_held(state) => {
             undo(&mut here, "a person decided that it is the source's")
         }
@@ -219,5 +273,62 @@ fn at_destination(mut here: Orphan, id: &MigrationId, command: &ResumeArgs) -> R
         }
         // the word is never given before it is held
         _ => undo(&mut here, "resumed: it was never whole here"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Command;
+    use clap::Parser;
+    use godwit_migration::journal::{Event, Journal, JournalState, VERSION, checkpoint_as_peer, dir_of};
+
+    /// What a `godwit restore` leaves that was killed after these events; nothing of its container is on this host.
+    fn restore_of(root: &Path, checkpoint: &Path, events: &[Event]) -> Found {
+        let id = MigrationId::generate().unwrap();
+        let mut journal = Journal::create(&dir_of(root, &id)).unwrap();
+        let planned = Event::Planned {
+            version: VERSION,
+            migration: id.clone(),
+            role: Role::Destination,
+            container: "runc:web".into(),
+            peer: format!("{} (rack1)", checkpoint_as_peer(checkpoint)),
+            godwit: "0.1.0".into(),
+        };
+        let until_held = [planned, Event::Prepared, Event::Ready, Event::Restoring, Event::Restored];
+        for event in until_held.iter().chain(events) {
+            journal.append(event.clone()).unwrap();
+        }
+        find(root, id.as_str()).unwrap()
+    }
+
+    fn told(root: &Path, found: &Found) -> String {
+        let (lines, state) = found.read().unwrap();
+        journals::Told::of(root, &lines, state).unwrap().words()
+    }
+
+    #[test]
+    fn a_restore_that_was_killed_is_ended_without_a_source() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let args = Args::parse_from(["godwit", "resume", "x"]);
+        let Command::Resume(command) = &args.command else { unreachable!() };
+        let draw = Draw::new(&args.global);
+        let again = format!("`godwit restore {}`", root.display());
+
+        let found = restore_of(root, root, &[]);
+        assert_eq!(told(root, &found), "held frozen: the restore was broken off");
+        let end = one(root, &found, command, &draw).unwrap();
+        assert_eq!(end.disposition, Disposition::NoContainer);
+        assert!(end.text.contains(&again), "{}", end.text);
+        assert_eq!(found.read().unwrap().1, JournalState::RolledBack);
+        let end = one(root, &found, command, &draw).unwrap();
+        assert_eq!(end.disposition, Disposition::Untouched);
+
+        let found = restore_of(root, root, &[Event::Going, Event::Running { pid: 7 }]);
+        let failure = one(root, &found, command, &draw).map(|end| end.text).unwrap_err().failure;
+        assert_eq!((failure.kind, failure.disposition), (FailureKind::Failed, Disposition::NoContainer));
+        assert!(failure.hints.iter().any(|hint| hint.contains(&again)), "{failure:?}");
+        assert_eq!(found.read().unwrap().1, JournalState::Lost);
     }
 }

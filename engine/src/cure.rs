@@ -78,7 +78,7 @@ fn entries(dir: &Path, prefix: &str) -> Vec<PathBuf> {
     named.map(|entry| entry.path()).collect()
 }
 
-fn is_criu_at_work() -> bool {
+pub(crate) fn is_criu_at_work() -> bool {
     let all = procfs::process::all_processes().into_iter().flatten().flatten();
     all.filter_map(|process| process.stat().ok()).any(|stat| stat.comm == "criu" && stat.state != 'Z')
 }

@@ -39,6 +39,8 @@ enum Step {
     Flush,
     /// The round ends, with this order of the streams.
     EndRound { order: Vec<prop::sample::Index> },
+    /// The link is lost after so many batches, and both sides begin anew with what is there.
+    BeginAnew { arrived: usize },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -50,6 +52,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..3u8, prop::collection::vec(any::<bool>(), 18)).prop_map(|(image, exist)| Step::Reconcile { image, exist }),
         1 => (0..3u8).prop_map(|image| Step::ForgetImage { image }),
         1 => Just(Step::Flush),
+        1 => (0..4usize).prop_map(|arrived| Step::BeginAnew { arrived }),
         4 => prop::collection::vec(any::<prop::sample::Index>(), 1..20).prop_map(|order| Step::EndRound { order }),
     ]
 }
@@ -123,7 +126,7 @@ proptest! {
     fn the_store_has_what_the_source_has(streams in 1..5usize, order_at_the_end in prop::collection::vec(any::<prop::sample::Index>(), 1..9), steps in prop::collection::vec(step(), 1..60)) {
         // Enough for every version of every page: never full.
         let room = 60 * 5;
-        let store = PageStore::reserve(room).unwrap();
+        let mut store = PageStore::reserve(room).unwrap();
         let mut ledger = PageLedger::new(streams, room, 42);
         let mut wire = Wire(vec![VecDeque::new(); streams]);
         let mut model = Model::new();
@@ -157,6 +160,18 @@ proptest! {
                 Step::EndRound { order } => {
                     ledger.end_round(&mut wire.send()).unwrap();
                     wire.deliver(&store, &order);
+                    check(&store, &ledger, &model);
+                }
+                Step::BeginAnew { arrived } => {
+                    for queue in &mut wire.0 {
+                        for batch in queue.drain(..).take(arrived) {
+                            store.apply(&batch).unwrap();
+                        }
+                    }
+                    store = PageStore::adopt(store.file().try_clone().unwrap(), room).unwrap();
+                    ledger = PageLedger::new(streams, store.room(), 43);
+                    ledger.keep(store.digests(43));
+                    model.clear();
                     check(&store, &ledger, &model);
                 }
             }
@@ -272,6 +287,44 @@ fn a_page_that_changes_keeps_its_slot_and_neighbours_stay_neighbours() {
         [(PageRun { start: PAGE_SIZE, pages: 2 }, Content::Slot(1))]
     );
     assert_eq!(store.slice(17, 1), page(117));
+}
+
+#[test]
+fn what_an_earlier_attempt_brought_does_not_travel_again() {
+    let pages = 64;
+    let bytes: Vec<u8> = (1..=pages).flat_map(|content| page(content as u8)).collect();
+    let store = PageStore::reserve(pages).unwrap();
+    let bring = |ledger: &mut PageLedger, store: &PageStore, at: u64| {
+        ledger.add::<Infallible>(image(1), address(at), &bytes, &mut |_, _| Ok(())).unwrap();
+        ledger
+            .end_round::<Infallible>(&mut |_, batch| {
+                store.apply(batch).unwrap();
+                batch.clear();
+                Ok(())
+            })
+            .unwrap();
+    };
+    bring(&mut PageLedger::new(1, pages, 1), &store, 0);
+
+    let larger = PageStore::adopt(store.file().try_clone().unwrap(), pages + 8).unwrap();
+    assert_eq!(larger.room(), pages + 8);
+    assert_eq!(larger.used(), (0, 0), "no page is known");
+    let mut ledger = PageLedger::new(2, larger.room(), 2);
+    ledger.keep(larger.digests(2));
+    assert_eq!(ledger.statistics().live, 0);
+    // elsewhere in the address space, and over other streams
+    bring(&mut ledger, &larger, 5000);
+    let done = ledger.statistics();
+    assert_eq!((done.referenced, done.data, done.live), (pages, 0, pages));
+    let mut read = [0; PAGE_SIZE as usize];
+    assert!(larger.read(image(1), address(5000 + 40), &mut read));
+    assert_eq!(read, page(41));
+    // what is not wanted any more makes way: 8 + 64 slots for 64 kept and 72 new contents
+    ledger.forget_image::<Infallible>(image(1), &mut |_, _| Ok(())).unwrap();
+    ledger.end_round::<Infallible>(&mut |_, _| Ok(())).unwrap();
+    let new: Vec<u8> = (0..72).flat_map(|content| page(100 + content)).collect();
+    ledger.add::<Infallible>(image(2), address(0), &new, &mut |_, _| Ok(())).unwrap();
+    assert_eq!(ledger.statistics().live, 72);
 }
 
 #[test]

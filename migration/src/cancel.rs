@@ -8,12 +8,18 @@ use std::time::{Duration, Instant};
 ///
 /// It is only *looked at* before the commit: after it the migration finishes, whatever the user pressed.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<Flags>);
+
+#[derive(Debug, Default)]
+struct Flags {
+    stop: AtomicBool,
+    hung_up: AtomicBool,
+}
 
 impl Cancel {
     /// Asks everybody who holds a clone to stop at the next safe place.
     pub fn raise(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.0.stop.store(true, Ordering::SeqCst);
     }
 
     /// Waits so long, or until somebody asks to stop.
@@ -26,6 +32,17 @@ impl Cancel {
 
     /// Whether somebody asked to stop.
     pub fn is_raised(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.0.stop.load(Ordering::SeqCst)
+    }
+
+    /// Tells everybody who holds a clone that nobody is at the other end of their connection any more, which they may not have
+    /// noticed. That is no wish to stop.
+    pub fn hang_up(&self) {
+        self.0.hung_up.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether somebody said so.
+    pub fn is_hung_up(&self) -> bool {
+        self.0.hung_up.load(Ordering::SeqCst)
     }
 }

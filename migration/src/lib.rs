@@ -19,6 +19,7 @@ pub mod prediction;
 pub mod quantity;
 pub mod remains;
 pub mod report;
+pub mod takeover;
 pub mod throttle;
 pub mod witness;
 

@@ -5,34 +5,29 @@
 //! held, frozen, until somebody who knows decides.** The other half is `source.rs` of the checkpoint crate: the two lists
 //! of phases mirror each other.
 
-use crate::images::IncomingImages;
-use crate::pages::{IncomingPages, PagesError};
-use crate::policy::{Policy, Wish};
-use crate::preflight;
+use crate::error::DestinationError;
+use crate::job::{Job, make_private, open_images, remove_images};
+use crate::pages::IncomingPages;
+use crate::parked::{Claim, Parking};
+use crate::policy::Policy;
 use crate::recovery;
-use crate::streams::{self, Doors, Joins};
-use crate::trees::{Before, Trees, TreesError, look_at};
-use godwit_criu::images::ImageError;
-use godwit_engine::network::{NetworkPlan, NetworkState};
-use godwit_engine::{DestinationContainer, Engine, EngineError, RestoreRequest, Shipment};
-use godwit_migration::journal::{self, Journal, JournalError, JournalState};
-use godwit_migration::lock::{ContainerLock, lock_container};
+use crate::streams::{Doors, Joins};
+use crate::trees::Before;
+use godwit_engine::{Engine, RestoreRequest};
+use godwit_migration::journal;
 use godwit_migration::observer::{Event, micros};
 use godwit_migration::plan::Restoration;
 use godwit_migration::report::FillReport;
-use godwit_migration::{
-    Disposition, Failure, FailureKind, MigrationId, Observer, Phase, Role, SharedDirectory,
-};
+use godwit_migration::{Failure, FailureKind, MigrationId, Observer, Phase, Role};
 use godwit_transfer::stale::StaleCopies;
 use godwit_transfer::wire::{HeldFrames, unexpected};
-use godwit_transfer::{
-    HostFacts, Incoming, Message, Offer, Peer, Refusal, TreeBase, TreeId, TreeOffer, Wire, WireError,
-};
-use std::path::{Path, PathBuf};
+use godwit_transfer::{HostFacts, Incoming, Message, Peer, Refusal, TreeBase, TreeOffer, Wire, WireError};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long the source may be silent: it may write a large dump to its disk meanwhile.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 /// How long the source may take to give its word: it has only to write it down. Then whoever resumes can have the container.
 const WORD: Duration = Duration::from_secs(20);
 /// How long the source may take for its farewell.
@@ -57,6 +52,8 @@ pub struct Host {
     pub policy: Policy,
     /// Where further connections of this process look for their migration.
     pub joins: Joins,
+    /// What has come when a link is lost is kept by this, if at all.
+    pub parking: Option<Arc<Parking>>,
 }
 
 /// How it ended, if nothing failed.
@@ -91,88 +88,13 @@ pub enum Outcome {
     PassedOn,
 }
 
-/// Anything that ends a migration early.
-#[derive(Debug, thiserror::Error)]
-enum DestinationError {
-    /// The source gave up.
-    #[error("{0}")]
-    Cancelled(String),
-    /// This host said no.
-    #[error("refused")]
-    Refused(Vec<Refusal>),
-    /// Somebody else has it.
-    #[error("{0}")]
-    Locked(String),
-    /// The witness.
-    #[error(transparent)]
-    Witness(#[from] recovery::WitnessError),
-    /// The source went after the preflight.
-    #[error("only asked")]
-    OnlyAsked,
-    /// The wire.
-    #[error(transparent)]
-    Wire(#[from] WireError),
-    /// The container, its runtime or the kernel.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    /// The files.
-    #[error(transparent)]
-    Trees(#[from] TreesError),
-    /// The source resumes a migration that was broken off.
-    #[error("migration {0} is resumed")]
-    Resumed(MigrationId),
-    /// A further connection of another process's migration.
-    #[error("a further connection of migration {migration}")]
-    Further {
-        /// Whose.
-        migration: MigrationId,
-        /// Which.
-        stream: u16,
-    },
-    /// Memory that comes by itself.
-    #[error(transparent)]
-    Pages(#[from] PagesError),
-    /// The images.
-    #[error("the images do not hold together")]
-    Images(#[from] ImageError),
-    /// The journal.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// A file of godwit's own.
-    #[error("cannot {act} `{}`", path.display())]
-    Io {
-        /// What was tried.
-        act: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-/// What exists once an offer was accepted.
-struct Job {
-    offer: Offer,
-    name: String,
-    dir: PathBuf,
-    bases: Vec<TreeBase>,
-    shipment: Shipment,
-    engine: usize,
-    journal: Journal,
-    trees: Trees,
-    images: IncomingImages,
-    pages: Option<IncomingPages>,
-    restoration: Restoration,
-    container: Option<Box<dyn DestinationContainer>>,
-    _lock: ContainerLock,
-}
-
-struct Destination<'a> {
-    host: &'a Host,
-    wire: Wire,
+/// The destination's half, with all it holds.
+pub(crate) struct Destination<'a> {
+    pub(crate) host: &'a Host,
+    pub(crate) wire: Wire,
     observer: &'a dyn Observer,
-    job: Option<Job>,
+    pub(crate) job: Option<Job>,
+    pub(crate) claim: Option<Claim>,
     images: PathBuf,
     pid: i32,
 }
@@ -182,7 +104,8 @@ struct Destination<'a> {
 /// # Errors
 /// The failure says what happened and where the container is.
 pub fn receive(wire: Wire, host: &Host, observer: &dyn Observer) -> Result<Outcome, Failure> {
-    let mut destination = Destination { host, wire, observer, job: None, images: PathBuf::new(), pid: 0 };
+    let mut destination =
+        Destination { host, wire, observer, job: None, claim: None, images: PathBuf::new(), pid: 0 };
     match destination.run() {
         Ok(()) => Ok(destination.complete()),
         Err(error) => destination.undo(error),
@@ -215,7 +138,7 @@ impl Destination<'_> {
     }
 
     /// Waits for what comes next; the source's wish to stop comes out as an error.
-    fn hear(&mut self) -> Result<Incoming, DestinationError> {
+    pub(crate) fn hear(&mut self) -> Result<Incoming, DestinationError> {
         match self.wire.hear()? {
             Incoming::Message(Message::Cancel { reason }) => Err(DestinationError::Cancelled(reason)),
             other => Ok(other),
@@ -224,179 +147,6 @@ impl Destination<'_> {
 
     fn job(&mut self) -> Result<&mut Job, DestinationError> {
         self.job.as_mut().ok_or_else(|| WireError::Malformed("a message before the offer".into()).into())
-    }
-
-    /// Hello, Offer; Accept or Refuse.
-    fn negotiate(&mut self) -> Result<(), DestinationError> {
-        self.wire.set_patience(PATIENCE);
-        match self.hear()? {
-            Incoming::Message(Message::Hello { .. }) => {}
-            Incoming::Message(Message::Join { migration, stream }) => {
-                return Err(DestinationError::Further { migration, stream });
-            }
-            other => return Err(unexpected(&other, "hello").into()),
-        }
-        let host = self.host.facts.as_ref().map(|facts| facts.host.clone()).unwrap_or_default();
-        self.wire.say(&Message::Hello { godwit: env!("CARGO_PKG_VERSION").into(), host })?;
-        let offer = match self.hear()? {
-            Incoming::Message(Message::Offer(offer)) => *offer,
-            Incoming::Message(Message::Resume { migration }) => {
-                return Err(DestinationError::Resumed(migration));
-            }
-            other => return Err(unexpected(&other, "an offer").into()),
-        };
-        let name = format!("{}:{}", offer.engine, offer.name);
-        recovery::settle_earlier(&self.host.root, &self.host.engines, &name, &offer.void)
-            .map_err(DestinationError::Locked)?;
-        let (engine, shipment, process_start) = match self.examine(&offer) {
-            Ok(found) => found,
-            Err(reasons) => {
-                self.wire.say(&Message::Refuse { reasons: reasons.clone() })?;
-                return Err(DestinationError::Refused(reasons));
-            }
-        };
-        self.accept(offer, engine, shipment, process_start)
-    }
-
-    /// All that speaks against the offer, or the engine and the shipment for it. Nothing is touched.
-    fn examine(&self, offer: &Offer) -> Result<(usize, Shipment, Duration), Vec<Refusal>> {
-        let facts = self.host.facts.as_ref().map_err(|reason| vec![reason.clone()])?;
-        let Some(engine) = self.host.engines.iter().position(|engine| engine.kind() == offer.engine) else {
-            return Err(vec![Refusal::new(format!("this godwit knows no engine `{}`", offer.engine))]);
-        };
-        let asked = Instant::now();
-        let usable = self.host.engines[engine].usable();
-        let process_start = asked.elapsed();
-        if let Err(error) = usable {
-            return Err(vec![
-                Refusal::new(format!(
-                    "the container runtime `{}` cannot be used there: {error}",
-                    offer.engine
-                ))
-                .hint(format!("install {} there", offer.engine)),
-            ]);
-        }
-        let network = offer.network.as_deref().map(serde_json::from_str::<NetworkState>).transpose();
-        let network = network
-            .map_err(|error| vec![Refusal::new(format!("its network cannot be understood: {error}"))])?;
-        let network_plan: NetworkPlan =
-            offer.network_plan.parse().map_err(|error| vec![Refusal::new(format!("{error}"))])?;
-        let shipment = Shipment {
-            name: offer.name.clone(),
-            recipe: offer.recipe.clone(),
-            network,
-            network_plan,
-            trees: offer.trees.iter().map(|tree| tree.path.clone()).collect(),
-            carry: offer.carry,
-            job: self.host.root.join("migrations").join(offer.migration.as_str()),
-        };
-        self.allowed(offer, &shipment, engine).map_err(|refusal| vec![refusal])?;
-        if let Some(Err(error)) = offer.witness.as_deref().map(str::parse::<SharedDirectory>) {
-            return Err(vec![Refusal::new(error.to_string())]);
-        }
-        let mut reasons = preflight::examine(offer, facts, &self.host.root);
-        let lazy = self.host.lazy.clone().and_then(|()| self.host.engines[engine].can_fill_later(&shipment));
-        if let (Restoration::LocalLazy, Err(why)) = (offer.restoration, lazy) {
-            let refusal = Refusal::new(format!("memory cannot be filled on demand there: {why}"));
-            reasons.push(refusal.hint("use `--restore eager` or `--restore auto`"));
-        }
-        reasons.extend(self.host.engines[engine].examine(&shipment));
-        if reasons.is_empty() { Ok((engine, shipment, process_start)) } else { Err(reasons) }
-    }
-
-    /// What the policy says.
-    fn allowed(&self, offer: &Offer, shipment: &Shipment, engine: usize) -> Result<(), Refusal> {
-        let mut places = shipment.trees.clone();
-        places.extend(self.host.engines[engine].places(shipment));
-        let room = offer.room_pages.unwrap_or(0).saturating_mul(godwit_memory::PAGE_SIZE);
-        let hook = match &shipment.network_plan {
-            NetworkPlan::Hook(path) => Some(path.as_path()),
-            _ => None,
-        };
-        self.host.policy.examine(&Wish {
-            peer: &self.host.peer.name,
-            container: &format!("{}:{}", offer.engine, offer.name),
-            places: &places,
-            memory: offer.memory_bytes.max(room),
-            hook,
-        })
-    }
-
-    fn accept(
-        &mut self,
-        offer: Offer,
-        engine: usize,
-        shipment: Shipment,
-        process_start: Duration,
-    ) -> Result<(), DestinationError> {
-        let name = format!("{}:{}", offer.engine, offer.name);
-        let lock = lock_container(&self.host.root, &offer.engine, &offer.name).map_err(|source| {
-            DestinationError::Io { act: "lock", path: self.host.root.join("locks"), source }
-        })?;
-        let Some(lock) = lock else {
-            return Err(DestinationError::Locked(format!(
-                "another migration of `{name}` is under way there"
-            )));
-        };
-        let copies = StaleCopies::below(&self.host.root);
-        let mut bases = Vec::new();
-        let mut indexes = Vec::new();
-        for tree in &offer.trees {
-            let (base, index) = look_at(tree, &copies, &name)?;
-            bases.push(base);
-            indexes.extend(index.map(|index| (tree.id, index)));
-        }
-        let dir = shipment.job.clone();
-        let mut journal = Journal::create(&dir)?;
-        journal.append(journal::Event::Planned {
-            version: journal::VERSION,
-            migration: offer.migration.clone(),
-            role: Role::Destination,
-            container: name.clone(),
-            peer: format!("{} ({})", self.host.peer.shown, offer.facts.host),
-            godwit: env!("CARGO_PKG_VERSION").into(),
-        })?;
-        make_private(&dir.join("images"))?;
-        let images = IncomingImages::new(&dir, offer.tracker)?;
-        let (restoration, restoration_why) = self.restoration_of(&offer, engine, &shipment);
-        let accept = Message::Accept {
-            bases: bases.clone(),
-            process_start_us: micros(process_start),
-            restoration,
-            restoration_why,
-        };
-        // from here on whatever happens is undone, and the journal says so
-        let job = self.job.insert(Job {
-            images,
-            pages: None,
-            restoration,
-            trees: Trees::default(),
-            container: None,
-            _lock: lock,
-            offer,
-            name,
-            dir,
-            bases,
-            shipment,
-            engine,
-            journal,
-        });
-        self.wire.say(&accept)?;
-        for (tree, index) in indexes {
-            self.wire.send_index(tree, &index)?;
-        }
-        Ok(job.journal.append(journal::Event::Accepted)?)
-    }
-
-    /// How the container will get its memory here, and why not otherwise.
-    fn restoration_of(&self, offer: &Offer, engine: usize, shipment: &Shipment) -> (Restoration, String) {
-        let can = self.host.lazy.clone().and_then(|()| self.host.engines[engine].can_fill_later(shipment));
-        match (offer.restoration, offer.room_pages, can) {
-            (Restoration::Eager, ..) => (Restoration::Eager, "asked for".into()),
-            (_, None, _) => (Restoration::Eager, "memory travels in CRIU's images".into()),
-            (_, Some(_), Ok(())) => (Restoration::LocalLazy, String::new()),
-            (_, Some(_), Err(why)) => (Restoration::Eager, why),
-        }
     }
 
     /// Makes everything that can exist early: directories, bundle, network, room for memory.
@@ -410,6 +160,7 @@ impl Destination<'_> {
         }
         let host = self.host;
         let version = self.wire.version();
+        let mut claim = self.claim.take();
         let job = self.job()?;
         make_private(&job.dir.join("work"))?;
         if let Some(room) = job.offer.room_pages {
@@ -421,9 +172,15 @@ impl Destination<'_> {
                 joins: &host.joins,
                 version,
             };
-            job.pages = Some(IncomingPages::prepare(&doors, &job.dir.join("work"), room, lazy)?);
+            let kept = claim.as_mut().and_then(Claim::take_pages);
+            job.pages = Some(IncomingPages::prepare(&doors, &job.dir.join("work"), room, lazy, kept)?);
         }
-        let before = |(tree, base): (&TreeOffer, &TreeBase)| Before::of(&tree.path, base);
+        let comes_back =
+            |tree: &TreeOffer| claim.as_ref().is_some_and(|claim| claim.tree(&tree.path).is_some());
+        let before = |(tree, base): (&TreeOffer, &TreeBase)| match comes_back(tree) {
+            true => Before::of(&tree.path, &TreeBase::Empty),
+            false => Before::of(&tree.path, base),
+        };
         let trees: Vec<Before> = job.offer.trees.iter().zip(&job.bases).map(before).collect();
         let mut remains = recovery::Remains {
             engine: job.offer.engine.clone(),
@@ -439,8 +196,16 @@ impl Destination<'_> {
         };
         note(None).map_err(|source| DestinationError::Io { act: "write into", path: dir.clone(), source })?;
         for (tree, before) in job.offer.trees.iter().zip(trees) {
+            if let Some(claim) = &claim {
+                claim.bring_back(&tree.path).map_err(|source| DestinationError::Io {
+                    act: "put what had come before into",
+                    path: tree.path.clone(),
+                    source,
+                })?;
+            }
             job.trees.open(tree, before)?;
         }
+        claim.into_iter().for_each(Claim::settle);
         let engine = &host.engines[job.engine];
         job.container = Some(engine.prepare(&job.shipment, &mut |text| note(Some(text)))?);
         job.journal.append(journal::Event::Prepared)?;
@@ -452,6 +217,11 @@ impl Destination<'_> {
         loop {
             let (round, last) = match self.hear()? {
                 Incoming::Message(Message::RoundBegin { round, last }) => (round, last),
+                Incoming::Message(Message::WhatIsKept { seed }) => {
+                    let digests = self.pages()?.digests(seed);
+                    self.wire.send_digests(&digests)?;
+                    continue;
+                }
                 other => return Err(unexpected(&other, "a round").into()),
             };
             let before = self.wire.bytes_received();
@@ -661,158 +431,4 @@ impl Destination<'_> {
             None
         })
     }
-
-    /// Removes what was made here, unless the container may already be this side's to run.
-    fn undo(mut self, error: DestinationError) -> Result<Outcome, Failure> {
-        let reason = error.to_string();
-        let Some(mut job) = self.job.take() else { return self.not_begun(error) };
-        let state = job.journal.state();
-        if matches!(state, JournalState::Committed | JournalState::Running) {
-            let failure = in_doubt(
-                &job,
-                &error,
-                "the source gave its word, but the container could not be let run here",
-            );
-            let _ = job.journal.append(journal::Event::InDoubt { reason });
-            let _ = self.wire.say(&Message::Failed { failure: failure.clone() });
-            return Err(failure);
-        }
-        let link_lost = matches!(
-            error,
-            DestinationError::Wire(
-                WireError::Closed { .. } | WireError::Broken { .. } | WireError::Silent(_)
-            )
-        );
-        if state == JournalState::Restored && link_lost {
-            let failure = in_doubt(&job, &error, "the link was lost while the container is held frozen here");
-            let _ = job.journal.append(journal::Event::InDoubt { reason });
-            return Err(failure);
-        }
-        self.wire.ignore_cancel();
-        let failure = self.describe(&job, &error);
-        if let Some(failure) = &failure {
-            // the source first: it thaws as soon as it knows
-            let _ = self.wire.say(&Message::Failed { failure: failure.clone() });
-        }
-        let _ = job.journal.append(journal::Event::Failed { reason: reason.clone() });
-        let mut leftovers = job.container.as_mut().map(|container| container.abandon()).unwrap_or_default();
-        if let Some(pages) = &mut job.pages {
-            pages.abandon();
-        }
-        leftovers.extend(job.trees.undo());
-        leftovers.extend(remove_images(&job.dir).err().map(|error| format!("images: {error}")));
-        let _ = job.journal.append(journal::Event::RolledBack);
-        self.say_undone(failure.is_some(), &leftovers);
-        match failure {
-            Some(mut failure) => {
-                failure.causes.extend(leftovers.into_iter().map(|left| format!("left over here: {left}")));
-                Err(failure)
-            }
-            None if matches!(error, DestinationError::OnlyAsked) => Ok(Outcome::Examined),
-            None => Ok(Outcome::Undone { container: job.name, reason }),
-        }
-    }
-
-    /// Answers the source's `Cancel`; after a failure of our own it is still to come.
-    fn say_undone(&mut self, wait_for_cancel: bool, leftovers: &[String]) {
-        self.wire.set_patience(Duration::from_secs(10));
-        let mut cancelled = !wait_for_cancel;
-        while !cancelled {
-            match self.wire.hear() {
-                Ok(incoming) => cancelled = matches!(incoming, Incoming::Message(Message::Cancel { .. })),
-                Err(_) => return,
-            }
-        }
-        let _ = self.wire.say(&Message::Undone { leftovers: leftovers.to_vec() });
-    }
-
-    /// It ended before anything was made.
-    fn not_begun(mut self, error: DestinationError) -> Result<Outcome, Failure> {
-        match error {
-            DestinationError::Refused(reasons) => Ok(Outcome::Refused { reasons }),
-            DestinationError::Cancelled(reason) => {
-                self.say_undone(false, &[]);
-                Ok(Outcome::Undone { container: String::new(), reason })
-            }
-            DestinationError::Wire(WireError::Closed { .. }) => Ok(Outcome::Examined),
-            DestinationError::Further { migration, stream } => {
-                streams::pass_on(self.wire, &self.host.root, &migration, stream).map_err(|error| {
-                    Failure::new(FailureKind::Failed, format!("nobody here receives migration {migration}"))
-                        .because_of(&error)
-                })?;
-                Ok(Outcome::PassedOn)
-            }
-            DestinationError::Resumed(migration) => crate::resume::serve(self.wire, self.host, &migration),
-            DestinationError::Locked(why) => {
-                let failure = Failure::new(FailureKind::Locked, why);
-                let _ = self.wire.say(&Message::Failed { failure: failure.clone() });
-                self.say_undone(true, &[]);
-                Err(failure)
-            }
-            error => {
-                let failure =
-                    Failure::new(FailureKind::Failed, "the offer could not be accepted").because_of(&error);
-                let _ = self.wire.say(&Message::Failed { failure: failure.clone() });
-                self.say_undone(true, &[]);
-                Err(failure)
-            }
-        }
-    }
-
-    /// The failure for an error of this side; none when the source wanted to stop.
-    fn describe(&self, job: &Job, error: &DestinationError) -> Option<Failure> {
-        let failure =
-            |message: String| Failure::new(FailureKind::Failed, message).at(Disposition::RunningAtSource);
-        let name = &job.name;
-        Some(match error {
-            DestinationError::Cancelled(_) | DestinationError::OnlyAsked => return None,
-            DestinationError::Wire(WireError::Interrupted) => {
-                Failure::new(FailureKind::Interrupted, format!("receiving `{name}` was interrupted"))
-                    .at(Disposition::RunningAtSource)
-            }
-            DestinationError::Wire(WireError::Peer(reason)) => {
-                failure(format!("the source gave up: {}", reason.message))
-            }
-            DestinationError::Wire(error) => {
-                failure(format!("lost contact with the source of `{name}`")).because_of(error)
-            }
-            error if job.journal.state() == JournalState::Restoring => {
-                failure(format!("could not restore `{name}`")).because_of(error)
-            }
-            error => failure(format!("could not receive `{name}`")).because_of(error),
-        })
-    }
-}
-
-/// Opens an image directory when the first operation on it comes.
-fn open_images(job: &mut Job, tree: TreeId, number: u16) -> Result<(), DestinationError> {
-    if !job.trees.knows(tree) {
-        let dir = job.images.dir_of(number);
-        job.trees.open_private(tree, &dir)?;
-    }
-    Ok(())
-}
-
-fn make_private(dir: &Path) -> Result<(), DestinationError> {
-    private_dir(dir).map_err(|source| DestinationError::Io { act: "make", path: dir.to_owned(), source })
-}
-
-/// Makes a directory for root alone.
-pub(crate) fn private_dir(dir: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
-/// Images are secrets, and large: they go as soon as they are not needed. Journal and logs stay.
-pub(crate) fn remove_images(dir: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(dir.join("images")) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn in_doubt(job: &Job, error: &DestinationError, message: &str) -> Failure {
-    Failure::new(FailureKind::InDoubt, format!("`{}`: {message}", job.name))
-        .because_of(error)
-        .hint("look on the source: if it runs there, remove the frozen copy here; if it is frozen there, too, decide where it shall run")
 }

@@ -4,15 +4,22 @@
 
 mod compose;
 pub mod destination;
+mod error;
 mod images;
+mod job;
+mod negotiation;
 mod pages;
+pub mod parked;
 pub mod policy;
 pub mod preflight;
+mod processes;
 pub mod recovery;
 mod resume;
+mod rollback;
 mod streams;
 mod trees;
 
 pub use destination::{Host, Outcome, receive};
+pub use parked::Parking;
 pub use policy::Policy;
 pub use streams::{Joins, pass_on};

@@ -9,11 +9,15 @@ use godwit_memory::destination::{
     PageStore, SharedError, SharedFilled, StoreError, fill_shared, is_still_shared,
 };
 use godwit_migration::report::FillReport;
+use godwit_transfer::wire::SlotDigest;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// How long further connections may take to notice that nothing is wanted from them any more.
+const STOPPING: Duration = Duration::from_secs(2);
 /// How long filling may take.
 const FILL: Duration = Duration::from_secs(900);
 
@@ -62,13 +66,22 @@ pub struct IncomingPages {
 }
 
 impl IncomingPages {
-    /// Keeps room for so many pages and, when they are to be filled on demand, starts the handler: CRIU finds it in `work`,
+    /// Keeps room for so many pages, among them those of an earlier attempt, and, when they are to be filled on demand, starts the handler: CRIU finds it in `work`,
     /// and whoever goes on with the migration by its id.
     ///
     /// # Errors
     /// When there is no room, or the handler cannot be started.
-    pub fn prepare(doors: &Doors<'_>, work: &Path, room_pages: u64, lazy: bool) -> Result<Self, PagesError> {
-        let store = Arc::new(PageStore::reserve(room_pages)?);
+    pub fn prepare(
+        doors: &Doors<'_>,
+        work: &Path,
+        room_pages: u64,
+        lazy: bool,
+        kept: Option<File>,
+    ) -> Result<Self, PagesError> {
+        let store = Arc::new(match kept {
+            Some(kept) => PageStore::adopt(kept, room_pages)?,
+            None => PageStore::reserve(room_pages)?,
+        });
         let receiver = PageReceiver::listen(doors, store.clone()).map_err(PagesError::Listen)?;
         let filler = match lazy {
             true => {
@@ -85,6 +98,26 @@ impl IncomingPages {
             false => None,
         };
         Ok(Self { store, receiver, filler, objects: Vec::new(), begun: None })
+    }
+
+    /// What an earlier attempt has brought: slots and digests.
+    pub fn digests(&self, seed: u64) -> Vec<SlotDigest> {
+        self.store.digests(seed)
+    }
+
+    /// Nothing comes any more: what has come, for another attempt; none when somebody still writes to it.
+    pub fn keep(mut self) -> Option<File> {
+        self.abandon();
+        let Self { store, receiver, .. } = self;
+        drop(receiver);
+        let until = Instant::now() + STOPPING;
+        while Arc::strong_count(&store) > 1 {
+            if Instant::now() > until {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        store.file().try_clone().ok()
     }
 
     /// Takes a batch that came over the first connection.

@@ -26,7 +26,9 @@ pub fn host_facts(criu: &CriuBinary) -> Result<HostFacts, godwit_criu::CriuError
 }
 
 /// What speaks against an offer, as far as it does not depend on the engine.
-pub fn examine(offer: &Offer, here: &HostFacts, root: &Path) -> Vec<Refusal> {
+/// So many bytes of
+/// memory are in use for it already.
+pub fn examine(offer: &Offer, here: &HostFacts, root: &Path, in_use: u64) -> Vec<Refusal> {
     let mut reasons = Vec::new();
     reasons.extend(criu_reason(offer.facts.criu, here.criu));
     reasons.extend(cpu_reason(&offer.facts.cpu_flags, &here.cpu_flags));
@@ -35,7 +37,7 @@ pub fn examine(offer: &Offer, here: &HostFacts, root: &Path) -> Vec<Refusal> {
         // pages that come by themselves are kept in memory, and CRIU's images hold next to none
         let kept = offer.room_pages.map_or(0, |pages| pages.saturating_mul(godwit_memory::PAGE_SIZE));
         let images = if offer.room_pages.is_some() { IMAGES } else { offer.memory_bytes.saturating_mul(2) };
-        let memory = offer.memory_bytes.saturating_add(kept);
+        let memory = offer.memory_bytes.saturating_add(kept.saturating_sub(in_use));
         reasons.extend(room_reasons(&offer.trees, images, memory, root, free_bytes, available_memory()));
     }
     reasons

@@ -3,16 +3,16 @@
 //! Nothing here follows what was once intended: it looks at what there is, and at what the journal says must not be
 //! done any more. Who may let the container run is decided in [`godwit_migration::ownership`], by the source.
 
-use crate::destination::{private_dir, remove_images};
+use crate::job::{private_dir, remove_images};
 use crate::pages::FILLED;
+use crate::processes::{await_the_end_of_restores, end_the_receiver, is_filling};
 use crate::trees::Before;
 use godwit_engine::{DestinationContainer, Engine};
-use godwit_migration::journal::{Event, Journal, JournalState, Line, read};
+use godwit_migration::journal::{Event, Found, Journal, JournalState, Line, of_container};
 use godwit_migration::lock::{ContainerLock, holder, lock_container};
 use godwit_migration::ownership::{Presence, Standing, is_held, may_have_run};
-use godwit_migration::{
-    Disposition, Failure, FailureKind, MigrationId, Role, SharedDirectory, Witness, remains,
-};
+use godwit_migration::takeover::{Takeover, unreadable};
+use godwit_migration::{Failure, FailureKind, MigrationId, Role, SharedDirectory, Witness, remains};
 use godwit_transfer::stale::StaleCopies;
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::FileTypeExt;
@@ -23,8 +23,6 @@ use std::time::{Duration, Instant};
 const LAST_WORDS: Duration = Duration::from_secs(30);
 /// After this long it is told.
 const OWN_NOTICE: Duration = Duration::from_secs(1);
-/// How long a runtime or a CRIU without master may take to give up.
-const GIVING_UP: Duration = Duration::from_secs(60);
 /// How long memory may take to be filled.
 const FILL: Duration = Duration::from_secs(600);
 
@@ -92,34 +90,19 @@ impl Orphan {
         engines: &[Box<dyn Engine>],
         id: &MigrationId,
     ) -> Result<Option<Self>, Failure> {
-        let dir = root.join("migrations").join(id.as_str());
-        let path = dir.join("journal");
-        if !path.exists() {
-            return Ok(None);
-        }
-        let unreadable = |error: &(dyn std::error::Error + 'static)| {
-            Failure::new(FailureKind::InDoubt, format!("what migration {id} has left here cannot be read"))
-                .because_of(error)
-        };
-        let (lines, _) = read(&path).map_err(|error| unreadable(&error))?;
-        let Some(Event::Planned { role: Role::Destination, container: name, .. }) =
-            lines.first().map(|line| line.event.clone())
-        else {
+        let lock = |name: &str| lock(root, name);
+        let Some(taken) = Takeover::<Remains>::begin(root, Role::Destination, id, lock)? else {
             return Ok(None);
         };
-        let lock = lock(root, &name)?;
-        // once more: whoever held the lock may have written
-        let (lines, state) = read(&path).map_err(|error| unreadable(&error))?;
-        let mut journal = Journal::resume(&path).map_err(|error| unreadable(&error))?;
-        let remains: Remains = remains::find(&dir).map_err(|error| unreadable(&error))?.unwrap_or_default();
-        if !state.is_settled() {
-            let _ = journal.append(Event::Resumed { godwit: env!("CARGO_PKG_VERSION").into() });
+        let Takeover { container: name, dir, journal, lines, remains, lock, .. } = taken;
+        let remains = remains.unwrap_or_default();
+        if !journal.state().is_settled() {
             await_the_end_of_restores(&dir);
         }
         let engine = engines.iter().find(|engine| engine.kind() == remains.engine);
         let container = match (engine, &remains.container) {
             (Some(engine), Some(text)) => {
-                Some(engine.reopen_destination(text).map_err(|error| unreadable(&error))?)
+                Some(engine.reopen_destination(text).map_err(|error| unreadable(id, &error))?)
             }
             _ => None,
         };
@@ -164,6 +147,11 @@ impl Orphan {
         })
     }
 
+    /// The checkpoint that it comes from, where there is no other source.
+    pub fn checkpoint(&self) -> Option<&Path> {
+        self.lines.first().and_then(|line| line.event.checkpoint())
+    }
+
     /// Removes everything; gives what could not be removed. For one that never ran here, and never will.
     ///
     /// # Errors
@@ -189,6 +177,11 @@ impl Orphan {
     /// When it cannot be let run.
     pub fn go(&mut self) -> Result<i32, Failure> {
         let state = self.journal.state();
+        // a source that says so may err: all of it is there only from `restored` on
+        if !is_held(state) && !may_have_run(state) && self.standing().presence == Presence::Frozen {
+            let failure = Failure::new(FailureKind::Failed, "it may not be let run here");
+            return Err(failure.because("its restore was never finished"));
+        }
         if is_held(state) {
             claim(self.remains.witness.as_deref(), &self.id).map_err(|error| {
                 Failure::new(FailureKind::InDoubt, "it may not be let run here").because_of(&error)
@@ -253,15 +246,14 @@ impl Orphan {
 
     fn write(&mut self, event: Event) -> Result<(), Failure> {
         self.journal.append(event).map_err(|error| {
-            Failure::new(FailureKind::InDoubt, "the journal cannot be written")
-                .because_of(&error)
-                .at(Disposition::InDoubt)
+            Failure::new(FailureKind::InDoubt, "the journal cannot be written").because_of(&error)
         })
     }
 }
 
 /// What earlier migrations of a container have left here: put in order, unless the container may still be this host's to
-/// run. Those in `void` may not: its source has rolled them back.
+/// run. Those in `void` may not: its source has rolled them back. Neither may what was held when the restore of a checkpoint
+/// died: all of it is still in the checkpoint, if that is there.
 ///
 /// # Errors
 /// Which one waits, in words.
@@ -272,22 +264,19 @@ pub(crate) fn settle_earlier(
     void: &[MigrationId],
 ) -> Result<(), String> {
     let (engine, bare_name) = name.split_once(':').unwrap_or(("", name));
-    let entries = std::fs::read_dir(root.join("migrations")).into_iter().flatten().flatten();
-    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<MigrationId>().ok());
-    for id in ids {
-        let Ok((lines, state)) = read(&root.join("migrations").join(id.as_str()).join("journal")) else {
-            continue;
-        };
-        let is_its = matches!(lines.first().map(|line| &line.event),
-            Some(Event::Planned { role: Role::Destination, container, .. }) if container == name);
-        if !is_its || state.is_settled() {
+    for Found { id, lines, state } in of_container(root, Role::Destination, name, usize::MAX) {
+        if state.is_settled() {
             continue;
         }
-        if may_have_run(state) || is_held(state) && !void.contains(&id) {
-            let hint = format!("`godwit resume {id}` on its source ends it");
+        let is_void = void.contains(&id);
+        let checkpoint = lines.first().and_then(|line| line.event.checkpoint());
+        let is_kept = checkpoint.is_some_and(Path::is_dir);
+        if may_have_run(state) || is_held(state) && !is_void && !is_kept {
+            let place = if checkpoint.is_some() { "there" } else { "on its source" };
+            let hint = format!("`godwit resume {id}` {place} ends it");
             return Err(format!("migration {id} of `{name}` is in doubt there: {hint}"));
         }
-        if !void.contains(&id) && holder(root, engine, bare_name).is_some() {
+        if !is_void && holder(root, engine, bare_name).is_some() {
             // it is at work: the lock will tell
             continue;
         }
@@ -352,78 +341,61 @@ fn lock(root: &Path, name: &str) -> Result<ContainerLock, Failure> {
     }
 }
 
-/// Tells a process that still waits for its source to stop: the source is here, and speaks with another one. Only one that
-/// serves a single connection is told.
-fn end_the_receiver(pid: Option<i32>) {
-    use nix::sys::signal::{Signal, kill};
-    let Some(pid) = pid else { return };
-    let arguments = arguments(pid);
-    if ["receive", "--stdio"].iter().all(|word| arguments.iter().any(|argument| argument == word)) {
-        tracing::info!(pid, "its source speaks with another process now");
-        let _ = kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM);
-    }
-}
-
-/// Waits until no runtime and no CRIU is at work in a migration's directory; at last they are killed, and what they leave
-/// is held or nothing.
-fn await_the_end_of_restores(dir: &Path) {
-    let until = Instant::now() + GIVING_UP;
-    loop {
-        let at_work = at_work_in(dir);
-        if at_work.is_empty() {
-            return;
-        }
-        if Instant::now() > until {
-            tracing::warn!(?at_work, "killed: they restore for nobody");
-            for pid in at_work {
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGKILL,
-                );
-            }
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Runtimes and CRIUs that are told of the directory or sit in it.
-fn at_work_in(dir: &Path) -> Vec<i32> {
-    let text = dir.to_string_lossy().into_owned();
-    processes(|pid| {
-        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        let sits = || std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
-        let is_told = || arguments(pid).iter().any(|argument| argument.contains(&text));
-        ["runc", "crun", "criu"].iter().any(|tool| name.starts_with(tool)) && (sits() || is_told())
-    })
-}
-
-/// Whether the handler of its page faults is at work: it is told whose it is.
-fn is_filling(id: &MigrationId) -> bool {
-    !processes(|pid| {
-        let arguments = arguments(pid);
-        arguments.iter().any(|argument| argument == "fill")
-            && arguments.iter().any(|argument| argument == id.as_str())
-    })
-    .is_empty()
-}
-
-fn processes(wanted: impl Fn(i32) -> bool) -> Vec<i32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| wanted(*pid)).collect()
-}
-
-fn arguments(pid: i32) -> Vec<String> {
-    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    bytes.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect()
-}
-
 /// Waits until the file system of a tree is on disk (syncfs(2)).
 fn sync(path: &Path) -> std::io::Result<()> {
     match std::fs::File::open(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
         Ok(file) => Ok(nix::unistd::syncfs(file)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use godwit_migration::journal::{VERSION, checkpoint_as_peer, dir_of, read};
+
+    /// What a process that died while it held a container leaves.
+    fn held(root: &Path, peer: &str) -> MigrationId {
+        let id = MigrationId::generate().unwrap();
+        let mut journal = Journal::create(&dir_of(root, &id)).unwrap();
+        let planned = Event::Planned {
+            version: VERSION,
+            migration: id.clone(),
+            role: Role::Destination,
+            container: "runc:web".into(),
+            peer: format!("{peer} (rack1)"),
+            godwit: "0.1.0".into(),
+        };
+        for event in [planned, Event::Prepared, Event::Ready, Event::Restoring, Event::Restored] {
+            journal.append(event).unwrap();
+        }
+        id
+    }
+
+    #[test]
+    fn what_a_dead_restore_holds_goes_when_its_checkpoint_is_there() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let state = |id: &MigrationId| read(&dir_of(root, id).join("journal")).unwrap().1;
+        let checkpoint = root.join("checkpoint");
+        std::fs::create_dir(&checkpoint).unwrap();
+        let id = held(root, &checkpoint_as_peer(&checkpoint));
+        // one that still works on it is left to it
+        let lock = lock_container(root, "runc", "web").unwrap();
+        settle_earlier(root, &[], "runc:web", &[]).unwrap();
+        assert_eq!(state(&id), JournalState::Restored);
+        drop(lock);
+        settle_earlier(root, &[], "runc:web", &[]).unwrap();
+        assert_eq!(state(&id), JournalState::RolledBack);
+        let id = held(root, &checkpoint_as_peer(&root.join("removed")));
+        let why = settle_earlier(root, &[], "runc:web", &[]).unwrap_err();
+        assert!(why.contains(&format!("`godwit resume {id}` there")), "{why}");
+        settle_earlier(root, &[], "runc:web", std::slice::from_ref(&id)).unwrap();
+        // another host may have given its word meanwhile
+        let id = held(root, "ssh from 10.0.0.1");
+        let why = settle_earlier(root, &[], "runc:web", &[]).unwrap_err();
+        assert!(why.contains(&format!("`godwit resume {id}` on its source")), "{why}");
+        assert_eq!(state(&id), JournalState::Restored);
     }
 }

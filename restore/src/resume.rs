@@ -1,6 +1,7 @@
 //! What a source that resumes a migration hears from this host: where it stands, and then whatever the source decides.
 
 use crate::destination::{Host, Outcome};
+use crate::parked;
 use crate::recovery::Orphan;
 use godwit_migration::{Failure, FailureKind, MigrationId, journal};
 use godwit_transfer::wire::unexpected;
@@ -24,6 +25,8 @@ pub(crate) fn serve(mut wire: Wire, host: &Host, id: &MigrationId) -> Result<Out
     let lost = |error: &(dyn std::error::Error + 'static)| {
         Failure::new(FailureKind::InDoubt, "lost contact with the source").because_of(error)
     };
+    // the source comes back to end it
+    parked::forget(&host.root, id);
     let standing = orphan.as_ref().map(Orphan::standing);
     wire.say(&Message::Standing { standing }).map_err(|error| lost(&error))?;
     let done = match (wire.hear().map_err(|error| lost(&error))?, orphan.as_mut()) {
@@ -63,7 +66,7 @@ fn may_resume(host: &Host, id: &MigrationId) -> bool {
     if name.contains(':') {
         return true;
     }
-    let lines = journal::read(&host.root.join("migrations").join(id.as_str()).join("journal"));
+    let lines = journal::read(&journal::dir_of(&host.root, id).join("journal"));
     // what is not known here can be answered to anybody
     let Ok((lines, _)) = lines else { return true };
     let begun_by = |line: &journal::Line| match &line.event {

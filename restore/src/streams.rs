@@ -3,6 +3,7 @@
 //! itself they come to it directly ([`Joins`]): over TLS a connection is more than its descriptors.
 
 use godwit_memory::destination::{PageStore, StoreError};
+use godwit_migration::journal::dir_of;
 use godwit_migration::{Cancel, MigrationId};
 use godwit_transfer::{Descriptors, Incoming, Message, Transport, Wire, WireError, handover};
 use std::collections::HashMap;
@@ -232,8 +233,7 @@ fn take_pages(
 /// # Errors
 /// When nobody receives it here.
 pub fn pass_on(wire: Wire, root: &Path, migration: &MigrationId, stream: u16) -> io::Result<()> {
-    let job = root.join("migrations").join(migration.as_str());
-    let mut receiver = UnixStream::connect(socket_of(&job))?;
+    let mut receiver = UnixStream::connect(socket_of(&dir_of(root, migration)))?;
     let transport: Box<dyn Transport> = wire.into_transport().map_err(io::Error::other)?;
     handover::give(transport.as_ref(), stream, &mut receiver)
 }

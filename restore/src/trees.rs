@@ -1,5 +1,6 @@
 //! The container's files, on their way in.
 
+use crate::parked::Claim;
 use godwit_transfer::message::{TreeBase, TreeOffer};
 use godwit_transfer::stale::StaleCopies;
 use godwit_transfer::tree::{TreeDestination, TreeError, TreeIndex, TreeOp, empty_plainly, remove_plainly};
@@ -44,7 +45,8 @@ impl From<TreesError> for WireError {
     }
 }
 
-/// What lies at the place of an offered tree, and its index if the source may build on it.
+/// What lies at the place of an offered tree, and its index if the source may build on it. What an earlier attempt has brought
+/// lies elsewhere, but counts as if it were there.
 ///
 /// # Errors
 /// When what lies there cannot be read.
@@ -52,11 +54,19 @@ pub fn look_at(
     offer: &TreeOffer,
     copies: &StaleCopies,
     container: &str,
+    claim: Option<&Claim>,
 ) -> Result<(TreeBase, Option<TreeIndex>), TreesError> {
     let path = &offer.path;
     let tree_error = |source| TreesError::Tree { path: path.to_owned(), source };
     if is_empty(path).map_err(|source| TreesError::Io { act: "look into", path: path.to_owned(), source })? {
-        return Ok((TreeBase::Empty, None));
+        let Some(parked) = claim.and_then(|claim| claim.tree(path)) else {
+            return Ok((TreeBase::Empty, None));
+        };
+        let index = match offer.single_file {
+            true => TreeDestination::open_file(parked),
+            false => TreeDestination::open(parked),
+        };
+        return Ok((TreeBase::Stale, Some(index.and_then(|tree| tree.index()).map_err(tree_error)?)));
     }
     let index = TreeDestination::open(path).and_then(|tree| tree.index()).map_err(tree_error)?;
     if copies.is_left_by(path, container) {
@@ -104,6 +114,17 @@ impl Before {
     /// Where the tree belongs.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Moves what came since away, if the place had to be made for it: afterwards it is as before. Says whether that was done.
+    pub fn take_away(&self, to: &Path) -> bool {
+        if self.made.is_none() || std::fs::rename(self.real.as_ref().unwrap_or(&self.path), to).is_err() {
+            return false;
+        }
+        if let Err(error) = self.put_back() {
+            tracing::warn!(%error, "`{}` is left over", self.path.display());
+        }
+        true
     }
 
     /// Removes what came since. A stale copy that was being brought up to date stays, as a stale copy of unknown state: its
@@ -189,6 +210,15 @@ impl Trees {
             .filter_map(|(_, tree)| {
                 Some(format!("`{}`: {}", tree.before.path.display(), tree.writer.sync().err()?))
             })
+            .collect()
+    }
+
+    /// Nothing is written any more. Gives what was there before the container's files.
+    pub fn close(&mut self) -> Vec<Before> {
+        self.incoming
+            .drain()
+            .filter(|(id, _)| id.image_round().is_none())
+            .map(|(_, tree)| tree.before)
             .collect()
     }
 

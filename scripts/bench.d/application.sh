@@ -6,7 +6,7 @@ client_load=''
 
 # runs client.py in the client's host; what it prints is in $work/samples
 start_client() { # start_client ARGUMENT…
-    in_host client sh -c "rm -f $stop_file; exec timeout --kill-after=5 180 python3 /usr/local/lib/bench-client.py \"\$@\"" \
+    in_host client sh -c "rm -f $stop_file; exec timeout --kill-after=5 400 python3 /usr/local/lib/bench-client.py \"\$@\"" \
         sh "$@" "$stop_file" < /dev/null > "$work/samples" &
     client=$!
 }
@@ -18,7 +18,7 @@ stop_client() {
 
 # as many requests as the connections carry
 start_load() {
-    in_host client sh -c "echo \$\$ > /run/bench-load; exec timeout --kill-after=5 180 \
+    in_host client sh -c "echo \$\$ > /run/bench-load; exec timeout --kill-after=5 400 \
         redis-benchmark -h $redis_address -c 50 -t set -d 4000 -r 100000 -n 1000000000" < /dev/null &> "$work/load" &
     client_load=$!
 }
@@ -35,7 +35,7 @@ stop_load() {
 move_application() { # move_application OPTION…
     local from=$place to=dst
     [ "$from" = src ] || to=src
-    in_host "$from" timeout --kill-after=5 300 godwit --json migrate "runc:$container" "ssh://$to" --tcp-established \
+    in_host "$from" timeout --kill-after=5 400 godwit --json migrate "runc:$container" "ssh://$to" --tcp-established \
         --on-timeout switchover "$@" | while IFS= read -r line; do printf '%s\t%s\n' "${EPOCHREALTIME/./}" "$line"; done \
         > "$work/move" || { tail -n 2 "$work/move" >&2; return 1; }
     place=$to
@@ -59,7 +59,7 @@ measure_throughput() { # measure_throughput RUN PACE
     start_client count "$redis_address"
     sleep 4.5
     # without a limit a container that writes as fast as it can goes on with rounds until there were eight
-    move_application --timeout 10s --pace "$2" || moved=no
+    move_application --timeout 2m --pace "$2" || moved=no
     sleep 3
     stop_load
     stop_client && [ $moved = yes ] || return 1
@@ -99,7 +99,10 @@ bench_application() {
     in_host src testbed-container create "$container" "$redis_address" > /dev/null
     in_host src redis-cli -h "$redis_address" config set appendonly no > /dev/null
     fill_redis "$size"
-    for ((run = 1; run <= 2 * runs; run++)); do try latency "$run"; done
+    if [[ $measures == *latency* ]]; then
+        for ((run = 1; run <= 2 * runs; run++)); do try latency "$run"; done
+    fi
+    [[ $measures == *throughput* ]] || return 0
     # the keys of the load are there before: afterwards the memory does not grow
     in_host client redis-benchmark -h "$redis_address" -q -c 50 -t set -d 4000 -r 100000 -n 300000 > /dev/null
     for ((run = 1; run <= runs; run++)); do

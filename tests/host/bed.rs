@@ -189,7 +189,7 @@ for c in $(runc list -q); do runc delete --force $c > /dev/null 2>&1; done
 find . -mindepth 1 -depth -type d ! -path './init*' -exec rmdir {} + 2> /dev/null
 for n in /run/netns/*; do [ ! -e "$n" ] || ip netns del ${n##*/}; done
 for l in $(ls /sys/class/net); do case $l in lo|eth1|br0|bonding_masters) ;; *) ip link del $l 2> /dev/null;; esac; done
-for m in $(cut -d' ' -f5 /proc/self/mountinfo | grep -E '^/(tmp|srv|proc|run/netns)/' | sort -r); do umount -l $m; done
+for m in $(cut -d' ' -f5 /proc/self/mountinfo | grep -E '^/(tmp|srv|proc|run/netns|var/lib/godwit)/' | sort -r); do umount -l $m; done
 nft flush ruleset
 chattr -R -i -a /srv 2> /dev/null
 rm -rf /srv/* /srv/.[!.]* /var/lib/godwit/* /tmp/* /run/test.* /run/runc/* /run/godwit*

@@ -3,6 +3,7 @@
 //! They need root and `scripts/testbed`. What cannot be run says why; with `GODWIT_REQUIRE=all` it fails.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod attempt;
 mod bed;
 mod cgroup_v1;
 mod chaos;
@@ -20,8 +21,10 @@ mod obstacles;
 mod postgres;
 mod probe;
 mod program;
+mod recovery;
 mod refusals;
 mod rollback;
+mod sealed;
 mod state;
 mod throttle;
 mod tls;

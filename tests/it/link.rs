@@ -3,6 +3,7 @@
 use godwit_migration::Cancel;
 use godwit_transfer::{Descriptors, Transport};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +18,17 @@ pub enum Cut {
     After(&'static str),
 }
 
+/// Something that goes out in the place of a message.
+#[derive(Clone, Debug)]
+pub struct Instead {
+    /// The message's name.
+    pub message: &'static str,
+    /// What goes out the first time that it is said.
+    pub bytes: Vec<u8>,
+    /// Whether that came.
+    pub said: Arc<AtomicBool>,
+}
+
 /// How many bytes a side had sent each time the link took some.
 pub type Marks = Arc<Mutex<Vec<u64>>>;
 
@@ -29,13 +41,24 @@ pub struct Link {
     received: u64,
     /// When the first bulk has come this side stops reading, until the other has noticed and this Ctrl-C was seen.
     pub stall: Option<Cancel>,
+    /// What is said instead of something else, once.
+    pub instead: Option<Instead>,
     /// The versions that the other side's preamble is made to offer.
     pub peer_speaks: Option<(u16, u16)>,
 }
 
 impl Link {
     pub fn new(inner: Descriptors, cut: Option<Cut>, marks: Marks) -> Self {
-        Self { inner: Some(inner), cut, sent: 0, marks, received: 0, stall: None, peer_speaks: None }
+        Self {
+            inner: Some(inner),
+            cut,
+            sent: 0,
+            marks,
+            received: 0,
+            stall: None,
+            instead: None,
+            peer_speaks: None,
+        }
     }
 }
 
@@ -64,6 +87,15 @@ impl Transport for Link {
     }
 
     fn send(&mut self, bytes: &[u8], limit: Duration) -> io::Result<usize> {
+        if let Some(instead) = self.instead.take_if(|instead| says(bytes, instead.message)) {
+            let mut rest = &instead.bytes[..];
+            let inner = self.inner.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+            while !rest.is_empty() {
+                rest = &rest[inner.send(rest, limit)?..];
+            }
+            instead.said.store(true, Ordering::Relaxed);
+            return Ok(bytes.len());
+        }
         let room = match self.cut {
             Some(Cut::AfterBytes(limit)) => limit.saturating_sub(self.sent).min(bytes.len() as u64) as usize,
             Some(Cut::Before(message)) if says(bytes, message) => 0,

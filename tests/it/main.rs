@@ -7,6 +7,7 @@
 //! - `throttle`: CPU time that is taken comes back, whatever happens.
 //! - `question`: switching over beyond the limit is for somebody to say.
 //! - `hostile`: a half that lies.
+//! - `images`: who may read memory images.
 //! - `keys`: the keys of hosts, and the policy.
 //! - `cli`: flags, errors and exit codes of the binary.
 
@@ -16,6 +17,7 @@ mod cli;
 mod failures;
 mod fake;
 mod hostile;
+mod images;
 mod keys;
 mod link;
 mod phases;

@@ -8,8 +8,8 @@ use godwit_checkpoint::resume::{Answer, End, ask, resume};
 use godwit_engine::Engine;
 use godwit_migration::journal::{self, JournalState};
 use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Role, Silent, Witness};
-use godwit_restore::{Host, Joins, Policy, receive};
-use godwit_transfer::{Descriptors, Peer, Wire};
+use godwit_restore::receive;
+use godwit_transfer::{Descriptors, Wire};
 use std::path::Path;
 use std::time::Duration;
 
@@ -30,15 +30,7 @@ fn resume_at_source(ended: &Ended, answers: bool, keep: Option<Role>) -> Result<
         let witness = ended.shared.as_ref().map(|witness| witness as &dyn Witness);
         return resume(&mut here, Err(silence), keep, witness);
     }
-    let host = Host {
-        root: ended.roots.1.clone(),
-        engines: engines(),
-        facts: Ok(godwit_transfer::HostFacts::default()),
-        lazy: Err("there are no real tasks".into()),
-        peer: Peer { name: "test:".into(), shown: "this test".into() },
-        policy: Policy::default(),
-        joins: Joins::default(),
-    };
+    let host = ended.host_there();
     let (near, far) = Descriptors::pair().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -135,6 +127,7 @@ fn a_person_decides_and_the_other_side_obeys_when_it_is_back() {
     let end = resume_at_source(&ended, false, Some(Role::Source)).unwrap();
     assert!(end.by_decision && ended.witness.look().source_runs);
     assert!(ended.witness.look().held.is_some(), "nobody could tell the destination");
+    assert_eq!(state(&ended, &ended.roots.0), Some(JournalState::Untold));
     // it is back, and asked once more
     let end = resume_at_source(&ended, true, None).unwrap();
     assert_settled(&ended, &end, "back");
@@ -159,6 +152,10 @@ fn what_could_not_be_put_back_is_put_back_when_it_can() {
         let ended = play(Play::stop_and_copy().failing("destination.restore", 1).failing(call, 1));
         ended.witness.look().violations.clear();
         let end = resume_at_source(&ended, false, None).unwrap();
+        assert_eq!(end.disposition, Disposition::RunningAtSource, "{call}");
+        // the destination could not be told, and is as soon as it answers
+        assert_eq!(state(&ended, &ended.roots.0), Some(JournalState::Untold), "{call}");
+        let end = resume_at_source(&ended, true, None).unwrap();
         assert_settled(&ended, &end, call);
     }
 }

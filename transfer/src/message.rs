@@ -199,6 +199,9 @@ pub enum Message {
         /// Why not otherwise, where that needs saying.
         #[serde(default)]
         restoration_why: String,
+        /// An attempt before this one has left pages: about so many. `WhatIsKept` asks for them.
+        #[serde(default)]
+        kept_pages: u64,
     },
     /// Source, instead of an offer: a migration was broken off; where do you stand?
     Resume {
@@ -243,6 +246,11 @@ pub enum Message {
     Prepare,
     /// Destination: it exists.
     Prepared,
+    /// Source, ahead of the first round: which pages does the destination have from before? The answer is a list of digests.
+    WhatIsKept {
+        /// What their digests are made with.
+        seed: u64,
+    },
     /// Source: a round begins.
     RoundBegin {
         /// From 0.
@@ -326,6 +334,7 @@ impl Message {
             Message::Shared { .. } => "shared",
             Message::Prepare => "prepare",
             Message::Prepared => "prepared",
+            Message::WhatIsKept { .. } => "what-is-kept",
             Message::RoundBegin { .. } => "round-begin",
             Message::RoundEnd { .. } => "round-end",
             Message::RoundAck { .. } => "round-ack",

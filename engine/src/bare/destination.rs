@@ -47,13 +47,8 @@ pub(super) fn examine(shipment: &Shipment) -> Vec<Refusal> {
         Err(refusal) => return vec![refusal],
     };
     let mut reasons = Arrival::examine(shipment, recipe.namespace.as_deref());
-    for pid in &recipe.tasks {
-        let Ok(comm) = std::fs::read_to_string(format!("/proc/{pid}/comm")) else { continue };
-        reasons.push(
-            Refusal::new(format!("the process number {pid} is taken there, by `{}`", comm.trim()))
-                .hint("run the tree in a container, which has process numbers of its own"),
-        );
-    }
+    let mend = "run the tree in a container, which has process numbers of its own";
+    reasons.extend(crate::obstacles::numbers::unavailable(&recipe.tasks, mend));
     reasons.extend(crate::obstacles::ports::unavailable(&recipe.listeners));
     let mut wrong: Vec<String> = Vec::new();
     for (path, size) in &recipe.files {

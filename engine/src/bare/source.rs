@@ -6,7 +6,7 @@ use crate::error::EngineError;
 use crate::freezer::{Freezer, OwnCgroup, process_tree};
 use crate::live::{Kin, LiveContainer, Remains, SourceNetwork};
 use crate::network::{Namespace, NetworkState};
-use crate::obstacles::{self, ports};
+use crate::obstacles::{self, numbers, ports};
 use crate::process;
 use godwit_transfer::message::{Refusal, TreeKind};
 use procfs::process::{FDTarget, MMapPath, Process};
@@ -95,7 +95,7 @@ pub(super) fn open(name: &str, request: &OpenRequest) -> Result<Box<dyn SourceCo
     };
     let recipe = Recipe {
         pid,
-        tasks: tasks(&pids),
+        tasks: numbers::of(&pids),
         files: files(&pids, &trees),
         namespace: network.as_ref().map(|_| format!("godwit-{pid}")),
         network_key,
@@ -130,16 +130,6 @@ pub(super) fn reopen(remains: &str) -> Result<Box<dyn SourceContainer>, EngineEr
 
 /// The cgroup made for it at this freeze, and the one that its arrival made.
 type Cgroups = (Option<OwnCgroup>, Option<OwnCgroup>);
-
-/// Every process and thread of the tree.
-fn tasks(pids: &BTreeSet<i32>) -> Vec<i32> {
-    let threads = |pid: &i32| {
-        let tasks = Process::new(*pid).and_then(|process| process.tasks());
-        tasks.map(|tasks| tasks.flatten().map(|task| task.tid).collect::<Vec<_>>()).unwrap_or_default()
-    };
-    let all: BTreeSet<i32> = pids.iter().flat_map(threads).chain(pids.iter().copied()).collect();
-    all.into_iter().collect()
-}
 
 /// Regular files that the tree maps or has open, outside of the volumes: CRIU opens them again by name and wants the
 /// same size.

@@ -30,7 +30,7 @@ use super::netlink::{ACK, CREATE, Message, Netlink};
 use super::rule::{Compare, Header, Rule};
 use super::{Namespace, NetworkError, Result};
 
-const TABLE: &str = "godwit";
+pub(super) const TABLE: &str = "godwit";
 /// Before connection tracking (-200) and raw (-300), so that nothing remembers a dropped packet.
 const PRIORITY: i32 = -350;
 /// The group of nfnetlink_log that hears of what the input chain drops.

@@ -31,6 +31,7 @@ use std::path::PathBuf;
 
 pub use attachment::NetworkAttachment;
 pub use criu_lock::remove_criu_lock;
+pub(crate) use criu_lock::{LockTable, lock_tables};
 pub use frames::Frame;
 pub use gate::{FramesByLink, Gate, forward};
 pub use lock::NetworkLock;

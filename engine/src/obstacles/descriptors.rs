@@ -1,5 +1,6 @@
 //! Open files that CRIU cannot dump, or only when it is told to.
 
+use super::watches::{Finder, Watch};
 use crate::sys::xattr;
 use godwit_criu::DumpOptions;
 use godwit_migration::plan::Carry;
@@ -88,7 +89,12 @@ impl Descriptor {
         self.target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
     }
 
-    /// What is wrong with it, if anything is.
+    /// What is wrong with the files that it watches, if anything is.
+    pub(super) fn watched(&self, finder: &mut Finder) -> Option<Refusal> {
+        finder.obstacle(self.pid, self.number, &Watch::all(&self.info))
+    }
+
+    /// What else is wrong with it, if anything is.
     pub(super) fn obstacle(&self, carry: &Carry) -> Option<Refusal> {
         self.of_anonymous()
             .or_else(|| self.of_socket())

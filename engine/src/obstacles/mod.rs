@@ -2,9 +2,12 @@
 //! to do about it. CRIU's own messages for the same come under the freeze, and seldom say where.
 
 mod descriptors;
+pub(crate) mod locks;
+pub(crate) mod numbers;
 pub(crate) mod ports;
 mod tasks;
 mod unix;
+mod watches;
 
 use crate::error::EngineError;
 use crate::network::Namespace;
@@ -12,6 +15,7 @@ use descriptors::Descriptor;
 use godwit_migration::plan::Carry;
 use godwit_transfer::message::Refusal;
 use std::collections::BTreeSet;
+use watches::Finder;
 
 /// All that stands in the way of the tree `pids` with the first process `root`.
 ///
@@ -21,13 +25,16 @@ pub fn of_tree(root: i32, pids: &BTreeSet<i32>, carry: &Carry) -> Result<Vec<Ref
     let mut found: Vec<Refusal> = pids.iter().filter_map(|pid| tasks::obstacle(root, *pid)).collect();
     found.extend(tasks::stuck(pids));
     let mut sockets = BTreeSet::new();
+    let mut finder = Finder::of(root);
     for pid in pids {
         for descriptor in Descriptor::all(*pid) {
             sockets.extend(descriptor.socket());
             found.extend(descriptor.obstacle(carry));
+            found.extend(descriptor.watched(&mut finder));
         }
     }
     let namespace = Namespace::of_pid(root)?;
+    found.extend(locks::obstacles(root, &namespace));
     if !unix::obstacles(&namespace, &sockets, carry)?.is_empty() {
         // sockets come and go: what was made since the first look is its own as well
         let again = pids.iter().flat_map(|pid| Descriptor::all(*pid));

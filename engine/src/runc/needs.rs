@@ -2,7 +2,8 @@
 //! and the programs that were left out of the copy.
 
 use super::oci::BindMount;
-use crate::obstacles::ports;
+use crate::obstacles::{locks, numbers, ports};
+use crate::process::same_namespace;
 use godwit_transfer::message::Refusal;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use procfs::process::{MMPermissions, MMapPath, Process};
@@ -24,7 +25,13 @@ pub(super) struct Needs {
     /// What it listens on in the host's own network namespace.
     #[serde(default)]
     listeners: Vec<SocketAddr>,
+    /// The numbers of its tasks in the host's own pid namespace.
+    #[serde(default)]
+    numbers: Vec<i32>,
 }
+
+/// What to do about a number that is not free at the destination.
+const OWN_NUMBERS: &str = "give the container a pid namespace of its own: `{\"type\": \"pid\"}` in `linux.namespaces` of config.json";
 
 /// What a destination has.
 #[derive(Debug)]
@@ -33,6 +40,8 @@ pub(super) struct Host {
     /// /sys/kernel/security/apparmor/profiles: `NAME (MODE)`, a line each; none without AppArmor.
     profiles: Option<String>,
     selinux: bool,
+    /// Network locks that were left in its own namespace.
+    locks: Vec<Refusal>,
 }
 
 impl Host {
@@ -42,6 +51,7 @@ impl Host {
             cgroups: cgroups(),
             profiles: std::fs::read_to_string("/sys/kernel/security/apparmor/profiles").ok(),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+            locks: locks::of_host(),
         }
     }
 }
@@ -56,7 +66,9 @@ impl Needs {
     /// Those of a running container. `binds` are its bind mounts that are not copied.
     pub(super) fn of(pids: &BTreeSet<i32>, binds: &[&BindMount], in_host_network: bool) -> Self {
         let listeners = if in_host_network { ports::listening(pids) } else { Vec::new() };
-        Self { cgroups: cgroups().map(str::to_owned), programs: programs(pids, binds), listeners }
+        let in_host_pids = |pid: &i32| same_namespace(&pid.to_string(), "self", "pid");
+        let numbers = if pids.first().is_some_and(in_host_pids) { numbers::of(pids) } else { Vec::new() };
+        Self { cgroups: cgroups().map(str::to_owned), programs: programs(pids, binds), listeners, numbers }
     }
 
     /// What of it, and of what the bundle says, a host lacks.
@@ -72,7 +84,11 @@ impl Needs {
             }),
             other_programs(&self.programs),
         ];
-        reasons.into_iter().flatten().chain(ports::unavailable(&self.listeners)).collect()
+        let mut reasons: Vec<Refusal> = reasons.into_iter().flatten().collect();
+        reasons.extend(ports::unavailable(&self.listeners));
+        reasons.extend(numbers::unavailable(&self.numbers, OWN_NUMBERS));
+        reasons.extend(host.locks.iter().cloned());
+        reasons
     }
 }
 
@@ -165,6 +181,7 @@ mod tests {
             cgroups: Some("v2"),
             profiles: Some("docker-default (enforce)\nfoo bar (complain)\n".into()),
             selinux: true,
+            locks: Vec::new(),
         }
     }
 
@@ -218,6 +235,19 @@ mod tests {
         assert!(told(&needs(&library, 5), &json!({}), &host()).is_empty());
         assert!(told(&needs(&library, 6), &json!({}), &host())[0].contains("has 5 bytes and not 6"));
         assert!(told(&needs(&dir.path().join("gone"), 6), &json!({}), &host())[0].contains("is missing"));
+    }
+
+    #[test]
+    fn numbers_in_the_hosts_pid_namespace_must_be_free_there() {
+        let me = std::process::id().cast_signed();
+        let needs = Needs::of(&BTreeSet::from([me]), &[], false);
+        assert!(needs.numbers.contains(&me), "{needs:?}");
+        let reasons = told(&Needs { numbers: vec![me], ..Needs::default() }, &json!({}), &host());
+        assert!(
+            reasons[0].contains(&format!("the process number {me} is taken"))
+                && reasons[0].contains("linux.namespaces"),
+            "{reasons:?}"
+        );
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! The destination half: keeps the pages that come before the freeze, and gives them to the restored tasks after it.
 
 pub mod fill;
+pub mod keeping;
 pub mod shared;
 pub mod store;
 
+pub use keeping::{give_files, take_files};
 pub use shared::{SharedError, SharedFilled, fill_shared, is_still_shared};
 pub use store::{Applied, Content, PageStore, StoreError};
 

@@ -2,6 +2,7 @@
 //! in which slot. It does what the batches say and thinks nothing of its own; but it checks everything they say.
 
 use crate::batch::{Batch, BatchError, Kind, Run};
+use crate::ledger::{PageLedger, is_zero};
 use crate::sys::mapping::{self, Mapping};
 use crate::table::{ABSENT, PageTable, Place, SLOT_LIMIT, ZERO, pieces};
 use crate::{ImageId, PAGE_SIZE, PageRun};
@@ -160,27 +161,61 @@ impl PageStore {
     /// A store with room for this many pages. The memory is really taken now, which costs about 0.2 s per GiB and saves
     /// that time later.
     pub fn reserve(pages: u64) -> Result<Self, StoreError> {
+        Self::with_room(None, pages)
+    }
+
+    /// A store with at least this much room that goes on with the memfd of an earlier one: its contents are there to be
+    /// referred to, and no page is known.
+    pub fn adopt(file: File, pages: u64) -> Result<Self, StoreError> {
+        Self::with_room(Some(file), pages)
+    }
+
+    fn with_room(kept: Option<File>, pages: u64) -> Result<Self, StoreError> {
+        let system = |doing| move |source| StoreError::System { doing, source };
+        let io_error =
+            |doing| move |error: std::io::Error| StoreError::System { doing, source: errno(&error) };
+        let before = match &kept {
+            Some(file) => file.metadata().map_err(io_error("look at"))?.len(),
+            None => 0,
+        };
+        let pages = pages.max(before / PAGE_SIZE);
         let available = available_memory()?;
         let needed = pages.saturating_mul(PAGE_SIZE);
-        if pages > SLOT_LIMIT || needed.saturating_add(SPARE) > available {
-            return Err(StoreError::Memory { needed, available });
+        if pages > SLOT_LIMIT || (needed - before).saturating_add(SPARE) > available {
+            return Err(StoreError::Memory { needed: needed - before, available });
         }
-        let system = |doing| move |source| StoreError::System { doing, source };
-        let file = mapping::memfd(c"godwit-pages", needed).map_err(system("create"))?;
+        let file = match kept {
+            Some(file) => file,
+            None => mapping::memfd(c"godwit-pages", needed).map_err(system("create"))?,
+        };
+        file.set_len(needed).map_err(io_error("enlarge"))?;
         if needed > 0 {
             nix::fcntl::fallocate(&file, FallocateFlags::empty(), 0, needed as i64)
                 .map_err(system("take the memory of"))?;
         }
         let memory = Mapping::read_only(&file, needed).map_err(system("map"))?;
         let bits = || vec![0; pages.div_ceil(64) as usize];
-        let maps = Maps {
+        let mut maps = Maps {
             images: BTreeMap::new(),
             blocks: 0,
             users: vec![0; pages as usize],
             written: bits(),
             recent: Recent { rounds: [bits(), bits()], begun: 0 },
         };
+        let slots = memory.bytes().chunks_exact(PAGE_SIZE as usize).take((before / PAGE_SIZE) as usize);
+        for (slot, page) in slots.enumerate() {
+            if !is_zero(page) {
+                maps.mark_written(slot as u64);
+            }
+        }
         Ok(Self { file, memory, room: pages, maps: Mutex::new(maps) })
+    }
+
+    /// Every slot with content, and its digest.
+    pub fn digests(&self, seed: u64) -> Vec<(u32, u128)> {
+        let maps = self.maps();
+        let written = (0..self.room as u32).filter(|slot| maps.is_written(u64::from(*slot)));
+        written.map(|slot| (slot, PageLedger::digest(self.slice(slot, 1), seed))).collect()
     }
 
     /// Its room, in pages.
@@ -411,11 +446,14 @@ impl Maps {
     }
 }
 
+fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}
+
 /// /proc/meminfo's `MemAvailable`, in bytes.
 fn available_memory() -> Result<u64, StoreError> {
     let system = |source| StoreError::System { doing: "find the memory for", source };
-    let text = std::fs::read_to_string("/proc/meminfo")
-        .map_err(|error| system(Errno::from_raw(error.raw_os_error().unwrap_or(0))))?;
+    let text = std::fs::read_to_string("/proc/meminfo").map_err(|error| system(errno(&error)))?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
     kib.map(|kib| kib * 1024).ok_or_else(|| system(Errno::ENODATA))

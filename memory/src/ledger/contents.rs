@@ -26,6 +26,8 @@ pub(super) struct Contents {
     /// Where the search for a free slot goes on: slots are handed out in ascending order, so that pages that are added
     /// together lie together.
     cursor: usize,
+    /// Of the free ones, how many have a content that is known and may be wanted again.
+    kept: u64,
     /// Given up in this round; free when it has ended.
     released: Vec<u32>,
     round: u32,
@@ -45,9 +47,36 @@ impl Contents {
             free,
             free_count: room,
             cursor: 0,
+            kept: 0,
             released: Vec::new(),
-            round: 0,
+            // slots that were never sent have round 0
+            round: 1,
             index: Index::new(room),
+        }
+    }
+
+    /// The destination has this content in a slot from before. It stays free: whoever has the content takes it up again, and
+    /// when there is no other room it makes way.
+    pub(super) fn keep(&mut self, slot: u32, digest: u128) {
+        if u64::from(slot) >= self.room || self.is_known(slot) {
+            return;
+        }
+        self.grow_to(slot);
+        self.slots[slot as usize].digest = digest;
+        self.index.insert(digest, slot);
+        self.kept += 1;
+        // those behind it are used up first
+        self.cursor = (slot as usize / 64 + 1) % self.free.len();
+    }
+
+    fn is_known(&self, slot: u32) -> bool {
+        let digest = self.slots.get(slot as usize).map(|held| held.digest);
+        digest.is_some_and(|digest| self.index.candidates(digest).any(|candidate| candidate == slot))
+    }
+
+    fn grow_to(&mut self, slot: u32) {
+        if self.slots.len() <= slot as usize {
+            self.slots.resize(slot as usize + 1, Slot { digest: 0, users: 0, round: 0, stream: 0 });
         }
     }
 
@@ -60,7 +89,7 @@ impl Contents {
     }
 
     pub(super) fn digest(&self, page: &[u8]) -> u128 {
-        xxh3_128_with_seed(page, self.seed)
+        digest(page, self.seed)
     }
 
     /// Whether the slot has this content.
@@ -83,7 +112,13 @@ impl Contents {
 
     /// One more page has the content of the slot.
     pub(super) fn share(&mut self, slot: u32) {
-        self.slots[slot as usize].users += 1;
+        let held = &mut self.slots[slot as usize];
+        if held.users == 0 {
+            self.free[slot as usize / 64] &= !(1 << (slot % 64));
+            self.free_count -= 1;
+            self.kept -= 1;
+        }
+        held.users += 1;
     }
 
     /// One page less has it; the last one gives the slot up.
@@ -108,8 +143,10 @@ impl Contents {
         self.free[self.cursor] &= self.free[self.cursor] - 1;
         self.free_count -= 1;
         let slot = self.cursor as u32 * 64 + bit;
-        if self.slots.len() <= slot as usize {
-            self.slots.resize(slot as usize + 1, Slot { digest: 0, users: 0, round: 0, stream: 0 });
+        self.grow_to(slot);
+        if self.kept > 0 && self.is_known(slot) {
+            self.index.remove(self.slots[slot as usize].digest, slot);
+            self.kept -= 1;
         }
         Some(slot)
     }
@@ -132,6 +169,11 @@ impl Contents {
         }
         self.round += 1;
     }
+}
+
+/// Of a page.
+pub(super) fn digest(page: &[u8], seed: u64) -> u128 {
+    xxh3_128_with_seed(page, seed)
 }
 
 /// Digest to slot: open addressing with linear probing. An entry is the low half of the digest's first word and the slot

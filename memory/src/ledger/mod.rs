@@ -87,6 +87,17 @@ impl PageLedger {
         }
     }
 
+    /// The store has contents from an earlier attempt, by slot and by digest (of the same seed): pages with one of them need not
+    /// travel again. To be called before anything is added.
+    pub fn keep(&mut self, kept: impl IntoIterator<Item = (u32, u128)>) {
+        kept.into_iter().for_each(|(slot, digest)| self.contents.keep(slot, digest));
+    }
+
+    /// The digest of a page, which is compared instead of its content.
+    pub fn digest(page: &[u8], seed: u64) -> u128 {
+        contents::digest(page, seed)
+    }
+
     /// Adds pages as they are now: whole pages from `address` on. What must travel is put into batches; `send` is called
     /// for every batch that is full.
     pub fn add<E>(
@@ -273,7 +284,7 @@ fn decide(
     Ok(Some((slot, Kind::Data { first: slot })))
 }
 
-fn is_zero(page: &[u8]) -> bool {
+pub(crate) fn is_zero(page: &[u8]) -> bool {
     // In words of 64 bytes, which the compiler turns into vectors; most pages that are not zero show it in the first.
     page.chunks(64).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }

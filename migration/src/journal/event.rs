@@ -4,6 +4,10 @@ use crate::id::MigrationId;
 use crate::phase::Role;
 use crate::throttle::LimitChange;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// What comes before the path of a checkpoint; no address and no host's name begins so.
+const CHECKPOINT: &str = "file:";
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -217,7 +221,20 @@ impl JournalState {
     }
 }
 
+/// How the destination's journal calls a checkpoint that is brought back: there is no other source.
+pub fn checkpoint_as_peer(checkpoint: &Path) -> String {
+    format!("{CHECKPOINT}{}", checkpoint.display())
+}
+
 impl Event {
+    /// The directory of the checkpoint that is brought back, where the first line says that there is no other source.
+    pub fn checkpoint(&self) -> Option<&Path> {
+        let Self::Planned { role: Role::Destination, peer, .. } = self else { return None };
+        // the host that wrote it follows
+        let (path, _) = peer.strip_prefix(CHECKPOINT)?.rsplit_once(" (")?;
+        Some(Path::new(path))
+    }
+
     /// The event's name as it stands in the file.
     pub fn name(&self) -> String {
         serde_json::to_value(self)

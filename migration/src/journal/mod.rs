@@ -7,11 +7,13 @@
 
 mod event;
 mod line;
+mod search;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Event, IllegalEvent, JournalState};
+pub use event::{Event, IllegalEvent, JournalState, checkpoint_as_peer};
 pub use line::Line;
+pub use search::{Found, dir_of, of_container};
 
 use crate::fault;
 use crate::phase::Role;

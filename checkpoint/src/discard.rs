@@ -1,0 +1,32 @@
+//! What stays at the source when the container has gone.
+
+use crate::order::Job;
+use godwit_engine::SourceContainer;
+use godwit_migration::journal::{Event, Journal};
+use godwit_transfer::stale::StaleCopies;
+
+/// It runs at the destination: the frozen copy goes. Its files stay, and are noted as copies that it left. `container` is
+/// none where nothing of it was ever touched. Gives what could not be removed, or not be written down.
+pub(crate) fn discard(
+    container: Option<&mut (dyn SourceContainer + 'static)>,
+    name: &str,
+    job: &Job,
+    journal: &mut Journal,
+) -> Vec<String> {
+    let mut leftovers = Vec::new();
+    let mut trees = Vec::new();
+    if let Some(container) = container {
+        leftovers.extend(container.discard());
+        // what was read out of a checkpoint is no copy that the container left
+        let left = container.facts().trees.iter().filter(|tree| tree.content == tree.path);
+        trees.extend(left.map(|tree| tree.path.clone()));
+    }
+    leftovers.extend(journal.append(Event::Discarded).err().map(|error| format!("journal: {error}")));
+    let copies = StaleCopies::below(&job.root);
+    for tree in trees {
+        let noted = copies.note(&tree, name);
+        leftovers.extend(noted.err().map(|error| format!("record of a left copy: {error}")));
+    }
+    leftovers.extend(job.remove_images().err().map(|error| format!("images: {error}")));
+    leftovers
+}

@@ -1,0 +1,142 @@
+//! The first phase: what is offered, and what the destination says to it.
+
+use crate::files::FilesError;
+use crate::recovery;
+use crate::source::{PATIENCE, Source, SourceError};
+use godwit_migration::{Failure, FailureKind, journal};
+use godwit_transfer::tree::{TreeIndex, equal_digest};
+use godwit_transfer::wire::unexpected;
+use godwit_transfer::{Incoming, Message, Offer, TreeBase, TreeId, TreeOffer, WireError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+impl Source<'_> {
+    /// Hello, Offer; Accept or Refuse.
+    pub(crate) fn negotiate(&mut self) -> Result<(), SourceError> {
+        self.wire.set_patience(PATIENCE);
+        self.wire.set_compression(self.plan.compress);
+        self.wire.set_bandwidth(&self.bandwidth);
+        self.wire.say(&Message::Hello {
+            godwit: env!("CARGO_PKG_VERSION").into(),
+            host: self.plan.facts.host.clone(),
+        })?;
+        self.wire.expect("hello", |message| match message {
+            Message::Hello { .. } => Ok(()),
+            other => Err(other),
+        })?;
+        let offer = self.offer()?;
+        self.offered = offer.trees.clone();
+        self.wire.expect_indexes();
+        self.wire.say(&Message::Offer(Box::new(offer)))?;
+        let bases = match self.wire.hear()? {
+            Incoming::Message(Message::Accept {
+                bases,
+                process_start_us,
+                restoration,
+                restoration_why,
+                kept_pages,
+            }) => {
+                self.kept_pages = kept_pages;
+                self.process_start = Duration::from_micros(process_start_us);
+                self.restoration = (restoration, restoration_why);
+                bases
+            }
+            Incoming::Message(Message::Refuse { reasons }) => return Err(self.refused(reasons)),
+            other => return Err(unexpected(&other, "accept or refuse").into()),
+        };
+        if bases.len() != self.offered.len() {
+            return Err(WireError::Malformed("an accept for another offer".into()).into());
+        }
+        let contents: Vec<PathBuf> =
+            self.container.facts().trees.iter().map(|tree| tree.content.clone()).collect();
+        for ((tree, content), base) in self.offered.clone().into_iter().zip(contents).zip(bases) {
+            self.take_base(tree, &content, base)?;
+        }
+        self.journal.append(journal::Event::Accepted)?;
+        Ok(())
+    }
+
+    fn offer(&self) -> Result<Offer, SourceError> {
+        let facts = self.container.facts();
+        let tree = |(number, tree): (usize, &godwit_engine::Tree)| TreeOffer {
+            id: TreeId(number as u16),
+            kind: tree.kind,
+            path: tree.path.clone(),
+            single_file: tree.single_file,
+            read_only: tree.read_only,
+            bytes: crate::files::size_of(&tree.content),
+        };
+        let network = facts.network.as_ref().map(serde_json::to_string).transpose();
+        Ok(Offer {
+            migration: self.job.id.clone(),
+            engine: facts.engine.into(),
+            name: facts.name.clone(),
+            recipe: facts.recipe.clone(),
+            network: network.map_err(|error| WireError::Malformed(error.to_string()))?,
+            network_plan: self.plan.network_plan.to_string(),
+            trees: facts.trees.iter().enumerate().map(tree).collect(),
+            memory_bytes: facts.memory_bytes,
+            strategy: self.plan.strategy,
+            tracker: self.plan.tracker,
+            room_pages: self.reader.is_some().then(|| self.room_pages()),
+            restoration: self.plan.restoration,
+            carry: self.plan.carry,
+            facts: self.plan.facts.clone(),
+            void: recovery::void(&self.job.root, &self.name),
+            witness: self.plan.witness.as_ref().map(ToString::to_string),
+        })
+    }
+
+    fn refused(&mut self, reasons: Vec<godwit_transfer::Refusal>) -> SourceError {
+        self.was_refused = true;
+        let message = format!("{} cannot receive `{}`", self.plan.destination, self.name);
+        let mut failure = Failure::new(FailureKind::Refused, message);
+        for refusal in reasons {
+            failure = failure.because(refusal.reason);
+            if let Some(hint) = refusal.hint {
+                failure = failure.hint(hint);
+            }
+        }
+        SourceError::Failure(Box::new(failure))
+    }
+
+    /// What lies at a tree's place over there decides whether it may be written to, and what the first round is
+    /// compared with.
+    fn take_base(&mut self, tree: TreeOffer, content: &Path, base: TreeBase) -> Result<(), SourceError> {
+        let index = match base {
+            TreeBase::Empty => TreeIndex::default(),
+            TreeBase::Stale => self.hear_index(tree.id)?,
+            TreeBase::Foreign { digest } => {
+                let ours = equal_digest(content)
+                    .map_err(|source| FilesError::Tree { path: content.display().to_string(), source })?;
+                if ours.to_string() != digest {
+                    return Err(self.foreign(&tree));
+                }
+                // all the same: what differs from now on is sent against what we know to be there
+                self.hear_index(tree.id)?
+            }
+        };
+        Ok(self.files.add(tree, content, index)?)
+    }
+
+    fn foreign(&self, tree: &TreeOffer) -> SourceError {
+        let path = tree.path.display();
+        SourceError::Failure(Box::new(
+            Failure::new(
+                FailureKind::Refused,
+                format!("{} cannot receive `{}`", self.plan.destination, self.name),
+            )
+            .because(format!("`{path}` exists there with other content"))
+            .hint(format!(
+                "move `{path}` out of the way there, or add `--no-copy {path}` if what lies there is right"
+            )),
+        ))
+    }
+
+    fn hear_index(&mut self, tree: TreeId) -> Result<TreeIndex, SourceError> {
+        match self.wire.hear()? {
+            Incoming::Index(of, index) if of == tree => Ok(index),
+            other => Err(unexpected(&other, "the index of a tree").into()),
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The arguments of `godwit migrate`.
+
+use super::{CarryArgs, network_plan};
+use clap::{Args as ClapArgs, ValueEnum};
+use godwit_criu::pageless::Rung;
+use godwit_engine::network::NetworkPlan;
+use godwit_migration::plan::{Limits, OnTimeout, Restoration, Strategy, Tracker, TrackerChoice};
+use godwit_migration::{SharedDirectory, quantity};
+use godwit_transfer::Compression;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// `godwit migrate`.
+#[derive(Debug, ClapArgs)]
+pub struct MigrateArgs {
+    /// The container: `runc:NAME`, `pid:PID`, or a name that only one engine knows
+    pub container: String,
+    /// Where to: `ssh://[user@]host[:port]`, `tls://[name@]host[:port]`, `tcp://host:port`, `unix:///path`
+    pub destination: String,
+    /// How memory travels
+    #[arg(long, value_enum, default_value_t = StrategyArg::PreCopy)]
+    pub strategy: StrategyArg,
+    /// How changed memory is found
+    #[arg(long, value_enum, default_value_t = TrackerArg::Auto)]
+    pub tracker: TrackerArg,
+    /// The downtime that you accept
+    #[arg(long, default_value = "300ms", value_parser = quantity::positive_duration, allow_hyphen_values = true, value_name = "DURATION")]
+    pub max_downtime: Duration,
+    /// Pre-copy rounds at most
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub max_rounds: u32,
+    /// Time for all rounds together
+    #[arg(long, default_value = "10m", value_parser = quantity::positive_duration, allow_hyphen_values = true, value_name = "DURATION")]
+    pub timeout: Duration,
+    /// When rounds or time run out above the accepted downtime
+    /// [default: ask on a terminal, else cancel]
+    #[arg(long, value_enum)]
+    pub on_timeout: Option<OnTimeoutArg>,
+    /// Percent of its CPU time, 1 to 99, that may be taken from a container that writes faster than the link carries
+    ///
+    /// Taken in steps, and only when the rounds do not come under the accepted downtime; measured against the CPU time that it
+    /// used in the round before the first step. It has its own limit again when it is frozen, and whenever the attempt ends. `off`: none
+    #[arg(long, default_value = "off", value_parser = throttle, value_name = "off|PERCENT")]
+    pub throttle: u8,
+    /// Bytes a second at most while the container runs: `500MiB/s`, `1gbit`
+    #[arg(long, value_parser = quantity::bytes_per_second, value_name = "RATE")]
+    pub bandwidth: Option<u64>,
+    /// Connections to the destination: the first for everything, the others for memory
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub connections: u16,
+    /// A directory that both hosts have mounted, `file:PATH`: where they ask whose the container is when they cannot reach each
+    /// other
+    #[arg(long, value_name = "URL")]
+    pub witness: Option<SharedDirectory>,
+    /// How often to begin again when the link is lost before switchover; the container runs on meanwhile
+    #[arg(long, default_value_t = 2, value_name = "NUMBER")]
+    pub retries: u32,
+    /// Compression on the wire: `auto` (as link and processor have it), `zstd`, `zstd:LEVEL` or `none`
+    #[arg(long, default_value = "auto", value_parser = str::parse::<Compression>)]
+    pub compress: Compression,
+    /// Whether copying steps back when the container would have to wait for a processor
+    #[arg(long, value_enum, default_value_t = PaceArg::Gentle)]
+    pub pace: PaceArg,
+    /// How the container gets its memory over there
+    #[arg(long, value_enum, default_value_t = RestorationArg::Auto)]
+    pub restore: RestorationArg,
+    /// The highest way of keeping CRIU from dumping pages that is tried
+    #[arg(long, value_enum, hide = true)]
+    pub highest_rung: Option<RungArg>,
+    #[command(flatten)]
+    pub carry: CarryArgs,
+    /// A directory or file to take along, besides those that the engine knows
+    #[arg(long = "volume", value_name = "PATH")]
+    pub volumes: Vec<PathBuf>,
+    /// A path that is at the destination already, by other means
+    #[arg(long, value_name = "PATH")]
+    pub no_copy: Vec<PathBuf>,
+    /// Where its network is attached: `same`, `bridge=NAME`, `none` or `hook=PATH`
+    #[arg(long, default_value = "same", value_parser = network_plan)]
+    pub network_plan: NetworkPlan,
+    /// Accept a destination over plain TCP: neither encrypted nor authenticated
+    #[arg(long)]
+    pub insecure: bool,
+    /// What ssh runs at the destination
+    #[arg(
+        long,
+        default_value = "godwit receive --stdio",
+        env = "GODWIT_REMOTE_COMMAND",
+        value_name = "COMMAND"
+    )]
+    pub remote_command: String,
+    /// Look whether it can be moved, and stop there
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+impl MigrateArgs {
+    /// `can_ask`: somebody sits at a terminal.
+    pub fn limits(&self, can_ask: bool) -> Limits {
+        let otherwise = if can_ask { OnTimeoutArg::Ask } else { OnTimeoutArg::Cancel };
+        Limits {
+            max_downtime: self.max_downtime,
+            max_rounds: self.max_rounds,
+            timeout: self.timeout,
+            on_timeout: match self.on_timeout.unwrap_or(otherwise) {
+                OnTimeoutArg::Cancel => OnTimeout::Cancel,
+                OnTimeoutArg::Switchover => OnTimeout::Switchover,
+                OnTimeoutArg::Ask => OnTimeout::Ask,
+            },
+            throttle: self.throttle,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StrategyArg {
+    /// Everything under one freeze
+    StopAndCopy,
+    /// Most of it while the container runs
+    PreCopy,
+}
+
+impl From<StrategyArg> for Strategy {
+    fn from(arg: StrategyArg) -> Self {
+        match arg {
+            StrategyArg::StopAndCopy => Strategy::StopAndCopy,
+            StrategyArg::PreCopy => Strategy::PreCopy,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TrackerArg {
+    /// The best that the kernel can do
+    Auto,
+    /// Written pages by userfaultfd, read from outside; needs Linux 6.7
+    Uffd,
+    /// Written pages by the kernel's soft-dirty tracking, read from outside
+    SoftDirty,
+    /// All pages read from outside in every round, those that changed sent
+    Hash,
+    /// CRIU's pre-dump rounds; needs the kernel's soft-dirty tracking
+    PreDump,
+    /// One full checkpoint first, its difference under the freeze
+    Checkpoint,
+}
+
+impl From<TrackerArg> for TrackerChoice {
+    fn from(arg: TrackerArg) -> Self {
+        match arg {
+            TrackerArg::Auto => TrackerChoice::Auto,
+            TrackerArg::Uffd => TrackerChoice::Only(Tracker::Uffd),
+            TrackerArg::SoftDirty => TrackerChoice::Only(Tracker::SoftDirty),
+            TrackerArg::Hash => TrackerChoice::Only(Tracker::Hash),
+            TrackerArg::PreDump => TrackerChoice::Only(Tracker::PreDump),
+            TrackerArg::Checkpoint => TrackerChoice::Only(Tracker::Checkpoint),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnTimeoutArg {
+    /// The container stays where it is
+    Cancel,
+    /// Switch over all the same
+    Switchover,
+    /// Ask on the terminal, while further rounds go on; no answer within 60 s is a no
+    Ask,
+}
+
+/// How copying behaves while the container runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum PaceArg {
+    /// It pauses when the container waits for processors more than it did before
+    Gentle,
+    /// As fast as it can
+    Full,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RestorationArg {
+    /// Local-lazy where it can work
+    Auto,
+    /// All of it before it runs
+    Eager,
+    /// It runs at once; its pages, which are there already, come as they are touched and in the background
+    LocalLazy,
+}
+
+impl From<RestorationArg> for Restoration {
+    fn from(arg: RestorationArg) -> Self {
+        match arg {
+            RestorationArg::Auto => Restoration::Auto,
+            RestorationArg::Eager => Restoration::Eager,
+            RestorationArg::LocalLazy => Restoration::LocalLazy,
+        }
+    }
+}
+
+/// For tests and measurements: each rung must be right by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RungArg {
+    ShimWithSmaps,
+    Shim,
+    FakeParent,
+    PageServer,
+    Plain,
+}
+
+impl From<RungArg> for Rung {
+    fn from(arg: RungArg) -> Self {
+        match arg {
+            RungArg::ShimWithSmaps => Rung::ShimWithSmaps,
+            RungArg::Shim => Rung::Shim,
+            RungArg::FakeParent => Rung::FakeParent,
+            RungArg::PageServer => Rung::PageServer,
+            RungArg::Plain => Rung::Plain,
+        }
+    }
+}
+
+/// Percent, or 0 for `off`.
+fn throttle(text: &str) -> Result<u8, String> {
+    match text {
+        "off" => Ok(0),
+        _ => text
+            .parse()
+            .ok()
+            .filter(|percent| (1..=99).contains(percent))
+            .ok_or_else(|| "neither `off` nor a number from 1 to 99".into()),
+    }
+}

@@ -1,0 +1,117 @@
+//! What is moved while something breaks, with a client in the third place that knows what it was promised.
+
+use crate::bed::{Bed, CLIENT, SRC};
+use crate::container::Redis;
+use crate::godwit::Background;
+use crate::probe::Probe;
+use std::fmt;
+
+/// Which server it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One process; 2000 writes a second.
+    Redis,
+    /// The same with so much memory that filling it takes a while.
+    LargeRedis,
+    /// Many processes with shared memory; transactions of two statements over two connections.
+    Postgres,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Redis => "redis",
+            Kind::LargeRedis => "large redis",
+            Kind::Postgres => "PostgreSQL",
+        })
+    }
+}
+
+impl Kind {
+    /// Which program that is.
+    pub fn server(self) -> &'static str {
+        match self {
+            Kind::Redis | Kind::LargeRedis => "redis",
+            Kind::Postgres => "PostgreSQL",
+        }
+    }
+
+    /// What `godwit migrate` is given.
+    pub fn move_flags(self) -> Vec<&'static str> {
+        let mut flags =
+            vec!["runc:stay", "ssh://dst", "--tcp-established", "--retries", "0", "--max-downtime", "60s"];
+        if self == Kind::Postgres {
+            flags.extend(["--no-copy", "/usr"]);
+        }
+        flags
+    }
+}
+
+const ADDRESS: &str = "10.77.0.100";
+
+/// In the container as user 1000. Nothing but its clients changes which processes there are.
+const SERVE: &str = r#"#!/bin/sh
+PATH=/usr/lib/postgresql/17/bin:/usr/bin
+cd /data
+initdb -D /data/base -U keeper -A trust --no-sync --wal-segsize 4 > /dev/null || exit
+echo 'host all all 10.77.0.0/24 trust' >> /data/base/pg_hba.conf
+exec postgres -D /data/base -c shared_buffers=16MB -c unix_socket_directories=/data -c listen_addresses='*' \
+    -c autovacuum=off -c update_process_title=off -c max_wal_size=64MB 2> /data/server.log
+"#;
+const LEDGER: &str = include_str!("ledger.py");
+
+/// One that is moved; its name is `stay`.
+pub struct Patient<'a> {
+    bed: &'a Bed,
+    client: Client<'a>,
+}
+
+enum Client<'a> {
+    Redis(Probe<'a>),
+    Postgres(Background<'a>),
+}
+
+impl<'a> Patient<'a> {
+    /// Makes it on the source; returns when its client was answered.
+    pub fn begin(bed: &'a Bed, kind: Kind) -> Self {
+        let client = match kind {
+            Kind::Redis | Kind::LargeRedis => {
+                let mib = if kind == Kind::Redis { 8 } else { 128 };
+                Client::Redis(Probe::start(bed, &Redis::create(bed, "stay", mib)))
+            }
+            Kind::Postgres => {
+                bed.write(SRC, "/srv/stay-data/serve", SERVE);
+                bed.write(CLIENT, "/run/test.ledger", LEDGER);
+                let create = "testbed-container create stay";
+                let how = "--host-usr --user 1000 --seccomp default --args sh /data/serve";
+                bed.sh(SRC, &format!("{create} {ADDRESS} {how}"));
+                let mut client = Background::start(bed, CLIENT, &["python3", "/run/test.ledger", ADDRESS]);
+                client.wait_for("the first transactions", |line| line == "ready");
+                Client::Postgres(client)
+            }
+        };
+        Self { bed, client }
+    }
+
+    /// Ends the client, and asks the server for everything that was acknowledged: what is lost, or why that cannot be said.
+    pub fn lost(self, runner: &str) -> Option<String> {
+        let client = match self.client {
+            Client::Redis(probe) => return probe.lost(),
+            Client::Postgres(client) => client,
+        };
+        client.signal("INT");
+        let said = client.finish();
+        let Some(report) = said.lines("ledger").pop() else {
+            return Some(format!("no report: {}{}", said.out, said.err));
+        };
+        let is_whole =
+            report["lost"] == 0 && report["sums_equal"] == true && report["acknowledged"].as_u64() > Some(50);
+        if !is_whole {
+            return Some(report.to_string());
+        }
+        // a server that started anew has told so; its processes were not moved as they were
+        let log = self.bed.sh(runner, "cat /srv/stay-data/server.log");
+        let bad = ["PANIC", "terminated by signal", "automatic recovery", "not properly shut down"];
+        bad.into_iter().any(|bad| log.contains(bad)).then_some(log)
+    }
+}

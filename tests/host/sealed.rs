@@ -1,0 +1,199 @@
+//! Encrypted checkpoints: nobody but the holder of the key has any of it, and what is not whole is not restored.
+
+use crate::bed::{Bed, DST, SRC, Said, bed};
+use crate::container::{Redis, assert_runs_only_on, runc_state};
+use crate::godwit::{Background, godwit, godwit_with};
+use crate::state::State;
+use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+/// A key that nobody uses for anything else, and its secret half; and another one's secret half.
+const RECIPIENT: &str = "age1x4n0ywup96n3vvuud2szmt262v5k0d7k5v9v4kpqw369e8y8lpmqelvxnm";
+const IDENTITY: &str = "AGE-SECRET-KEY-1S0J6KYCLKX4ELQYLN0RGHJ04XESAZDM4PUX7RLX2DHRZ9FUE9VWQ7UK2WR";
+const OTHER: &str = "AGE-SECRET-KEY-1JSSP6CLPSRUG6MC54PAEXR8KVFTY90QAKRJSMJH20R0A366UT6FSM5K4PG";
+
+/// What redis has in memory only.
+const SECRET: &str = "correct-horse-battery-staple";
+
+/// What is done when all of the checkpoint lies there: says on which disk of godwit's it is, and that it is in memory.
+const LOOK: &str = "find /var/lib/godwit /srv/sealed -xdev -type f -exec grep -l battery-staple {} + > /srv/bin/on-disk; \
+     find -L /var/lib/godwit -type f -exec grep -l battery-staple {} + > /srv/bin/in-memory";
+
+/// A program of the host that does something else before, or otherwise, when it gets a certain argument.
+fn stand_in(bed: &Bed, host: &str, name: &str, argument: &str, script: &str) {
+    let path = bed.sh(host, &format!("command -v {name}"));
+    let text =
+        format!("#!/bin/sh\ncase \" $* \" in *\" {argument} \"*) {script};; esac\nexec {path} \"$@\"\n");
+    bed.write(host, &format!("/srv/bin/{name}"), &text);
+}
+
+const STAND_INS: &str = "PATH=/srv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Asserts that `LOOK` found the secret where it may be and nowhere else.
+#[track_caller]
+fn assert_in_memory_only(bed: &Bed, host: &str) {
+    let seen = bed.sh(host, "cat /srv/bin/in-memory");
+    assert!(seen.contains("/var/lib/godwit/"), "nothing was looked at: {seen}");
+    assert_eq!(bed.sh(host, "cat /srv/bin/on-disk"), "");
+}
+
+#[track_caller]
+fn assert_nothing_staged(bed: &Bed, host: &str) {
+    let left = "test ! -e /var/lib/godwit/staging && ! grep /var/lib/godwit/ /proc/self/mountinfo";
+    assert!(bed.holds(host, left), "{}", bed.sh(host, "ls -R /var/lib/godwit; cat /proc/self/mountinfo"));
+    assert!(!bed.holds(host, &format!("grep -rq {SECRET} /var/lib/godwit")));
+}
+
+fn checkpoint(bed: &Bed, more: &[&str]) -> Said {
+    let to = ["checkpoint", "runc:vault", "--to", "/srv/sealed/vault.age", "--tcp-established"];
+    godwit_with(bed, SRC, &[STAND_INS], &[&["--json"], &to[..], &["--recipient", RECIPIENT], more].concat())
+}
+
+fn a_redis_with_a_secret(bed: &Bed) -> Redis {
+    let redis = Redis::create(bed, "vault", 8);
+    assert_eq!(redis.ask(bed, &format!("set password {SECRET}")), "OK");
+    bed.sh(SRC, "mkdir -m 700 /srv/sealed");
+    redis
+}
+
+#[test]
+fn a_checkpoint_that_is_encrypted_is_nobody_elses_and_comes_back() {
+    let Some(bed) = bed() else { return };
+    let redis = a_redis_with_a_secret(&bed);
+    let digest = redis.digest(&bed);
+    stand_in(&bed, SRC, "tar", "--create", LOOK);
+    let said = checkpoint(&bed, &[]);
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    let line = said.lines("checkpoint").remove(0);
+    assert_eq!((&line["path"], &line["running"]), (&"/srv/sealed/vault.age".into(), &Value::from(false)));
+    assert!(runc_state(&bed, SRC, "vault").is_none());
+    assert_in_memory_only(&bed, SRC);
+    assert_nothing_staged(&bed, SRC);
+    let file = bed.path(SRC, "/srv/sealed/vault.age");
+    assert_eq!(file.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
+    let whole = std::fs::read(&file).unwrap();
+    assert!(whole.len() > 8 << 20 && whole.starts_with(b"age-encryption.org/v1\n"));
+    assert!(!whole.windows(SECRET.len()).any(|some| some == SECRET.as_bytes()));
+    assert_eq!(bed.sh(SRC, "ls /srv/sealed"), "vault.age");
+
+    // another host, which has nothing of it yet
+    bed.sh(DST, "mkdir -m 700 /srv/sealed /srv/bin");
+    let restore = |name: &str, more: &[&str]| {
+        let environment = [STAND_INS, "GODWIT_RUNC=/srv/bin/runc"];
+        let path = format!("/srv/sealed/{name}");
+        godwit_with(&bed, DST, &environment, &[&["--json", "restore", &path], more].concat())
+    };
+    let put = |name: &str, bytes: &[u8]| {
+        let path = format!("/srv/sealed/{name}");
+        bed.write(DST, &path, "");
+        std::fs::write(bed.path(DST, &path), bytes).unwrap();
+        bed.sh(DST, &format!("chmod 600 {path}"));
+    };
+    put("vault.age", &whole);
+    put("key", IDENTITY.as_bytes());
+    put("other-key", OTHER.as_bytes());
+    put("cut", &whole[..whole.len() - 1]);
+    // as if the last piece had never been written
+    let header = whole.windows(4).position(|some| some == b"\n---").unwrap() + 1 + 3 + 1 + 43 + 1 + 16;
+    let pieces = (whole.len() - header - 1) / ((64 << 10) + 16);
+    put("cut-at-a-border", &whole[..header + pieces * ((64 << 10) + 16)]);
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    put("flipped", &flipped);
+    stand_in(&bed, DST, "runc", "restore", LOOK);
+    let before = State::of(&bed, DST);
+    let key = ["--identity", "/srv/sealed/key"];
+    let cases: [(&str, &[&str], i32, &str); 5] = [
+        ("vault.age", &[], 2, "is encrypted"),
+        ("vault.age", &["--identity", "/srv/sealed/other-key"], 2, "sealed for others"),
+        ("cut", &key, 10, "damaged or cut off"),
+        ("cut-at-a-border", &key, 10, "damaged or cut off"),
+        ("flipped", &key, 10, "damaged or cut off"),
+    ];
+    for (name, more, code, why) in cases {
+        let said = restore(name, more);
+        assert_eq!(said.code, code, "{name} {more:?}: {}{}", said.out, said.err);
+        assert!(said.out.contains(why), "{name} {more:?}: {}", said.out);
+        assert!(!(said.out + &said.err).contains(&IDENTITY[..24]), "a key was said");
+        before.assert_unchanged(&bed, DST);
+        assert!(!bed.holds(DST, "test -e /var/lib/godwit/migrations"), "it was begun");
+    }
+
+    let both = ["--identity", "/srv/sealed/other-key", "--identity", "/srv/sealed/key"];
+    let said = restore("vault.age", &both);
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    assert_in_memory_only(&bed, DST);
+    assert_nothing_staged(&bed, DST);
+    assert_runs_only_on(&bed, DST, "vault");
+    assert_eq!((redis.digest(&bed), redis.ask(&bed, "get password")), (digest, SECRET.to_owned()));
+    assert!(!bed.holds(DST, "ls -d /var/lib/godwit/migrations/*/images"));
+}
+
+/// Waits until half of the checkpoint has been sealed.
+fn wait_for_sealing(bed: &Bed) {
+    let begun = Instant::now();
+    while !bed.holds(SRC, "test -e /srv/sealing") {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing was sealed");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_checkpoint_that_is_broken_off_while_it_is_encrypted_leaves_nothing_for_long() {
+    let Some(bed) = bed() else { return };
+    let redis = a_redis_with_a_secret(&bed);
+    let slowly = "/usr/bin/tar \"$@\" | (head -c 4000000; touch /srv/sealing; sleep 3; cat); exit";
+    stand_in(&bed, SRC, "tar", "--create", slowly);
+    let before = State::of(&bed, SRC);
+    let begin = |more: &[&str]| {
+        let _ = std::fs::remove_file(bed.path(SRC, "/srv/sealing"));
+        let words = [
+            &["env", STAND_INS, "godwit", "--json", "checkpoint", "runc:vault", "--tcp-established"],
+            &["--to", "/srv/sealed/vault.age", "--recipient", RECIPIENT][..],
+            more,
+        ];
+        let running = Background::start(&bed, SRC, &words.concat());
+        wait_for_sealing(&bed);
+        assert!(bed.holds(SRC, "grep -q /var/lib/godwit/staging/ /proc/self/mountinfo"));
+        running
+    };
+    // asked to end, with the container standing still, and with it running
+    for more in [&[][..], &["--leave-running"]] {
+        let running = begin(more);
+        running.signal("INT");
+        let said = running.finish();
+        assert_eq!(said.code, 130, "{}{}", said.out, said.err);
+        assert_eq!(said.lines("exit_error")[0]["disposition"], "running_at_source", "{}", said.out);
+        redis.assert_untouched(&bed);
+        assert_nothing_staged(&bed, SRC);
+        bed.sh(SRC, "rm /srv/sealing");
+        before.assert_unchanged(&bed, SRC);
+    }
+    // killed: the next one clears, whatever it does
+    for next in [
+        &["resume"][..],
+        &["restore", "/srv/nothing"],
+        &["checkpoint", "runc:vault", "--to", "/srv/nowhere/x"],
+    ] {
+        let running = begin(&["--leave-running"]);
+        running.signal("KILL");
+        assert_ne!(running.finish().code, 0);
+        redis.assert_untouched(&bed);
+        assert!(
+            bed.holds(SRC, &format!("grep -rq {SECRET} /var/lib/godwit/staging")),
+            "nothing is left over"
+        );
+        let said = godwit(&bed, next);
+        assert_eq!(said.code == 0, next == ["resume"], "{}{}", said.out, said.err);
+        assert_nothing_staged(&bed, SRC);
+        redis.assert_untouched(&bed);
+    }
+    // the file that the dead one began is no obstacle
+    assert_eq!(bed.sh(SRC, "ls /srv/sealed"), "vault.age.part");
+    bed.sh(SRC, "rm /srv/bin/tar");
+    let said = checkpoint(&bed, &["--leave-running"]);
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    assert_eq!(bed.sh(SRC, "ls /srv/sealed"), "vault.age");
+    redis.assert_untouched(&bed);
+}
