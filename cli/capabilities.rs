@@ -13,11 +13,11 @@ use nix::unistd::{geteuid, getuid};
 /// What a process of godwit does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Reads a container: `migrate`, `checkpoint`, `check`.
+    /// Reads a container: `migrate`, `check`.
     Source,
     /// Makes one: `receive`, `restore`.
     Destination,
-    /// Either, as the journal says: `resume`, `cancel`.
+    /// Either, as the journal says: `resume`, `cancel`. Both: `checkpoint`, which reads a container and copies its files.
     Either,
     /// `guard`.
     Guard,
@@ -61,12 +61,9 @@ impl Role {
     pub fn of(command: &Command) -> Role {
         match command {
             // a bundle has what `check` says
-            Command::Migrate(_)
-            | Command::Checkpoint(_)
-            | Command::Check(_)
-            | Command::Log(LogArgs { bundle: Some(_), .. }) => Source,
+            Command::Migrate(_) | Command::Check(_) | Command::Log(LogArgs { bundle: Some(_), .. }) => Source,
             Command::Receive(_) | Command::Restore(_) => Destination,
-            Command::Resume(_) | Command::Cancel(_) => Role::Either,
+            Command::Checkpoint(_) | Command::Resume(_) | Command::Cancel(_) => Role::Either,
             Command::Guard => Guard,
             Command::Fill { .. } => Fill,
             Command::Log(_)

@@ -1,6 +1,6 @@
 //! `godwit restore`: a checkpoint is moved to this host's own destination half.
 
-use super::scratch::Scratch;
+use super::scratch::{self, Scratch};
 use super::sealing;
 use super::{Trouble, cancel_on_signal};
 use crate::args::{Args, RestoreArgs};
@@ -28,9 +28,12 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
     let whole_path = std::path::absolute(&command.checkpoint).unwrap_or_else(|_| command.checkpoint.clone());
     let identities = sealing::identities_for(&command.checkpoint, &command.identities)?;
     check_privilege()?;
+    let root = &args.global.root;
+    if let Err(error) = scratch::clear(root) {
+        draw.talk(&format!("warning: what a dead godwit has left cannot be removed: {error}"));
+    }
     let criu = usable_criu()?;
     let cancel = cancel_on_signal();
-    let root = &args.global.root;
     let staging = match identities {
         Some(identities) => Some(sealing::open(&command.checkpoint, &identities, root, draw, &cancel)?),
         None => None,

@@ -162,7 +162,7 @@ fn what_it_starts_has_the_whole_bounding_set() {
     for (args, kept) in [
         (vec!["check"], source()),
         (vec!["migrate", &pid, there], source()),
-        (vec!["checkpoint", &pid, "--to", &to], source()),
+        (vec!["checkpoint", &pid, "--to", &to], source() | destination()),
         (vec!["restore", &here], destination()),
     ] {
         let _ = godwit(work.path()).args(&args).env("GODWIT_CRIU", &criu).status().unwrap();

@@ -38,6 +38,13 @@ fn assert_in_memory_only(bed: &Bed, host: &str) {
     assert_eq!(bed.sh(host, "cat /srv/bin/on-disk"), "");
 }
 
+/// A file with all that a file can have besides bytes.
+const ODD: &str = "cd /srv/vault-data && echo odd > odd && chown 5:7 odd && chmod 6751 odd && setfacl -m u:1000:r odd && \
+     setfattr -n user.note -v here odd && setfattr -n trusted.note -v there odd && \
+     setfattr -n security.capability -v 0sAQAAAgAgAAAAAAAAAAAAAAAAAAA= odd";
+const SHOW_ODD: &str =
+    "cd /srv/vault-data && stat -c '%a %u %g %Y' odd && getfattr -dm- odd | sort && getfacl -n odd";
+
 #[track_caller]
 fn assert_nothing_staged(bed: &Bed, host: &str) {
     let left = "test ! -e /var/lib/godwit/staging && ! grep /var/lib/godwit/ /proc/self/mountinfo";
@@ -62,7 +69,10 @@ fn a_checkpoint_that_is_encrypted_is_nobody_elses_and_comes_back() {
     let Some(bed) = bed() else { return };
     let redis = a_redis_with_a_secret(&bed);
     let digest = redis.digest(&bed);
-    stand_in(&bed, SRC, "tar", "--create", LOOK);
+    bed.sh(SRC, ODD);
+    let odd = bed.sh(SRC, SHOW_ODD);
+    assert!(odd.contains("security.capability") && odd.contains("user:1000:r"), "{odd}");
+    stand_in(&bed, SRC, "tar", "--format=posix", LOOK);
     let said = checkpoint(&bed, &[]);
     assert_eq!(said.code, 0, "{}{}", said.out, said.err);
     let line = said.lines("checkpoint").remove(0);
@@ -127,6 +137,7 @@ fn a_checkpoint_that_is_encrypted_is_nobody_elses_and_comes_back() {
     assert_nothing_staged(&bed, DST);
     assert_runs_only_on(&bed, DST, "vault");
     assert_eq!((redis.digest(&bed), redis.ask(&bed, "get password")), (digest, SECRET.to_owned()));
+    assert_eq!(bed.sh(DST, SHOW_ODD), odd);
     assert!(!bed.holds(DST, "ls -d /var/lib/godwit/migrations/*/images"));
 }
 
@@ -144,7 +155,7 @@ fn a_checkpoint_that_is_broken_off_while_it_is_encrypted_leaves_nothing_for_long
     let Some(bed) = bed() else { return };
     let redis = a_redis_with_a_secret(&bed);
     let slowly = "/usr/bin/tar \"$@\" | (head -c 4000000; touch /srv/sealing; sleep 3; cat); exit";
-    stand_in(&bed, SRC, "tar", "--create", slowly);
+    stand_in(&bed, SRC, "tar", "--format=posix", slowly);
     let before = State::of(&bed, SRC);
     let begin = |more: &[&str]| {
         let _ = std::fs::remove_file(bed.path(SRC, "/srv/sealing"));
@@ -196,4 +207,31 @@ fn a_checkpoint_that_is_broken_off_while_it_is_encrypted_leaves_nothing_for_long
     assert_eq!(said.code, 0, "{}{}", said.out, said.err);
     assert_eq!(bed.sh(SRC, "ls /srv/sealed"), "vault.age");
     redis.assert_untouched(&bed);
+}
+
+#[test]
+fn what_cannot_be_encrypted_is_refused_before_anything_is_touched() {
+    let Some(bed) = bed() else { return };
+    let redis = a_redis_with_a_secret(&bed);
+    stand_in(&bed, SRC, "tar", "--version", "exit 1");
+    bed.sh(SRC, "sed 's/^MemAvailable:.*/MemAvailable: 150000 kB/' /proc/meminfo > /srv/meminfo");
+    let refuse = |more: &[&str], code: i32, why: &str| {
+        let before = State::of(&bed, SRC);
+        let said = checkpoint(&bed, more);
+        assert_eq!(said.code, code, "{}{}", said.out, said.err);
+        let error = said.lines("exit_error").remove(0);
+        assert_eq!(error["disposition"], "untouched", "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+        redis.assert_untouched(&bed);
+        before.assert_unchanged(&bed, SRC);
+        assert_nothing_staged(&bed, SRC);
+    };
+    refuse(&["--recipient", "age1nobody"], 2, "`age1nobody` is no recipient");
+    refuse(&["--recipient", "@/srv/missing"], 2, "cannot read `/srv/missing`");
+    refuse(&[], 13, "is not GNU tar");
+    bed.sh(SRC, "rm /srv/bin/tar; mount --bind /srv/meminfo /proc/meminfo");
+    // the image of redis alone has 50 MiB
+    refuse(&[], 13, "an encrypted checkpoint does not fit in memory");
+    bed.sh(SRC, "umount /proc/meminfo; : > /srv/sealed/vault.age");
+    refuse(&[], 2, "exists already");
 }
