@@ -5,6 +5,7 @@ mod cancel;
 mod check;
 mod checkpoint;
 mod dirty_rate;
+mod earlier;
 mod explain;
 mod host;
 mod journals;

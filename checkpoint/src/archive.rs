@@ -12,8 +12,10 @@
 //! It is written under another name and renamed at the end: a directory of that name is complete. Or it is one file:
 //! [`crate::sealed`] makes it of such a directory in memory.
 
+use crate::archive_journal::{CheckpointJournal, CheckpointJournalError};
 pub use crate::archived::{Archived, ArchivedImages};
 use crate::dumper::Dumper;
+use crate::rollback::put_back;
 use crate::sealed::{self, Recipients, SealError};
 use godwit_criu::CriuError;
 use godwit_engine::network::NetworkState;
@@ -127,6 +129,9 @@ pub enum ArchiveError {
         /// Why.
         reason: String,
     },
+    /// Its journal: nothing may be frozen without it.
+    #[error("the journal cannot be written")]
+    Journal(#[from] CheckpointJournalError),
     /// The seal.
     #[error(transparent)]
     Seal(#[from] SealError),
@@ -187,6 +192,7 @@ pub fn write(
     mut container: Box<dyn SourceContainer>,
     criu: &dyn Dumper,
     order: &Order<'_>,
+    mut journal: CheckpointJournal,
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<(Written, Vec<String>), Failure> {
@@ -206,25 +212,41 @@ pub fn write(
         failure
     };
     let begun = Stillness::default();
-    let mut written = match write_partial(&mut *container, criu, order, &partial, observer, cancel, &begun) {
+    let undo = |journal: &mut CheckpointJournal, put_back: &[String], error: ArchiveError| {
+        journal.undone(&error.to_string(), put_back);
+        undone(put_back, &partial, failed(error))
+    };
+    let mut writing =
+        Writing { container: &mut *container, criu, order, journal: &mut journal, observer, cancel };
+    let mut written = match writing.write(&partial, &begun) {
         Ok(written) => written,
-        Err(error) => return Err(undo(let_go(&mut *container), &partial, failed(error))),
+        Err(error) => return Err(undo(&mut journal, &put_back(&mut *container), error)),
     };
     if order.leave_running {
         // it need not stand still for what is done with the checkpoint now
-        let put_back = let_go(&mut *container);
+        let put_back = put_back(&mut *container);
         written.stopped = begun.so_far();
         return match order.publish(&partial, observer, cancel) {
-            Ok(()) => Ok((written, put_back.err().into_iter().collect())),
-            Err(error) => Err(undo(put_back, &partial, failed(error))),
+            Ok(()) if put_back.is_empty() => Ok((written, journal.close().into_iter().collect())),
+            Ok(()) => {
+                journal.undone("it was to run on", &put_back);
+                Ok((written, put_back))
+            }
+            Err(error) => Err(undo(&mut journal, &put_back, error)),
         };
     }
     if let Err(error) = order.publish(&partial, observer, cancel) {
-        return Err(undo(let_go(&mut *container), &partial, failed(error)));
+        return Err(undo(&mut journal, &put_back(&mut *container), error));
+    }
+    if let Err(error) = journal.committed() {
+        // it runs on: what is in place already holds what it will not be any more
+        let _ = std::fs::remove_dir_all(order.to).or_else(|_| std::fs::remove_file(order.to));
+        return Err(undo(&mut journal, &put_back(&mut *container), error.into()));
     }
     let mut leftovers: Vec<String> =
         container.disconnect().err().map(|error| error.to_string()).into_iter().collect();
     leftovers.extend(container.discard());
+    leftovers.extend(journal.close());
     Ok((written, leftovers))
 }
 
@@ -233,10 +255,7 @@ impl Order<'_> {
     fn partial(&self) -> PathBuf {
         match self.seal {
             Some(seal) => seal.staging.join("checkpoint"),
-            None => {
-                let name = self.to.file_name().map(|name| name.to_string_lossy().into_owned());
-                self.to.with_file_name(format!(".{}.partial", name.unwrap_or_default()))
-            }
+            None => partial_of(self.to),
         }
     }
 
@@ -255,6 +274,12 @@ impl Order<'_> {
     }
 }
 
+/// Where a checkpoint that is no file is written first.
+pub(crate) fn partial_of(to: &Path) -> PathBuf {
+    let name = to.file_name().map(|name| name.to_string_lossy().into_owned());
+    to.with_file_name(format!(".{}.partial", name.unwrap_or_default()))
+}
+
 /// When the container was frozen.
 #[derive(Default)]
 struct Stillness(std::cell::Cell<Option<Instant>>);
@@ -269,44 +294,51 @@ impl Stillness {
     }
 }
 
-fn write_partial(
-    container: &mut dyn SourceContainer,
-    criu: &dyn Dumper,
-    order: &Order<'_>,
-    partial: &Path,
-    observer: &dyn Observer,
-    cancel: &Cancel,
-    stillness: &Stillness,
-) -> Result<Written, ArchiveError> {
-    make_private(partial)?;
-    let trees_dir = partial.join("trees");
-    make_private(&trees_dir)?;
-    let trees = container.facts().trees.clone();
-    let mut copies = Vec::new();
-    for (number, tree) in trees.iter().enumerate() {
-        copies.push(Copying::open(tree, &trees_dir.join(number.to_string()))?);
+/// A checkpoint on its way to the disk.
+struct Writing<'a> {
+    container: &'a mut dyn SourceContainer,
+    criu: &'a dyn Dumper,
+    order: &'a Order<'a>,
+    journal: &'a mut CheckpointJournal,
+    observer: &'a dyn Observer,
+    cancel: &'a Cancel,
+}
+
+impl Writing<'_> {
+    /// All of it, into a directory that is made; the container is frozen then.
+    fn write(&mut self, partial: &Path, stillness: &Stillness) -> Result<Written, ArchiveError> {
+        make_private(partial)?;
+        let trees_dir = partial.join("trees");
+        make_private(&trees_dir)?;
+        let trees = self.container.facts().trees.clone();
+        let mut copies = Vec::new();
+        for (number, tree) in trees.iter().enumerate() {
+            copies.push(Copying::open(tree, &trees_dir.join(number.to_string()))?);
+        }
+        let mut file_bytes = 0;
+        let also = self.container.mapped_files()?;
+        for copy in &mut copies {
+            self.observer.note(format!("copying {}", copy.tree.path.display()));
+            file_bytes += copy.round(&also, self.cancel)?;
+        }
+        self.journal.freezing(self.container)?;
+        stillness.begin();
+        self.container.lock_network()?;
+        self.container.freeze()?;
+        let also = self.container.mapped_files()?;
+        for copy in copies.iter_mut().filter(|copy| !copy.tree.read_only) {
+            file_bytes += copy.round(&also, self.cancel)?;
+        }
+        let images = partial.join("images");
+        let mut options = self.container.dump_options(&images, &partial.join("work"));
+        options.log_level = 2;
+        let dumped = self.criu.dump(options)?;
+        self.container.verify_frozen()?;
+        self.container.complete_images(&images)?;
+        write_manifest(self.container.facts(), self.order, partial)?;
+        self.journal.dumped()?;
+        Ok(Written { stopped: stillness.so_far(), memory_bytes: dumped.memory_bytes, file_bytes })
     }
-    let mut file_bytes = 0;
-    let also = container.mapped_files()?;
-    for copy in &mut copies {
-        observer.note(format!("copying {}", copy.tree.path.display()));
-        file_bytes += copy.round(&also, cancel)?;
-    }
-    stillness.begin();
-    container.lock_network()?;
-    container.freeze()?;
-    let also = container.mapped_files()?;
-    for copy in copies.iter_mut().filter(|copy| !copy.tree.read_only) {
-        file_bytes += copy.round(&also, cancel)?;
-    }
-    let images = partial.join("images");
-    let mut options = container.dump_options(&images, &partial.join("work"));
-    options.log_level = 2;
-    let dumped = criu.dump(options)?;
-    container.verify_frozen()?;
-    container.complete_images(&images)?;
-    write_manifest(container.facts(), order, partial)?;
-    Ok(Written { stopped: stillness.so_far(), memory_bytes: dumped.memory_bytes, file_bytes })
 }
 
 fn write_manifest(facts: &Facts, order: &Order<'_>, dir: &Path) -> Result<(), ArchiveError> {
@@ -344,28 +376,19 @@ fn sync_parent(path: &Path) -> io::Result<()> {
     std::fs::File::open(parent)?.sync_all()
 }
 
-fn let_go(container: &mut dyn SourceContainer) -> Result<(), String> {
-    let results =
-        [container.reconnect(), container.unlock_network(), container.thaw(), container.leave_as_found()];
-    let errors: Vec<String> =
-        results.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect();
-    if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
-}
-
 /// The container was let go; the unfinished checkpoint goes.
-fn undo(put_back: Result<(), String>, partial: &Path, mut failure: Failure) -> Failure {
+fn undone(put_back: &[String], partial: &Path, mut failure: Failure) -> Failure {
     if let Err(error) = std::fs::remove_dir_all(partial)
         && error.kind() != io::ErrorKind::NotFound
     {
         failure = failure.because(format!("`{}` could not be removed: {error}", partial.display()));
     }
-    match put_back {
-        Ok(()) => failure.at(Disposition::RunningAtSource),
-        Err(why) => {
-            failure.kind = FailureKind::InDoubt;
-            failure.because(why).at(Disposition::InDoubt)
-        }
+    if put_back.is_empty() {
+        return failure.at(Disposition::RunningAtSource);
     }
+    failure.kind = FailureKind::InDoubt;
+    failure.causes.extend(put_back.iter().cloned());
+    failure.hint("mend that, and `godwit resume`").at(Disposition::InDoubt)
 }
 
 /// Opens a checkpoint.

@@ -3,6 +3,7 @@
 //! [`source::migrate`] is the table of contents: each line of it is a phase.
 
 pub mod archive;
+mod archive_journal;
 mod archived;
 mod connections;
 pub mod directory_lock;
@@ -27,6 +28,7 @@ mod stop_and_copy;
 mod throttle;
 pub mod tracker;
 
+pub use archive_journal::CheckpointJournal;
 pub use dumper::{Circumstances, Dumped, Dumper, PagelessDumped, PagelessDumper};
 pub use order::{Job, Order, Parties, Plan};
 pub use pages::PageReader;

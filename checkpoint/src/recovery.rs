@@ -3,17 +3,19 @@
 //! Nothing here follows what was once intended: it looks at what there is, and at what the journal says must not be
 //! done any more. Who may let the container run is decided in [`godwit_migration::ownership`].
 
+use crate::archive::partial_of;
 use crate::discard::discard;
 use crate::order::Job;
 use crate::rollback::put_back;
 use godwit_engine::remains::wait_until_untraced;
 use godwit_engine::{Engine, SourceContainer};
-use godwit_migration::journal::{Event, Journal, JournalState, of_container};
+use godwit_migration::journal::{Event, Journal, JournalState, checkpoint_of_peer, of_container};
 use godwit_migration::lock::{ContainerLock, lock_container};
 use godwit_migration::ownership::{Presence, Standing, has_given_word};
 use godwit_migration::takeover::{Takeover, unreadable};
 use godwit_migration::{Failure, FailureKind, MigrationId, Role};
 use serde::{Deserialize, Serialize};
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -148,7 +150,31 @@ impl Interrupted {
         if let Err(error) = self.job.remove_images() {
             tracing::warn!(%error, "images are left over");
         }
+        if let Some(partial) = self.checkpoint().map(partial_of)
+            && let Err(error) = std::fs::remove_dir_all(&partial)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, "`{}` is left over", partial.display());
+        }
         self.write(Event::RolledBack)
+    }
+
+    /// What was being written, if it was to go nowhere but into a checkpoint.
+    pub fn checkpoint(&self) -> Option<&Path> {
+        checkpoint_of_peer(&self.peer)
+    }
+
+    /// The checkpoint is complete: the container goes, none of it having run since. Gives what could not be removed.
+    ///
+    /// # Errors
+    /// When the journal cannot be written: then nothing was removed.
+    pub fn conclude_checkpoint(&mut self) -> Result<Vec<String>, Failure> {
+        if matches!(self.journal.state(), JournalState::Committed | JournalState::InDoubt) {
+            self.write(Event::GivenAway)?;
+        }
+        let leftovers = self.container.as_mut().map(|container| container.discard()).unwrap_or_default();
+        self.close(&leftovers)?;
+        Ok(leftovers)
     }
 
     /// It is held at the destination, and shall run there: gives the word. It is on disk when this returns.

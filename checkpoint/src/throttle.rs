@@ -70,6 +70,8 @@ impl Source<'_> {
             self.cannot_be_throttled(&error);
             return Ok(());
         }
+        // nobody stands back for a container that is slowed down: the sooner it is over the better
+        self.pace = None;
         self.throttle.taken = percent;
         self.throttle.settling = true;
         self.throttle.since.get_or_insert_with(Instant::now);

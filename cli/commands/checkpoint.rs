@@ -1,10 +1,12 @@
 //! `godwit checkpoint`.
 
+use super::earlier::settle_earlier;
 use super::sealing;
 use super::{Trouble, cancel_on_signal, open};
 use crate::args::{Args, CheckpointArgs};
 use crate::draw::Draw;
 use crate::progress::Show;
+use godwit_checkpoint::CheckpointJournal;
 use godwit_checkpoint::archive::{self, Seal};
 use godwit_checkpoint::preflight::{check_privilege, usable_criu};
 use godwit_engine::OpenRequest;
@@ -23,6 +25,7 @@ pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Tro
                 .hint("name one that does not exist yet"),
         ));
     }
+    settle_earlier(&args.global.root, &command.container, &mut |text| draw.talk(&text))?;
     let recipients = sealing::recipients(&command.recipients).map_err(about)?;
     check_privilege().map_err(about)?;
     let criu = usable_criu().map_err(about)?;
@@ -61,14 +64,15 @@ pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Tro
         (Some(recipients), Some(staging)) => Some(Seal { recipients, staging }),
         _ => None,
     };
-    let order = archive::Order {
-        to: &command.to,
-        seal,
-        leave_running: command.leave_running,
-        carry: request.carry,
-        facts,
-    };
-    let (written, leftovers) = archive::write(container, &criu, &order, &show, &cancel).map_err(about)?;
+    let to = std::path::absolute(&command.to).unwrap_or_else(|_| command.to.clone());
+    let journal = CheckpointJournal::begin(&args.global.root, &name.to_string(), &to).map_err(|error| {
+        let root = args.global.root.display();
+        about(Failure::new(FailureKind::Missing, format!("cannot write to `{root}`")).because_of(&error))
+    })?;
+    let order =
+        archive::Order { to: &to, seal, leave_running: command.leave_running, carry: request.carry, facts };
+    let (written, leftovers) =
+        archive::write(container, &criu, &order, journal, &show, &cancel).map_err(about)?;
     drop(staging);
     show.done();
     let now = if command.leave_running { "is running on this host" } else { "is not running any more" };

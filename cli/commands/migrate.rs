@@ -1,18 +1,17 @@
 //! `godwit migrate`.
 
+use super::earlier::settle_earlier;
 use super::{Trouble, cancel_on_signal, open};
 use crate::args::{Args, MigrateArgs, PaceArg};
 use crate::draw::Draw;
 use crate::progress::Show;
 use godwit_checkpoint::pages::{PageReader, method_of};
 use godwit_checkpoint::preflight::{abilities, check_privilege, usable_criu};
-use godwit_checkpoint::recovery::Interrupted;
-use godwit_checkpoint::resume::needs_nobody;
 use godwit_checkpoint::{Job, Order, Parties, Plan};
 use godwit_criu::CriuBinary;
 use godwit_engine::{ContainerName, OpenRequest};
 use godwit_memory::source::TreeMemory;
-use godwit_migration::journal::{Event, Found, Journal, JournalState, VERSION, of_container};
+use godwit_migration::journal::{Event, Journal, JournalState, VERSION, of_container};
 use godwit_migration::lock::{ContainerLock, lock_container};
 use godwit_migration::observer::Event as Told;
 use godwit_migration::plan::{Strategy, Tracker, choose_tracker};
@@ -71,7 +70,7 @@ fn attempt(
         no_copy: command.no_copy.clone(),
         network_plan: command.network_plan.clone(),
     };
-    settle_earlier(args, command, show)?;
+    settle_earlier(&args.global.root, &command.container, &mut |text| show.note(text))?;
     let (name, container) = open(&command.container, &request)?;
     let tracker = tracker(command, &criu, show).map_err(about)?;
     for warning in &container.facts().warnings {
@@ -135,31 +134,6 @@ fn attempt(
     let summary = summary.map_err(about)?;
     draw.summary(&summary);
     Ok(if summary.leftovers.is_empty() { 0 } else { FailureKind::Leftovers.exit_code() })
-}
-
-/// What an earlier migration of the container has left, if its process died before it gave its word: put in order. One that
-/// may run elsewhere is not touched.
-fn settle_earlier(args: &Args, command: &MigrateArgs, show: &Show<'_>) -> Result<(), Trouble> {
-    let Ok((_, name)) = super::find(&command.container) else { return Ok(()) };
-    let name = name.to_string();
-    let root = &args.global.root;
-    for Found { id, state, .. } in of_container(root, Role::Source, &name, usize::MAX) {
-        if state.is_settled() || state == JournalState::Untold || super::journals::is_locked(root, &name) {
-            continue;
-        }
-        let Some(mut earlier) = Interrupted::adopt(root, &godwit_engine::all(), &id)? else { continue };
-        if !needs_nobody(earlier.standing()) {
-            return Err(Failure::new(
-                FailureKind::InDoubt,
-                format!("an earlier migration of `{name}` is in doubt"),
-            )
-            .hint(format!("`godwit resume {id}` ends it"))
-            .into());
-        }
-        earlier.take_back("another migration begins")?;
-        show.note(format!("migration {id}, whose process died, is rolled back"));
-    }
-    Ok(())
 }
 
 fn destination(command: &MigrateArgs) -> Result<Address, Failure> {

@@ -6,7 +6,7 @@ use crate::args::{Args, KeepArg, ResumeArgs};
 use crate::draw::Draw;
 use godwit_checkpoint::recovery::Interrupted;
 use godwit_checkpoint::resume::{Answer, ask, needs_nobody, resume};
-use godwit_migration::ownership::{Presence, Standing, is_held, may_have_run};
+use godwit_migration::ownership::{Presence, Standing, has_given_word, is_held, may_have_run};
 use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Role, Witness};
 use godwit_restore::recovery::Orphan;
 use godwit_transfer::{Address, Wire, connect};
@@ -118,6 +118,9 @@ fn at_source(
     draw: &Draw,
 ) -> Result<Told, Trouble> {
     let (name, peer) = (here.name.clone(), here.peer.clone());
+    if let Some(checkpoint) = here.checkpoint().map(Path::to_owned) {
+        return into_checkpoint(here, &checkpoint);
+    }
     let is_settled = here.is_settled();
     let witness = command.witness.as_ref().map(|witness| witness as &dyn Witness);
     let answer = call(id, &peer, command, is_settled || needs_nobody(here.standing()), draw);
@@ -150,6 +153,31 @@ fn at_source(
         }
     };
     Ok(Told { leftovers: end.leftovers, ..Told::new(&name, end.disposition, text) })
+}
+
+/// A container that was to go into a checkpoint: it did, or it runs on.
+fn into_checkpoint(mut here: Interrupted, checkpoint: &Path) -> Result<Told, Trouble> {
+    let (name, path) = (here.name.clone(), checkpoint.display());
+    if here.is_settled() {
+        return Ok(nothing_to_do(&name));
+    }
+    let Standing { state, presence } = here.standing();
+    if has_given_word(state) {
+        let leftovers = here.conclude_checkpoint()?;
+        let text = format!("{name} is in the checkpoint {path}, and does not run any more");
+        return Ok(Told { leftovers, ..Told::new(&name, Disposition::NoContainer, text) });
+    }
+    if presence == Presence::Gone {
+        here.bury()?;
+        let failure = Failure::new(
+            FailureKind::Failed,
+            format!("`{name}` is lost: it ended before its checkpoint was complete"),
+        );
+        return Err(failure.at(Disposition::NoContainer).into());
+    }
+    here.take_back("its checkpoint was broken off")?;
+    let text = format!("{name} is running on this host; its checkpoint {path} was broken off");
+    Ok(Told::new(&name, Disposition::RunningAtSource, text))
 }
 
 /// Calls the destination until it tells where it stands, or the time is over. A container that this side may let run at

@@ -16,9 +16,11 @@ stop_client() {
     wait "$client"
 }
 
-# as many requests as the connections carry
+# as many requests as the connections carry. Server and client have a processor each: where the scheduler puts them otherwise
+# changes by the second, and with it half of what they do
 start_load() {
-    in_host client sh -c "echo \$\$ > /run/bench-load; exec timeout --kill-after=5 400 \
+    in_host "$place" sh -c 'taskset -acp 0 $(pgrep -o redis-server)' > /dev/null
+    in_host client sh -c "echo \$\$ > /run/bench-load; exec timeout --kill-after=5 400 taskset -c 1 \
         redis-benchmark -h $redis_address -c 50 -t set -d 4000 -r 100000 -n 1000000000" < /dev/null &> "$work/load" &
     client_load=$!
 }
@@ -52,14 +54,29 @@ measure_latency() { # measure_latency RUN
     figures latency "$1"
 }
 
+# stops the godwit that moves the container for two seconds in every four, and notes when it goes and when it stands: what else
+# the machine has to do changes within seconds, so that only neighbours can be compared
+stop_and_go() { # stop_and_go HOST
+    in_host "$1" sh -c '
+        now() { date "+$1 %s%6N"; }
+        until p=$(pgrep -o -f "^godwit --json migrate"); do sleep 0.1; done
+        sleep 2
+        while now go && sleep 2 && kill -STOP $p; do
+            now stand; sleep 2; kill -CONT $p
+        done' 2> /dev/null > "$work/windows"
+}
+
 measure_throughput() { # measure_throughput RUN PACE
     local moved=yes
     start_load
     sleep 1
     start_client count "$redis_address"
-    sleep 4.5
+    sleep 20.5
+    : > "$work/windows"
+    [ "$2" != gentle ] || stop_and_go "$place" &
     # without a limit a container that writes as fast as it can goes on with rounds until there were eight
     move_application --timeout 2m --pace "$2" || moved=no
+    wait $!
     sleep 3
     stop_load
     stop_client && [ $moved = yes ] || return 1
@@ -68,7 +85,9 @@ measure_throughput() { # measure_throughput RUN PACE
 
 figures() { # figures MEASURE RUN [PACE]
     local figures
-    figures=$(python3 "$parts/figures.py" "$1" "$work/samples" "$work/move") || return 1
+    local files=("$work/samples" "$work/move")
+    [ "$1" = latency ] || files+=("$work/windows")
+    figures=$(python3 "$parts/figures.py" "$1" "${files[@]}") || return 1
     jq -c --arg measure "$1" --argjson run "$2" --arg pace "${3:-}" --argjson size "$size" --arg to "$place" \
         '{measure: $measure, run: $run, size_mib: $size, to: $to} + (if $pace == "" then {} else {pace: $pace} end) + .' \
         <<< "$figures" > "$work/line"

@@ -2,7 +2,9 @@
 """figures.py: what the samples of `scripts/bench application` come to.
 
     figures.py latency SAMPLES MOVE       the figures of one move, from what `client.py send` printed
-    figures.py throughput SAMPLES MOVE    the same, from what `client.py count` printed
+    figures.py throughput SAMPLES MOVE WINDOWS
+                                          the same, from what `client.py count` printed; WINDOWS has a line `go MOMENT` or
+                                          `stand MOMENT` for each time that godwit was let go or stopped in the rounds
     figures.py table LINES                tables for people of all moves; LINES has a line of JSON for each
     figures.py sum LINES                  the same as one line of JSON
 
@@ -15,8 +17,9 @@ import statistics
 import sys
 
 SECOND = 1_000_000
-# what counts as usual: so long before the move
+# what counts as usual: so long before the move; commands a second vary much from one second to the next
 USUAL = 4 * SECOND
+USUAL_RATE = 20 * SECOND
 # the load settles after the resume
 SETTLE = SECOND // 2
 
@@ -32,6 +35,7 @@ THROUGHPUT = {
     "before_per_s": "before, 1/s",
     "rounds_per_s": "in the rounds, 1/s",
     "rounds_ratio": "rounds / before",
+    "pairs_ratios": "godwit goes / stands",
     "after_per_s": "after, 1/s",
     "rounds_s": "rounds, s",
     "downtime_ms": "downtime, ms",
@@ -106,22 +110,38 @@ def latency(samples, move):
     } | move.figures()
 
 
-def throughput(samples, move):
+def rate_of(samples, begin, end):
+    """Commands a second."""
+    inside = [sample for sample in samples if begin <= sample[0] <= end]
+    if len(inside) < 2 or inside[-1][0] - inside[0][0] < (end - begin) / 2:
+        sys.exit("there are too few samples")
+    (first, earlier), (last, later) = inside[0], inside[-1]
+    return round((later - earlier) * SECOND / (last - first))
+
+
+def pairs(samples, move, path):
+    """For each window of the rounds in which godwit went between two in which it stood: its rate as a multiple of theirs."""
+    with open(path, encoding="ascii") as file:
+        marks = [(word, int(moment)) for word, moment in (line.split() for line in file)]
+    windows = [(word, rate_of(samples, begin + SETTLE // 2, end)) for (word, begin), (_, end) in zip(marks, marks[1:])
+               if end < move.freeze]
+    return [went / statistics.mean((before, after)) for (first, before), (word, went), (_, after)
+            in zip(windows, windows[1:], windows[2:]) if word == "go"]
+
+
+def throughput(samples, move, windows):
     """How many commands a second there were before the move, in its rounds, and after it."""
 
     def rate(begin, end):
-        inside = [sample for sample in samples if begin <= sample[0] <= end]
-        if len(inside) < 2 or inside[-1][0] - inside[0][0] < (end - begin) / 2:
-            sys.exit("there are too few samples")
-        (first, earlier), (last, later) = inside[0], inside[-1]
-        return round((later - earlier) * SECOND / (last - first))
+        return rate_of(samples, begin, end)
 
-    before = rate(move.began - USUAL, move.began)
+    before = rate(move.began - USUAL_RATE, move.began)
     rounds = rate(move.rounds, move.freeze)
     return {
         "before_per_s": before,
         "rounds_per_s": rounds,
         "rounds_ratio": round(rounds / before, 2),
+        "pairs_ratios": [round(ratio, 3) for ratio in pairs(samples, move, windows)],
         "after_per_s": rate(move.resume + SETTLE, move.resume + SETTLE + 2 * SECOND),
     } | move.figures()
 
@@ -137,14 +157,24 @@ def groups_of(path):
 
 
 def spread(moves, figure):
-    """Median, least and most."""
-    values = [move[figure] for move in moves]
-    return statistics.median(values), min(values), max(values)
+    """Median, least and most; none where nothing was measured."""
+    values = []
+    for move in moves:
+        # a list of many, or one
+        values += move[figure] if isinstance(move[figure], list) else [move[figure]]
+    return (statistics.median(values), min(values), max(values)) if values else None
 
 
 def names_of(measure):
     """The figures of a measure."""
     return LATENCY if measure == "latency" else THROUGHPUT
+
+
+def cell(figures):
+    """Of a table."""
+    if figures is None:
+        return "–"
+    return "{:g} ({:g} to {:g})".format(*(float(f"{value:.4g}") if value < 1000 else round(value) for value in figures))
 
 
 def table(path):
@@ -160,9 +190,7 @@ def table(path):
         print("| |" + "".join(f" {head} |" for head in heads))
         print("|---|" + "---:|" * len(chosen))
         for figure, words in names.items():
-            cells = ("{:g} ({:g} to {:g})".format(*(float(f"{value:.4g}") if value < 1000 else round(value)
-                                                    for value in spread(moves, figure))) for _, moves in chosen)
-            print(f"| {words} |" + "".join(f" {cell} |" for cell in cells))
+            print(f"| {words} |" + "".join(f" {cell(spread(moves, figure))} |" for _, moves in chosen))
         print()
 
 
@@ -171,7 +199,7 @@ def total(path):
     result = {"message_type": "summary"}
     for (measure, pace), moves in groups_of(path).items():
         result.setdefault(measure, []).append({"pace": pace or None, "moves": len(moves)} | {
-            figure: dict(zip(("median", "least", "most"), spread(moves, figure))) for figure in names_of(measure)})
+            figure: dict(zip(("median", "least", "most"), spread(moves, figure) or ())) for figure in names_of(measure)})
     print(json.dumps(result))
 
 
@@ -179,8 +207,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["latency", samples, move]:
             print(json.dumps(latency(pairs_of(samples), Move(move))))
-        case ["throughput", samples, move]:
-            print(json.dumps(throughput(pairs_of(samples), Move(move))))
+        case ["throughput", samples, move, windows]:
+            print(json.dumps(throughput(pairs_of(samples), Move(move), windows)))
         case ["table", lines]:
             table(lines)
         case ["sum", lines]:

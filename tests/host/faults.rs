@@ -3,11 +3,13 @@
 //!
 //! - `matrix`: which fault at which line; `cell`, `play` and `oom` are its parts.
 //! - `patient`: what is moved meanwhile, and its client.
+//! - `archive`: a checkpoint whose process dies.
 //! - `doubt`: after the word was given, and nobody can be asked: what a person decides.
 //!
 //! Needs a godwit built with the feature `faults` (`scripts/test --faults` builds one); one at a time, for a bed has one
 //! fault file a host.
 
+mod archive;
 mod cell;
 mod doubt;
 mod matrix;
@@ -15,8 +17,9 @@ mod oom;
 mod patient;
 mod play;
 
-use crate::bed::{Bed, DST, SRC};
+use crate::bed::{Bed, DST, SRC, bed, skip};
 use crate::container::runc_state;
+use std::sync::MutexGuard;
 
 /// Where a build with faults looks for its orders (migration/src/fault.rs).
 const ORDER: &str = "/run/godwit-fault";
@@ -40,4 +43,14 @@ fn runners(bed: &Bed) -> Vec<&'static str> {
             && bed.holds(host, "! grep -q 1 /sys/fs/cgroup/stay/cgroup.freeze")
     };
     [SRC, DST].into_iter().filter(|host| runs(host)).collect()
+}
+
+/// The bed, if the program under test has the points.
+fn bed_with_points() -> Option<MutexGuard<'static, Bed>> {
+    let bed = bed()?;
+    if is_built_in(&bed) {
+        return Some(bed);
+    }
+    skip("this godwit is built without the feature `faults`");
+    None
 }

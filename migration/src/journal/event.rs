@@ -226,6 +226,11 @@ pub fn checkpoint_as_peer(checkpoint: &Path) -> String {
     format!("{CHECKPOINT}{}", checkpoint.display())
 }
 
+/// The checkpoint that is written, where the peer of a source is one.
+pub fn checkpoint_of_peer(peer: &str) -> Option<&Path> {
+    peer.strip_prefix(CHECKPOINT).map(Path::new)
+}
+
 impl Event {
     /// The directory of the checkpoint that is brought back, where the first line says that there is no other source.
     pub fn checkpoint(&self) -> Option<&Path> {

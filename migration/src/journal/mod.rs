@@ -11,7 +11,7 @@ mod search;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Event, IllegalEvent, JournalState, checkpoint_as_peer};
+pub use event::{Event, IllegalEvent, JournalState, checkpoint_as_peer, checkpoint_of_peer};
 pub use line::Line;
 pub use search::{Found, dir_of, of_container};
 

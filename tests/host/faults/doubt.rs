@@ -3,8 +3,8 @@
 
 use super::cell::{Cell, Fault};
 use super::patient::{Kind, Patient};
-use super::{hold, is_built_in, runners};
-use crate::bed::{Bed, DST, SRC, Said, bed, skip};
+use super::{bed_with_points, hold, runners};
+use crate::bed::{Bed, DST, SRC, Said};
 use crate::container::runc_state;
 use crate::godwit::{Background, godwit_with};
 use crate::state::State;
@@ -103,16 +103,6 @@ impl<'a> Doubt<'a> {
             assert_eq!((again.code, again.err.trim()), (0, "nothing is to be resumed here"), "{host}");
         }
     }
-}
-
-/// The bed, if the program under test has the points.
-fn bed_with_points() -> Option<std::sync::MutexGuard<'static, Bed>> {
-    let bed = bed()?;
-    if is_built_in(&bed) {
-        return Some(bed);
-    }
-    skip("this godwit is built without the feature `faults`");
-    None
 }
 
 #[test]
