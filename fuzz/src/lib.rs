@@ -9,6 +9,7 @@
 use godwit_criu::images;
 use godwit_memory::batch::Batch;
 use godwit_migration::{Cancel, journal};
+use godwit_restore::policy::{Policy, Wish};
 use godwit_transfer::tree::{TreeDestination, TreeIndex, TreeOp};
 use godwit_transfer::{Incoming, Transport, Wire};
 use std::io;
@@ -19,7 +20,7 @@ use std::time::Duration;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("wire", wire),
     ("index", index),
     ("tree_ops", tree_ops),
@@ -27,6 +28,7 @@ pub const TARGETS: [Target; 7] = [
     ("images", images),
     ("batch", batch),
     ("log", log),
+    ("policy", policy),
 ];
 
 /// What a peer sends, and then hangs up.
@@ -101,6 +103,18 @@ pub fn journal(bytes: &[u8]) {
     let place = scratch();
     let path = file(&place, "journal", bytes);
     let _ = journal::read(&path);
+}
+
+/// A policy, and what it says to somebody whom its own words may name.
+pub fn policy(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(policy) = Policy::parse(text) else { return };
+    let places = [PathBuf::from("/srv/web/data"), PathBuf::from("/srv/web/../../etc")];
+    for peer in ["rack1", "ssh:10.0.0.1", "tcp:", text.get(..32).unwrap_or(text)] {
+        let container = "runc:web-1";
+        let hook = Some(Path::new("/usr/local/lib/net/up"));
+        let _ = policy.examine(&Wish { peer, container, places: &places, memory: u64::MAX, hook });
+    }
 }
 
 /// CRIU's images.

@@ -59,7 +59,8 @@ fn a_writer_at_full_speed_converges_and_has_its_own_limit_afterwards() {
 
     let slow = {
         start(384);
-        summary("--on-timeout switchover")
+        // standing back for it would only take longer
+        summary("--on-timeout switchover --pace full")
     };
     assert_eq!(slow["throttle"], Value::Null, "not asked for: {slow}");
     let file = start(384);
