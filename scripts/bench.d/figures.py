@@ -161,7 +161,8 @@ def spread(moves, figure):
     values = []
     for move in moves:
         # a list of many, or one
-        values += move[figure] if isinstance(move[figure], list) else [move[figure]]
+        measured = move.get(figure, [])
+        values += measured if isinstance(measured, list) else [measured]
     return (statistics.median(values), min(values), max(values)) if values else None
 
 

@@ -53,10 +53,8 @@ fn play(machines: &Machines, cell: &Cell) {
     let context = format!("{role} {} {}", cell.event, cell.edge);
     let begun = Instant::now();
     for host in [SRC, DST] {
-        machines.run(
-            host,
-            "testbed-container remove vmt; ip netns del vmt; rm -rf /var/lib/godwit/* /srv/vmt*; sync",
-        );
+        machines.run(host, "testbed-container remove vmt; ip netns del vmt");
+        machines.sh(host, "rm -rf /var/lib/godwit/* /srv/vmt* && sync && ! ls /var/lib/godwit/*");
     }
     machines.sh(SRC, &format!("testbed-container create vmt {ADDRESS} --ram 16"));
     let before = digest(machines);

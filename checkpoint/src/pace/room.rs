@@ -1,10 +1,13 @@
-//! What of the host's processors was idle before copying began: that much copying may use.
+//! What of the host's processors was idle before copying began: that much, less a reserve, copying may use.
 
 use nix::sys::resource::{UsageWho, getrusage};
 use std::time::{Duration, Instant};
 
 /// Processor time that copying may use in any case, as a share of the whole host: a move must come to its end.
 const LEAST: f64 = 0.02;
+/// What is left idle, as a share of the whole host: the last of it is not as idle as it looks. Processors share a core, and those
+/// who wait for each other leave gaps that they need.
+const RESERVE: f64 = 0.25;
 /// The kernel counts idle time in hundredths of a second: what is told of much less is chance.
 const TELLING: Duration = Duration::from_millis(100);
 
@@ -118,7 +121,8 @@ impl Room {
 
 /// Processors that `free` in `time` comes to, on a host that has so many.
 fn room(free: Duration, time: Duration, processors: f64) -> f64 {
-    (free.as_secs_f64() / time.as_secs_f64().max(1e-6)).clamp(LEAST * processors, processors)
+    let free = free.as_secs_f64() / time.as_secs_f64().max(1e-6);
+    (free - RESERVE * processors).clamp(LEAST * processors, processors)
 }
 
 #[cfg(test)]
@@ -135,8 +139,9 @@ mod tests {
     #[test]
     fn what_was_idle_is_room_and_never_nothing() {
         let second = Duration::from_secs(1);
-        assert_eq!(room(second * 3, second * 2, 4.0), 1.5);
+        assert_eq!(room(second * 5, second * 2, 4.0), 1.5);
         assert_eq!(room(Duration::ZERO, second, 4.0), 0.08);
+        assert_eq!(room(second, second, 4.0), 0.08);
         assert_eq!(room(second * 9, second, 4.0), 4.0);
     }
 

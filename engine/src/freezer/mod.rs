@@ -241,7 +241,7 @@ impl Freezer {
         Ok(self.pids()?.is_subset(tree))
     }
 
-    /// Verifies that the cgroup is frozen and every one of `pids` is in it.
+    /// Verifies that the cgroup is frozen and every one of `pids` is in it that has not ended.
     pub fn verify_held(&self, pids: &BTreeSet<i32>) -> Result<()> {
         let not_held = |reason| Err(FreezerError::NotHeld { dir: self.dir.clone(), reason });
         let state = self.state()?;
@@ -252,7 +252,9 @@ impl Freezer {
             return not_held("no process is to be held".into());
         }
         let inside = self.pids()?;
-        let outside: Vec<i32> = pids.difference(&inside).copied().collect();
+        // one that has ended is in no list of processes any more, and runs nowhere
+        let outside: Vec<i32> =
+            pids.difference(&inside).copied().filter(|pid| !tree::has_ended(*pid)).collect();
         if !outside.is_empty() {
             return not_held(format!("these processes are not in it: {}", list(&outside)));
         }

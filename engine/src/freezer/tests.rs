@@ -122,6 +122,14 @@ fn a_frozen_tree_does_not_run_and_dies_without_running() {
         }
         freezer.freeze(LIMIT).unwrap();
         assert!(freezer.verify_held(&[1].into()).is_err());
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        let zombie = ended.id().cast_signed();
+        while !tree::has_ended(zombie) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        freezer.verify_held(&tree.union(&[zombie].into()).copied().collect()).unwrap();
+        ended.wait().unwrap();
+        freezer.verify_held(&tree.union(&[zombie].into()).copied().collect()).unwrap();
         let before = counter.counts();
         let begun = Instant::now();
         freezer.kill_frozen().unwrap();

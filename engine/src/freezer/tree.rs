@@ -32,6 +32,15 @@ pub fn process_tree(pid: i32) -> BTreeSet<i32> {
     }
 }
 
+/// Whether a process is gone, or waits only for its parent to hear of its end (proc_pid_stat(5)): all its threads have ended.
+pub(super) fn has_ended(pid: i32) -> bool {
+    match procfs::process::Process::new(pid).and_then(|process| process.stat()) {
+        // a first thread that has ended may have left others behind
+        Ok(stat) => matches!(stat.state, 'Z' | 'X') && stat.num_threads <= 1,
+        Err(error) => matches!(error, procfs::ProcError::NotFound(_)),
+    }
+}
+
 /// `pid` and its parents up to process 1.
 pub(super) fn ancestors(pid: i32) -> BTreeSet<i32> {
     let parents = parents();
