@@ -73,7 +73,11 @@ vm_start() { # vm_start HOST PEER NUMBER WORDS
     disk=$(bed_root)/disk
     if [ "$disks" = keep ]; then
         snapshot=off
-        [ -e "$bed/$host.disk" ] || cp --sparse=always "$disk" "$bed/$host.disk"
+        if [ ! -e "$bed/$host.disk" ]; then
+            cp --sparse=always "$disk" "$bed/$host.disk"
+            # what loses its power must be whole when it is back
+            tune2fs -O has_journal "$bed/$host.disk" > /dev/null
+        fi
         disk=$bed/$host.disk
     fi
     qemu=(
