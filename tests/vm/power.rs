@@ -6,6 +6,7 @@
 
 use crate::machines::{DST, Machines, SRC, machines_with};
 use crate::{ADDRESS, digest};
+use std::io::Write;
 use std::time::Instant;
 
 const HOLD: &str = "/run/test.hold";
@@ -96,6 +97,16 @@ fn play(machines: &Machines, cell: &Cell) {
     let (_, there, _) = machines.run(DST, "godwit resume; ls -d /var/lib/godwit/migrations/*/images");
     assert!(!there.contains("images"), "{said}: {there}");
     eprintln!("{context}: {:?} after {:.0?}", cell.runner.unwrap_or("nobody"), begun.elapsed());
+    report(cell, role);
+}
+
+/// A line for `scripts/faults-table`.
+fn report(cell: &Cell, role: &str) {
+    let Some(path) = std::env::var_os("GODWIT_FAULT_REPORT") else { return };
+    let line = serde_json::json!({ "power": role, "event": cell.event, "edge": cell.edge,
+        "runner": cell.runner, "decided": cell.doubt });
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    writeln!(file.unwrap(), "{line}").unwrap();
 }
 
 #[test]
