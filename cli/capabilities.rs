@@ -15,7 +15,7 @@ use nix::unistd::{geteuid, getuid};
 pub enum Role {
     /// Reads a container: `migrate`, `check`.
     Source,
-    /// Makes one: `receive`, `restore`.
+    /// Makes one: `receive`, `restore`, and what keeps files for them.
     Destination,
     /// Either, as the journal says: `resume`, `cancel`. Both: `checkpoint`, which reads a container and copies its files.
     Either,
@@ -62,7 +62,8 @@ impl Role {
         match command {
             // a bundle has what `check` says
             Command::Migrate(_) | Command::Check(_) | Command::Log(LogArgs { bundle: Some(_), .. }) => Source,
-            Command::Receive(_) | Command::Restore(_) => Destination,
+            // what is parked may be of any owner
+            Command::Receive(_) | Command::Restore(_) | Command::Park => Destination,
             Command::Checkpoint(_) | Command::Resume(_) | Command::Cancel(_) => Role::Either,
             Command::Guard => Guard,
             Command::Fill { .. } => Fill,
@@ -70,7 +71,6 @@ impl Role {
             | Command::Status(_)
             | Command::Explain(_)
             | Command::Keys(_)
-            | Command::Park
             | Command::Probe(_)
             | Command::Completions { .. } => Look,
         }
