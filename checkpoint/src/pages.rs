@@ -63,7 +63,7 @@ pub trait PageReader: Send {
     /// As [`PageReader::round`].
     fn frozen(&mut self, pids: &BTreeSet<i32>, sink: &mut dyn PageSink) -> Result<RoundStats, MemoryError>;
 
-    /// See [`TreeMemory::existing`].
+    /// See [`TreeMemory::existing`]; between rounds, too.
     ///
     /// # Errors
     /// As [`PageReader::round`].
@@ -216,6 +216,9 @@ impl PageMemory {
         let mut outlet = outlet;
         let (_, mut memory) = self.split();
         let pass = memory.pass(reborrow(&mut outlet), progress, |reader, sink| reader.round(pids, sink))?;
+        if memory.ledger.is_half_full() {
+            memory.forget_what_went(pids, reborrow(&mut outlet))?;
+        }
         self.ledger.end_round(&mut |stream, batch| outlet.send(stream, batch))?;
         Ok(pass)
     }
@@ -311,6 +314,24 @@ impl Remainder<'_> {
         self.flush(outlet)?;
         pass.changed_bytes = changed_bytes(&self.ledger.statistics()) - before + looked.pass.changed_bytes;
         Ok(pass)
+    }
+
+    /// What the tasks have given back since it was read needs no room over there: a program that maps anew all the time would
+    /// fill it. While they run that is out of date at once, which harms nothing: what is missing is found under the freeze.
+    fn forget_what_went(&mut self, pids: &BTreeSet<i32>, mut outlet: Outlet<'_>) -> Result<(), PagesError> {
+        let existing = match self.reader.existing(pids) {
+            Ok(existing) => existing,
+            Err(error) => {
+                // a task that ended meanwhile: the next round will do
+                tracing::debug!(%error, "what still exists is not known");
+                return Ok(());
+            }
+        };
+        // not those of other tasks: they may only have come since these were listed
+        for (image, runs) in existing {
+            self.reconcile(image, runs, reborrow(&mut outlet))?;
+        }
+        Ok(())
     }
 
     /// Tasks and objects that were there in some round and are no more.

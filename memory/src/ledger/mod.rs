@@ -201,6 +201,11 @@ impl PageLedger {
         self.images.iter().filter(|(_, table)| table.len() > 0).map(|(image, _)| *image)
     }
 
+    /// More than half of the destination's room is in use.
+    pub fn is_half_full(&self) -> bool {
+        self.contents.live() > self.contents.room() / 2
+    }
+
     /// What happened so far.
     pub fn statistics(&self) -> LedgerStatistics {
         LedgerStatistics { live: self.contents.live(), ..self.statistics }
