@@ -328,6 +328,26 @@ fn what_an_earlier_attempt_brought_does_not_travel_again() {
 }
 
 #[test]
+fn what_a_destination_says_that_it_has_is_no_trouble_whatever_it_is() {
+    let room = 8;
+    let mut ledger = PageLedger::new(1, room, 1);
+    let digest = |content| PageLedger::digest(&page(content), 1);
+    // twice the same slot, the same content in two, and slots that do not exist
+    ledger.keep([
+        (3, digest(1)),
+        (3, digest(1)),
+        (3, digest(2)),
+        (4, digest(1)),
+        (8, digest(3)),
+        (u32::MAX, digest(4)),
+    ]);
+    let bytes: Vec<u8> = (1..=8).flat_map(page).collect();
+    ledger.add::<Infallible>(image(1), address(0), &bytes, &mut |_, _| Ok(())).unwrap();
+    ledger.end_round::<Infallible>(&mut |_, _| Ok(())).unwrap();
+    assert_eq!(ledger.statistics().live, room, "each content has a slot of its own");
+}
+
+#[test]
 fn equal_pages_of_two_tasks_travel_once() {
     let store = PageStore::reserve(64).unwrap();
     let mut ledger = PageLedger::new(1, 64, 1);

@@ -2,8 +2,8 @@
 //! need not travel again.
 //!
 //! They do not lie where they belong but in a directory of their own below `parked` in godwit's directory: for everybody else
-//! the attempt is undone. The process that received them holds the pages (a memfd) and a lock on that directory, and lets
-//! go of both when its time is over. What the dead have left is removed by whoever looks next.
+//! the attempt is undone. A process started for it holds the pages (a memfd) and a lock on that directory, and lets go of
+//! both when its time is over. What the dead have left is removed by whoever looks next.
 
 use crate::job::private_dir;
 use crate::trees::Before;

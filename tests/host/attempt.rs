@@ -95,3 +95,13 @@ pub fn runc_there(bed: &Bed, at_restore: &str) -> String {
     bed.write(DST, "/root/test-runc", &script);
     "GODWIT_REMOTE_COMMAND=env GODWIT_RUNC=/root/test-runc godwit receive --stdio".into()
 }
+
+/// An attempt under the freeze: the destination's runc takes so many seconds before it restores.
+pub fn frozen(bed: &Bed, seconds: u32) -> Background<'_> {
+    let there = runc_there(bed, &format!("sleep {seconds}"));
+    let mut running = begin_migrate(bed, &[&there], ANY_DOWNTIME);
+    running.wait_for_phase("restore");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(bed.sh(SRC, "cat /sys/fs/cgroup/stay/cgroup.freeze"), "1", "it is frozen now");
+    running
+}

@@ -1,7 +1,7 @@
 //! Calling a migration back with `godwit cancel`, and beginning again by itself after the link was lost. What a person
 //! decides where the two hosts cannot is in `faults::doubt`.
 
-use crate::attempt::{ANY_DOWNTIME, Attempt, SLOWLY, begin_migrate, migrate, runc_there};
+use crate::attempt::{ANY_DOWNTIME, Attempt, SLOWLY, begin_migrate, frozen, migrate};
 use crate::bed::{Bed, DST, SRC, Said, bed};
 use crate::container::{assert_runs_only_on, runc_state};
 use crate::godwit::{Background, godwit_with};
@@ -85,11 +85,7 @@ fn what_a_dead_process_left_in_the_rounds_is_called_back() {
 fn what_a_dead_process_left_frozen_is_called_back() {
     let Some(bed) = bed() else { return };
     let attempt = Attempt::begin(&bed);
-    let there = runc_there(&bed, "sleep 2");
-    let mut running = begin_migrate(&bed, &[&there], ANY_DOWNTIME);
-    running.wait_for_phase("restore");
-    std::thread::sleep(Duration::from_millis(300));
-    die(running);
+    die(frozen(&bed, 2));
     assert_eq!(bed.sh(SRC, "cat /sys/fs/cgroup/stay/cgroup.freeze"), "1", "it is frozen, and nobody is left");
     let ids = migrations(&bed, SRC);
     assert_called_back(&bed, &ids[0], attempt);

@@ -1,6 +1,6 @@
 //! Every way to fail before the commit: the container runs on where it was, and nothing of it is at the destination.
 
-use crate::attempt::{ANY_DOWNTIME, Attempt, SLOWLY, begin_migrate, migrate, runc_there};
+use crate::attempt::{ANY_DOWNTIME, Attempt, SLOWLY, begin_migrate, frozen, migrate, runc_there};
 use crate::bed::{Bed, DST, SRC, bed};
 use crate::container::runc_state;
 use std::time::Duration;
@@ -88,11 +88,7 @@ fn ctrl_c_in_pre_copy() {
 fn ctrl_c_under_the_freeze() {
     let Some(bed) = bed() else { return };
     let attempt = Attempt::begin(&bed);
-    let there = runc_there(&bed, "sleep 4");
-    let mut running = begin_migrate(&bed, &[&there], ANY_DOWNTIME);
-    running.wait_for_phase("restore");
-    std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(bed.sh(SRC, "cat /sys/fs/cgroup/stay/cgroup.freeze"), "1", "it is frozen now");
+    let running = frozen(&bed, 4);
     running.signal("INT");
     let begun = std::time::Instant::now();
     // the container first, the rest can wait
@@ -135,10 +131,7 @@ fn the_destination_dies_in_pre_copy() {
 fn the_destination_dies_under_the_freeze() {
     let Some(bed) = bed() else { return };
     let attempt = Attempt::begin(&bed);
-    let there = runc_there(&bed, "sleep 2");
-    let mut running = begin_migrate(&bed, &[&there], ANY_DOWNTIME);
-    running.wait_for_phase("restore");
-    std::thread::sleep(Duration::from_millis(300));
+    let running = frozen(&bed, 2);
     bed.sh(DST, "pkill -KILL -x godwit");
     let said = running.finish();
     attempt.assert_runs_here(&said, 1);

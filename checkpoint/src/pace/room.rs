@@ -1,6 +1,8 @@
 //! What of the host's processors was idle before copying began: that much, less a reserve, copying may use.
 
+use super::schedule::Schedule;
 use nix::sys::resource::{UsageWho, getrusage};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// Processor time that copying may use in any case, as a share of the whole host: a move must come to its end.
@@ -44,25 +46,15 @@ fn own_time() -> Option<Duration> {
     };
     let of =
         |who| getrusage(who).ok().map(|usage| duration(usage.user_time()) + duration(usage.system_time()));
-    let living: u64 = children().iter().filter_map(|pid| ran(pid)).sum();
-    Some(of(UsageWho::RUSAGE_SELF)? + of(UsageWho::RUSAGE_CHILDREN)? + Duration::from_nanos(living))
+    let living = Duration::from_nanos(Schedule::of(&children()).ran);
+    Some(of(UsageWho::RUSAGE_SELF)? + of(UsageWho::RUSAGE_CHILDREN)? + living)
 }
 
 /// Programs that run for this process (/proc/PID/task/TID/children: proc_pid_task(5)).
-fn children() -> Vec<String> {
+fn children() -> BTreeSet<i32> {
     let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
-    lists.flat_map(|list| list.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
-}
-
-/// Nanoseconds (Documentation/scheduler/sched-stats.rst).
-fn ran(pid: &str) -> Option<u64> {
-    std::fs::read_to_string(format!("/proc/{pid}/schedstat"))
-        .ok()?
-        .split_ascii_whitespace()
-        .next()?
-        .parse()
-        .ok()
+    lists.flat_map(|list| list.split_ascii_whitespace().flat_map(str::parse).collect::<Vec<_>>()).collect()
 }
 
 /// See the [module](self).

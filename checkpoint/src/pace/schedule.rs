@@ -11,7 +11,7 @@ const TELLING: Duration = Duration::from_micros(500);
 /// How long all threads of a container ran and waited, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Schedule {
-    ran: u64,
+    pub(super) ran: u64,
     waited: u64,
 }
 
