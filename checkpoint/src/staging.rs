@@ -9,12 +9,12 @@
 //! What the dead have left is known by its lock, which nobody holds.
 
 use crate::directory_lock::lock_directory;
+use crate::files::size_of;
 use godwit_engine::Facts;
 use godwit_migration::MigrationId;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use std::collections::HashSet;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
@@ -191,39 +191,8 @@ fn dismantle(dir: &Path) -> io::Result<()> {
 /// Bytes that a checkpoint of a container will have, about: its memory, and its files as far as they take room.
 #[must_use]
 pub fn size(facts: &Facts) -> u64 {
-    let trees: u64 = facts.trees.iter().map(|tree| occupied(&tree.content)).sum();
+    let trees: u64 = facts.trees.iter().map(|tree| size_of(&tree.content)).sum();
     facts.memory_bytes.saturating_add(trees)
-}
-
-/// What the files of a tree occupy, bytes; what cannot be read, or lies on another file system, counts nothing.
-fn occupied(top: &Path) -> u64 {
-    let Ok(meta) = std::fs::metadata(top) else { return 0 };
-    let (device, mut bytes, mut linked) = (meta.dev(), meta.blocks() * 512, HashSet::new());
-    let mut dirs = if meta.is_dir() { vec![top.to_owned()] } else { vec![] };
-    while let Some(dir) = dirs.pop() {
-        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-            let Ok(meta) = entry.metadata() else { continue };
-            if meta.dev() != device || meta.nlink() > 1 && !meta.is_dir() && !linked.insert(meta.ino()) {
-                continue;
-            }
-            bytes += meta.blocks() * 512;
-            if meta.is_dir() {
-                dirs.push(entry.path());
-            }
-        }
-    }
-    bytes
-}
-
-/// `MemAvailable` of /proc/meminfo, bytes.
-///
-/// # Errors
-/// When it cannot be read.
-pub fn available_memory() -> io::Result<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    kib.map(|kib| kib << 10).ok_or_else(|| io::Error::other("/proc/meminfo has no `MemAvailable`"))
 }
 
 #[cfg(test)]

@@ -226,10 +226,6 @@ fn disk(root: &Path) -> Row {
     }
 }
 
-/// `MemAvailable` of proc_meminfo(5).
 fn memory() -> Row {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    row("free memory", kib.map_or_else(|| "unknown".into(), |kib| show_bytes(kib.saturating_mul(1024))))
+    row("free memory", godwit_memory::available_memory().map_or_else(|_| "unknown".into(), show_bytes))
 }

@@ -5,6 +5,7 @@ use crate::draw::Draw;
 use godwit_checkpoint::sealed::{self, Identities, Recipients, SealError};
 use godwit_checkpoint::staging::{self, Staging};
 use godwit_engine::SourceContainer;
+use godwit_memory::available_memory;
 use godwit_migration::journal::dir_of;
 use godwit_migration::quantity::show_bytes;
 use godwit_migration::{Cancel, Failure, FailureKind, MigrationId};
@@ -107,7 +108,7 @@ fn make(bytes: u64, root: &Path, draw: &Draw) -> Result<Staging, Failure> {
 }
 
 fn enough(bytes: u64) -> Result<(), Failure> {
-    let available = staging::available_memory().map_err(|error| {
+    let available = available_memory().map_err(|error| {
         Failure::new(FailureKind::Missing, "this host could not be looked at").because_of(&error)
     })?;
     if available >= bytes.saturating_add(SPARE) {

@@ -9,6 +9,7 @@
 //! restored           [`destination::fill`] gives the pages to the restored tasks: faults first, the rest behind
 //! ```
 
+mod available;
 pub mod batch;
 pub mod destination;
 pub mod ledger;
@@ -17,4 +18,5 @@ pub mod source;
 mod sys;
 mod table;
 
+pub use available::available_memory;
 pub use page::{ImageId, PAGE_SIZE, PageRun, SharedDoor, SharedObject};

@@ -1,6 +1,7 @@
 //! Whether this host can take what is offered. Nothing is touched; all reasons are given at once.
 
 use godwit_criu::{CriuBinary, cpu};
+use godwit_memory::available_memory;
 use godwit_migration::quantity::show_bytes;
 use godwit_transfer::message::{Offer, TreeOffer};
 use godwit_transfer::{HostFacts, Refusal};
@@ -38,7 +39,7 @@ pub fn examine(offer: &Offer, here: &HostFacts, root: &Path, in_use: u64) -> Vec
         let kept = offer.room_pages.map_or(0, |pages| pages.saturating_mul(godwit_memory::PAGE_SIZE));
         let images = if offer.room_pages.is_some() { IMAGES } else { offer.memory_bytes.saturating_mul(2) };
         let memory = offer.memory_bytes.saturating_add(kept.saturating_sub(in_use));
-        reasons.extend(room_reasons(&offer.trees, images, memory, root, free_bytes, available_memory()));
+        reasons.extend(room_reasons(&offer.trees, images, memory, root, free_bytes, available_memory().ok()));
     }
     reasons
 }
@@ -90,13 +91,6 @@ fn free_bytes(path: &Path) -> Option<(u64, u64)> {
     let existing = path.ancestors().find(|ancestor| ancestor.exists())?;
     let stat = nix::sys::statvfs::statvfs(existing).ok()?;
     Some((std::fs::metadata(existing).ok()?.dev(), stat.blocks_available() * stat.fragment_size()))
-}
-
-/// `MemAvailable` of /proc/meminfo in bytes.
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// Room for CRIU's images without pages, bytes: tens of KiB for each task, and what is eager.

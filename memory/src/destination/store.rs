@@ -5,7 +5,7 @@ use crate::batch::{Batch, BatchError, Kind, Run};
 use crate::ledger::{PageLedger, is_zero};
 use crate::sys::mapping::{self, Mapping};
 use crate::table::{ABSENT, PageTable, Place, SLOT_LIMIT, ZERO, pieces};
-use crate::{ImageId, PAGE_SIZE, PageRun};
+use crate::{ImageId, PAGE_SIZE, PageRun, available_memory};
 use nix::errno::Errno;
 use nix::fcntl::FallocateFlags;
 use std::collections::BTreeMap;
@@ -179,7 +179,7 @@ impl PageStore {
             None => 0,
         };
         let pages = pages.max(before / PAGE_SIZE);
-        let available = available_memory()?;
+        let available = available_memory().map_err(io_error("find the memory for"))?;
         let needed = pages.saturating_mul(PAGE_SIZE);
         if pages > SLOT_LIMIT || (needed - before).saturating_add(SPARE) > available {
             return Err(StoreError::Memory { needed: needed - before, available });
@@ -448,13 +448,4 @@ impl Maps {
 
 fn errno(error: &std::io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(0))
-}
-
-/// /proc/meminfo's `MemAvailable`, in bytes.
-fn available_memory() -> Result<u64, StoreError> {
-    let system = |source| StoreError::System { doing: "find the memory for", source };
-    let text = std::fs::read_to_string("/proc/meminfo").map_err(|error| system(errno(&error)))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    kib.map(|kib| kib * 1024).ok_or_else(|| system(Errno::ENODATA))
 }
