@@ -1,10 +1,14 @@
 //! The command line.
 
+mod hook;
+mod hooks;
 mod migrate;
 #[cfg(test)]
 mod tests;
 
-pub use migrate::{MigrateArgs, PaceArg};
+pub use hook::HookCommand;
+pub use hooks::{Choice, HookArgs};
+pub use migrate::{IpChangeArg, LayerArg, MigrateArgs, PaceArg};
 
 use crate::probe::ProbeArgs;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -88,13 +92,16 @@ pub enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Move a running container to another host
-    Migrate(MigrateArgs),
+    Migrate(Box<MigrateArgs>),
     /// Wait for one migration (over ssh the source starts this itself)
     Receive(ReceiveArgs),
     /// Write a checkpoint of a container to a directory, or to an encrypted file
     Checkpoint(CheckpointArgs),
     /// Bring a checkpoint back here
     Restore(RestoreArgs),
+    /// Look into checkpoints: godwit's, podman's exported archives, CRIU's directories of images
+    #[command(subcommand)]
+    Images(ImagesCommand),
     /// Show migrations, running and recent
     Status(StatusArgs),
     /// Show the journal of a migration
@@ -126,6 +133,9 @@ pub enum Command {
     /// Make this host's key, and say which hosts it trusts over `tls://`
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Take part in the making of containers: register those that are meant to be moved
+    #[command(subcommand)]
+    Hook(HookCommand),
     /// Measure the gap that a client sees, from a third place
     Probe(ProbeArgs),
     /// Write completions for a shell
@@ -223,6 +233,9 @@ pub struct CheckpointArgs {
     /// Let the container run on afterwards
     #[arg(short = 'R', long)]
     pub leave_running: bool,
+    /// Take the image along that it was made of, so that it need not be where it is restored
+    #[arg(long, conflicts_with = "recipients")]
+    pub with_image: bool,
     #[command(flatten)]
     pub carry: CarryArgs,
     /// A directory or file to take along, besides those that the engine knows
@@ -244,6 +257,32 @@ pub struct RestoreArgs {
     /// Where its network is attached: `same`, `bridge=NAME`, `none` or `hook=PATH`
     #[arg(long, default_value = "same", value_parser = network_plan)]
     pub network_plan: NetworkPlan,
+}
+
+/// `godwit images`.
+#[derive(Debug, Subcommand)]
+pub enum ImagesCommand {
+    /// List checkpoints: these, or those that lie in a directory
+    Ls {
+        /// A checkpoint, or a directory with some
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+    },
+    /// Show what is in one: processes, files, sockets, mounts, sizes
+    Inspect(ImageArgs),
+    /// Read all of one, and say what is missing or damaged; nothing is restored
+    Verify(ImageArgs),
+}
+
+/// One checkpoint.
+#[derive(Debug, ClapArgs)]
+pub struct ImageArgs {
+    /// A directory, an encrypted checkpoint, or podman's archive (.tar, .tar.gz, .tar.zst)
+    #[arg(value_name = "PATH")]
+    pub image: PathBuf,
+    /// A file with the secret key that opens it, when it is encrypted; repeatable
+    #[arg(long = "identity", value_name = "KEYFILE")]
+    pub identities: Vec<PathBuf>,
 }
 
 /// `godwit status`.
@@ -297,6 +336,9 @@ pub struct ResumeArgs {
     /// What ssh runs at the destination
     #[arg(long, default_value = "godwit receive --stdio", value_name = "COMMAND")]
     pub remote_command: String,
+    /// What has come to the other side is not wanted there for another attempt: `godwit cancel`.
+    #[arg(skip)]
+    pub forget: bool,
 }
 
 /// `godwit cancel`.
@@ -321,6 +363,7 @@ impl CancelArgs {
             witness: None,
             timeout: self.timeout,
             remote_command: self.remote_command.clone(),
+            forget: true,
         }
     }
 }

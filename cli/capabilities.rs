@@ -4,7 +4,7 @@
 //! inheritable set stay as they are: what godwit starts as root (CRIU, runc, `ip`, ssh) gets the whole bounding set again when
 //! it is executed, and CRIU must be able to restore any capability that a container had.
 
-use crate::args::{Command, LogArgs};
+use crate::args::{Command, ImagesCommand, LogArgs};
 use Role::{Destination, Fill, Guard, Hook, Look, Source};
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use nix::sys::prctl::get_no_new_privs;
@@ -61,15 +61,22 @@ impl Role {
     pub fn of(command: &Command) -> Role {
         match command {
             // a bundle has what `check` says
-            Command::Migrate(_) | Command::Check(_) | Command::Log(LogArgs { bundle: Some(_), .. }) => Source,
+            Command::Migrate(_)
+            | Command::Check(_)
+            | Command::Hook(_)
+            | Command::Log(LogArgs { bundle: Some(_), .. }) => Source,
             // what is parked may be of any owner
             Command::Receive(_) | Command::Restore(_) | Command::Park => Destination,
             Command::Checkpoint(_) | Command::Resume(_) | Command::Cancel(_) => Role::Either,
+            // trusted attributes of a checkpoint's files count, and one that is encrypted is opened in memory
+            Command::Images(ImagesCommand::Verify(_)) => Destination,
+            Command::Images(ImagesCommand::Inspect(image)) if !image.identities.is_empty() => Destination,
             Command::Guard => Guard,
             Command::Fill { .. } => Fill,
             Command::Log(_)
             | Command::Status(_)
             | Command::Explain(_)
+            | Command::Images(_)
             | Command::Keys(_)
             | Command::Probe(_)
             | Command::Completions { .. } => Look,

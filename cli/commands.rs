@@ -7,13 +7,17 @@ mod checkpoint;
 mod dirty_rate;
 mod earlier;
 mod explain;
+mod hook;
+mod hooks;
 mod host;
+mod images;
 mod journals;
 mod keys;
 mod limits;
 mod log;
 mod migrate;
 mod park;
+mod parting;
 mod receive;
 mod restore;
 mod resume;
@@ -73,6 +77,7 @@ pub fn run(args: &Args, draw: &Draw) -> Result<u8, Trouble> {
         Command::Receive(command) => receive::run(args, command, draw),
         Command::Checkpoint(command) => checkpoint::run(args, command, draw),
         Command::Restore(command) => restore::run(args, command, draw),
+        Command::Images(command) => images::run(args, command, draw),
         Command::Status(command) => status::run(args, command, draw),
         Command::Log(command) => log::run(args, command, draw),
         Command::Explain(command) => explain::run(command, draw),
@@ -85,6 +90,7 @@ pub fn run(args: &Args, draw: &Draw) -> Result<u8, Trouble> {
         Command::Fill { done, .. } => fill(done.as_deref()),
         Command::Guard => guard(),
         Command::Park => park::run(),
+        Command::Hook(command) => hook::run(args, command, draw),
         Command::Keys(command) => keys::run(command, draw),
         Command::Probe(command) => probe(args, command),
         Command::Completions { shell } => {
@@ -148,7 +154,7 @@ fn describe(text: &str, error: &EngineError) -> Failure {
     match error {
         EngineError::NotFound(_) => {
             Failure::new(FailureKind::NotFound, format!("no container `{text}` on this host"))
-                .hint("containers are named `runc:NAME` or `pid:PID`; `runc list` shows those of runc")
+                .hint("containers are named `runc:NAME`, `crun:NAME`, `podman:NAME`, `docker:NAME` or `pid:PID`; `runc list`, `crun list`, `podman ps` and `docker ps` show them")
         }
         EngineError::Ambiguous { candidates, .. } => Failure::new(FailureKind::Usage, error.to_string())
             .hint(format!("write {}", candidates.join(" or "))),

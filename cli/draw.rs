@@ -151,6 +151,10 @@ fn downtime_table(summary: &Summary) -> String {
     let mut names = vec!["DOWNTIME".to_owned()];
     let mut values = vec![String::new()];
     for (name, part) in summary.downtime.parts() {
+        // nobody asked for one
+        if name == "hook" && part.is_zero() {
+            continue;
+        }
         names.push(name.into());
         values.push(show_duration(part));
     }

@@ -25,6 +25,11 @@ fn main() -> ExitCode {
             Err(_) => ExitCode::FAILURE,
         };
     }
+    // an engine under a runtime's while it starts a container
+    if godwit_engine::stand_in::is_stand_in(&arg0) {
+        let args = std::env::args_os().skip(1).collect();
+        return ExitCode::from(godwit_engine::stand_in::run_stand_in(&arg0, args));
+    }
     // and in CRIU's place, where a container runtime starts it
     if godwit_criu::relay::is_front(&arg0) {
         let error = godwit_criu::relay::run_front();

@@ -5,8 +5,11 @@
 //!
 //! ```text
 //! checkpoint.json   what it is: format, engine, name, recipe, network, trees
+//! digests.json      what each file of it was when it was written
 //! images/           CRIU's
-//! trees/N/          the files of tree N; one file when the tree is one file
+//! trees/N/          the files of tree N; one file when the tree is one file; of a layer what it has of its own
+//! trees/N.gone      what a layer hides of its image
+//! container-image/  the image, if it was asked for
 //! ```
 //!
 //! It is written under another name and renamed at the end: a directory of that name is complete. Or it is one file:
@@ -14,7 +17,9 @@
 
 use crate::archive_journal::{CheckpointJournal, CheckpointJournalError};
 pub use crate::archived::{Archived, ArchivedImages};
+use crate::digests::{self, DigestError, Digests};
 use crate::dumper::Dumper;
+use crate::layer_file;
 use crate::rollback::put_back;
 use crate::sealed::{self, Recipients, SealError};
 use godwit_criu::CriuError;
@@ -26,35 +31,56 @@ use godwit_transfer::message::TreeKind;
 use godwit_transfer::tree::{Options, RoundError, TreeDestination, TreeError, TreeIndex, TreeSource};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The format of `checkpoint.json`.
-const VERSION: u32 = 1;
-const MANIFEST: &str = "checkpoint.json";
+const VERSION: u32 = 2;
+/// The oldest that is read: it has no layers, no digests, and does not say when it was made.
+const OLDEST: u32 = 1;
+pub(crate) const MANIFEST: &str = "checkpoint.json";
+/// Longest that is read, bytes: recipes and networks are tens of KiB.
+const MAX_MANIFEST: u64 = 16 << 20;
+/// The directory of the image.
+pub(crate) const CONTAINER_IMAGE: &str = "container-image";
 
 /// What `checkpoint.json` holds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Manifest {
+pub(crate) struct Manifest {
     godwit_checkpoint: u32,
-    engine: String,
-    name: String,
+    pub(crate) engine: String,
+    pub(crate) name: String,
     recipe: String,
     network: Option<NetworkState>,
-    memory_bytes: u64,
+    pub(crate) memory_bytes: u64,
     carry: Carry,
-    trees: Vec<ManifestTree>,
-    facts: godwit_transfer::HostFacts,
+    pub(crate) trees: Vec<ManifestTree>,
+    pub(crate) facts: godwit_transfer::HostFacts,
+    /// Seconds since the epoch.
+    #[serde(default)]
+    pub(crate) made_unix_s: Option<u64>,
+    /// Version of the engine.
+    #[serde(default)]
+    pub(crate) engine_version: Option<String>,
+    #[serde(default)]
+    pub(crate) image: Option<String>,
+    #[serde(default)]
+    starts_slowly: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct ManifestTree {
-    kind: TreeKind,
-    path: PathBuf,
+pub(crate) struct ManifestTree {
+    pub(crate) kind: TreeKind,
+    pub(crate) path: PathBuf,
     single_file: bool,
     read_only: bool,
+    #[serde(default)]
+    made_there: bool,
+    /// It is a layer: what it hides is beside it.
+    #[serde(default)]
+    is_layer: bool,
 }
 
 /// What checkpoint is wanted.
@@ -69,6 +95,8 @@ pub struct Order<'a> {
     pub carry: Carry,
     /// What this host is like.
     pub facts: godwit_transfer::HostFacts,
+    /// The image that it was made of goes along.
+    pub with_image: bool,
 }
 
 /// How a checkpoint is sealed.
@@ -132,6 +160,17 @@ pub enum ArchiveError {
     /// Its journal: nothing may be frozen without it.
     #[error("the journal cannot be written")]
     Journal(#[from] CheckpointJournalError),
+    /// Its digests.
+    #[error(transparent)]
+    Digest(#[from] DigestError),
+    /// It is not what was written.
+    #[error("`{}` is damaged: {}", path.display(), damages.join("; "))]
+    Damaged {
+        /// The directory.
+        path: PathBuf,
+        /// What of it, a line each.
+        damages: Vec<String>,
+    },
     /// The seal.
     #[error(transparent)]
     Seal(#[from] SealError),
@@ -154,19 +193,29 @@ struct Copying {
     tree: Tree,
     source: TreeSource,
     copy: TreeDestination,
+    /// The file for what it hides, if it is a layer.
+    gone: PathBuf,
 }
 
 impl Copying {
     fn open(tree: &Tree, into: &Path) -> Result<Self, ArchiveError> {
         make_private(into)?;
         let failed = |source| ArchiveError::Tree { path: tree.content.clone(), source };
-        let source =
-            TreeSource::new(&tree.content, TreeIndex::default(), Options::default()).map_err(failed)?;
-        let copy = match tree.path.file_name() {
-            Some(name) if tree.single_file => TreeDestination::open_file(&into.join(name)),
-            _ => TreeDestination::open(into),
+        let (source, copy) = match (&tree.merged, tree.path.file_name()) {
+            (Some(merged), _) => (
+                TreeSource::of_layer(&tree.content, merged, Options::default()),
+                TreeDestination::open_changes(into),
+            ),
+            (None, name) => (
+                TreeSource::new(&tree.content, TreeIndex::default(), Options::default()),
+                match name.filter(|_| tree.single_file) {
+                    Some(name) => TreeDestination::open_file(&into.join(name)),
+                    None => TreeDestination::open(into),
+                },
+            ),
         };
-        Ok(Self { tree: tree.clone(), source, copy: copy.map_err(failed)? })
+        let (source, copy) = (source.map_err(failed)?, copy.map_err(failed)?);
+        Ok(Self { tree: tree.clone(), source, copy, gone: into.with_extension("gone") })
     }
 
     fn round(&mut self, also: &HashSet<(u64, u64)>, cancel: &Cancel) -> Result<u64, ArchiveError> {
@@ -226,7 +275,7 @@ pub fn write(
         // it need not stand still for what is done with the checkpoint now
         let put_back = put_back(&mut *container);
         written.stopped = begun.so_far();
-        return match order.publish(&partial, observer, cancel) {
+        return match order.complete(container.facts(), &partial, observer, cancel) {
             Ok(()) if put_back.is_empty() => Ok((written, journal.close().into_iter().collect())),
             Ok(()) => {
                 journal.undone("it was to run on", &put_back);
@@ -235,7 +284,7 @@ pub fn write(
             Err(error) => Err(undo(&mut journal, &put_back, error)),
         };
     }
-    if let Err(error) = order.publish(&partial, observer, cancel) {
+    if let Err(error) = order.complete(container.facts(), &partial, observer, cancel) {
         return Err(undo(&mut journal, &put_back(&mut *container), error));
     }
     if let Err(error) = journal.committed() {
@@ -259,8 +308,16 @@ impl Order<'_> {
         }
     }
 
-    /// Puts what is complete in its place.
-    fn publish(&self, partial: &Path, observer: &dyn Observer, cancel: &Cancel) -> Result<(), ArchiveError> {
+    /// Says what it is and what is in it, and puts it in its place.
+    fn complete(
+        &self,
+        facts: &Facts,
+        partial: &Path,
+        observer: &dyn Observer,
+        cancel: &Cancel,
+    ) -> Result<(), ArchiveError> {
+        write_manifest(facts, self, partial)?;
+        digests::write(partial)?;
         match self.seal {
             Some(seal) => {
                 observer.note(format!("sealing {}", self.to.display()));
@@ -308,12 +365,18 @@ impl Writing<'_> {
     /// All of it, into a directory that is made; the container is frozen then.
     fn write(&mut self, partial: &Path, stillness: &Stillness) -> Result<Written, ArchiveError> {
         make_private(partial)?;
-        let trees_dir = partial.join("trees");
+        let trees_dir = partial.join(digests::TREES);
         make_private(&trees_dir)?;
         let trees = self.container.facts().trees.clone();
         let mut copies = Vec::new();
         for (number, tree) in trees.iter().enumerate() {
             copies.push(Copying::open(tree, &trees_dir.join(number.to_string()))?);
+        }
+        if self.order.with_image {
+            let dir = partial.join(CONTAINER_IMAGE);
+            make_private(&dir)?;
+            self.observer.note("copying its image".into());
+            self.container.bring_image("[]", &dir)?;
         }
         let mut file_bytes = 0;
         let also = self.container.mapped_files()?;
@@ -329,13 +392,15 @@ impl Writing<'_> {
         for copy in copies.iter_mut().filter(|copy| !copy.tree.read_only) {
             file_bytes += copy.round(&also, self.cancel)?;
         }
+        for copy in copies.iter().filter(|copy| copy.tree.merged.is_some()) {
+            layer_file::write(&copy.gone, &copy.source.gone()).map_err(io_error("write", &copy.gone))?;
+        }
         let images = partial.join("images");
         let mut options = self.container.dump_options(&images, &partial.join("work"));
         options.log_level = 2;
         let dumped = self.criu.dump(options)?;
         self.container.verify_frozen()?;
         self.container.complete_images(&images)?;
-        write_manifest(self.container.facts(), self.order, partial)?;
         self.journal.dumped()?;
         Ok(Written { stopped: stillness.so_far(), memory_bytes: dumped.memory_bytes, file_bytes })
     }
@@ -347,7 +412,11 @@ fn write_manifest(facts: &Facts, order: &Order<'_>, dir: &Path) -> Result<(), Ar
         path: tree.path.clone(),
         single_file: tree.single_file,
         read_only: tree.read_only,
+        made_there: tree.made_there,
+        is_layer: tree.merged.is_some(),
     };
+    let engine = godwit_engine::by_kind(facts.engine);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let manifest = Manifest {
         godwit_checkpoint: VERSION,
         engine: facts.engine.to_owned(),
@@ -358,6 +427,10 @@ fn write_manifest(facts: &Facts, order: &Order<'_>, dir: &Path) -> Result<(), Ar
         carry: order.carry,
         trees: facts.trees.iter().map(tree).collect(),
         facts: order.facts.clone(),
+        made_unix_s: now.ok().map(|since| since.as_secs()),
+        engine_version: engine.and_then(|engine| engine.usable().ok()),
+        image: facts.image.clone(),
+        starts_slowly: facts.starts_slowly,
     };
     let path = dir.join(MANIFEST);
     let text =
@@ -391,23 +464,51 @@ fn undone(put_back: &[String], partial: &Path, mut failure: Failure) -> Failure 
     failure.hint("mend that, and `godwit resume`").at(Disposition::InDoubt)
 }
 
+/// What the checkpoint in a directory says that it is.
+pub(crate) fn read_manifest(dir: &Path) -> Result<Manifest, ArchiveError> {
+    let not_one = |reason: String| ArchiveError::NotOne { path: dir.to_owned(), reason };
+    let mut text = Vec::new();
+    std::fs::File::open(dir.join(MANIFEST))
+        .and_then(|file| file.take(MAX_MANIFEST).read_to_end(&mut text))
+        .map_err(|error| not_one(format!("`{MANIFEST}` cannot be read: {error}")))?;
+    let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| not_one(error.to_string()))?;
+    match manifest.godwit_checkpoint {
+        OLDEST..=VERSION => Ok(manifest),
+        other => Err(not_one(format!("format {other} is not known to this godwit"))),
+    }
+}
+
+/// Reads all of a checkpoint, and looks whether it is what was written. Gives the number of digests that it has; 0 for one of an
+/// older godwit.
+///
+/// # Errors
+/// [`ArchiveError::Damaged`] with all that is missing or different; when something cannot be read.
+pub fn verify(dir: &Path) -> Result<usize, ArchiveError> {
+    let Some(digests) = Digests::read(dir)? else {
+        let made_with = read_manifest(dir)?.godwit_checkpoint > OLDEST;
+        let damages = vec![format!("`{}` is missing", digests::FILE)];
+        let damaged = ArchiveError::Damaged { path: dir.to_owned(), damages };
+        return if made_with { Err(damaged) } else { Ok(0) };
+    };
+    let damages = digests.compare(dir)?;
+    match damages.is_empty() {
+        true => Ok(digests.count()),
+        false => Err(ArchiveError::Damaged { path: dir.to_owned(), damages }),
+    }
+}
+
 /// Opens a checkpoint.
 ///
 /// # Errors
 /// When there is none at `dir`, or it is not whole.
 pub fn open(dir: &Path) -> Result<Archived, ArchiveError> {
-    let path = dir.join(MANIFEST);
     let not_one = |reason: String| ArchiveError::NotOne { path: dir.to_owned(), reason };
-    let text =
-        std::fs::read(&path).map_err(|error| not_one(format!("`{MANIFEST}` cannot be read: {error}")))?;
-    let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| not_one(error.to_string()))?;
-    if manifest.godwit_checkpoint != VERSION {
-        return Err(not_one(format!("format {} is not known to this godwit", manifest.godwit_checkpoint)));
-    }
+    let manifest = read_manifest(dir)?;
     let engine = godwit_engine::by_kind(&manifest.engine).map(|engine| engine.kind());
     let engine = engine.ok_or_else(|| not_one(format!("its engine `{}` is not known", manifest.engine)))?;
     let tree = |(number, tree): (usize, ManifestTree)| {
-        let mut content = dir.join("trees").join(number.to_string());
+        let mut content = dir.join(digests::TREES).join(number.to_string());
+        let gone = tree.is_layer.then(|| content.with_extension("gone"));
         if tree.single_file {
             content.extend(tree.path.file_name());
         }
@@ -417,6 +518,9 @@ pub fn open(dir: &Path) -> Result<Archived, ArchiveError> {
             content,
             single_file: tree.single_file,
             read_only: tree.read_only,
+            merged: None,
+            made_there: tree.made_there,
+            gone,
         }
     };
     let facts = Facts {
@@ -428,6 +532,10 @@ pub fn open(dir: &Path) -> Result<Archived, ArchiveError> {
         network: manifest.network,
         recipe: manifest.recipe,
         warnings: vec![],
+        annotations: std::collections::BTreeMap::new(),
+        starts_slowly: manifest.starts_slowly,
+        image: manifest.image,
     };
-    Ok(Archived { facts, host: manifest.facts, carry: manifest.carry, images: dir.join("images") })
+    let image = Some(dir.join(CONTAINER_IMAGE)).filter(|image| image.is_dir());
+    Ok(Archived { facts, host: manifest.facts, carry: manifest.carry, images: dir.join("images"), image })
 }

@@ -1,7 +1,7 @@
 //! The journal of a checkpoint while it is written: whoever finds the container frozen learns from it why, and what is to be done.
 //! It goes when the checkpoint is complete: what there is to know of it then is in the checkpoint.
 
-use crate::order::Job;
+use crate::order::{Job, Parting};
 use crate::recovery::Remains;
 use godwit_engine::SourceContainer;
 use godwit_migration::journal::{Event, Journal, JournalError, VERSION, checkpoint_as_peer};
@@ -55,7 +55,10 @@ impl CheckpointJournal {
         container: &mut dyn SourceContainer,
     ) -> Result<(), CheckpointJournalError> {
         let engine = container.facts().engine.to_owned();
-        remains::keep(&self.job.dir, &Remains { engine, container: container.remains()? })?;
+        remains::keep(
+            &self.job.dir,
+            &Remains { engine, container: container.remains()?, parting: Parting::default() },
+        )?;
         Ok(self.journal.append(Event::Freezing)?)
     }
 

@@ -5,6 +5,7 @@ use godwit_criu::{CriuError, DumpOptions};
 use godwit_engine::{EngineError, Facts, SourceContainer};
 use godwit_migration::ownership::Presence;
 use godwit_migration::plan::Carry;
+use godwit_transfer::Refusal;
 use godwit_transfer::wire::HeldFrames;
 use std::collections::{BTreeSet, HashSet};
 use std::io;
@@ -20,6 +21,8 @@ pub struct Archived {
     /// What CRIU carried.
     pub carry: Carry,
     pub(crate) images: PathBuf,
+    /// The image that the container was made of, if it is in it.
+    pub(crate) image: Option<PathBuf>,
 }
 
 impl Archived {
@@ -49,6 +52,21 @@ impl SourceContainer for Archived {
 
     fn complete_images(&self, _: &Path) -> Result<(), EngineError> {
         Ok(())
+    }
+
+    /// Whole, whatever the engine has of it: it takes what it lacks.
+    fn bring_image(&self, _: &str, dir: &Path) -> Result<(), EngineError> {
+        let Some(image) = &self.image else {
+            let name = self.facts.image.clone().unwrap_or_default();
+            let missing = Refusal::new(format!("the image `{name}` is not there, and not in the checkpoint"))
+                .hint(format!(
+                    "pull or load it: `{} pull {name}`; `godwit checkpoint --with-image` takes it along",
+                    self.facts.engine
+                ));
+            let name = format!("{}:{}", self.facts.engine, self.facts.name);
+            return Err(EngineError::Blocked { name, blockers: vec![missing] });
+        };
+        link_tree(image, dir).map_err(EngineError::io("link", image))
     }
 
     fn mapped_files(&self) -> Result<HashSet<(u64, u64)>, EngineError> {
@@ -109,23 +127,41 @@ pub struct ArchivedImages {
     images: PathBuf,
 }
 
+/// Gives the files of a directory a second name in another one, which is made; their bytes altogether. Directories in it do not
+/// count.
+fn link_files(from: &Path, to: &Path) -> io::Result<u64> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(to)?;
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        if !entry.file_type()?.is_file() {
+            continue;
+        }
+        let to = to.join(entry.file_name());
+        // another file system takes no link
+        if std::fs::hard_link(entry.path(), &to).is_err() {
+            std::fs::copy(entry.path(), &to)?;
+        }
+        bytes += entry.metadata()?.len();
+    }
+    Ok(bytes)
+}
+
+/// The same with all directories below.
+fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
+    link_files(from, to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            link_tree(&entry.path(), &to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
 impl Dumper for ArchivedImages {
     fn dump(&self, options: DumpOptions) -> Result<Dumped, CriuError> {
-        let link = || -> io::Result<u64> {
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&options.images_dir)?;
-            let mut bytes = 0;
-            for entry in std::fs::read_dir(&self.images)? {
-                let entry = entry?;
-                let to = options.images_dir.join(entry.file_name());
-                // another file system takes no link
-                if std::fs::hard_link(entry.path(), &to).is_err() {
-                    std::fs::copy(entry.path(), &to)?;
-                }
-                bytes += entry.metadata()?.len();
-            }
-            Ok(bytes)
-        };
-        let memory_bytes = link()
+        let memory_bytes = link_files(&self.images, &options.images_dir)
             .map_err(|source| CriuError::Io { what: format!("link `{}`", self.images.display()), source })?;
         Ok(Dumped { frozen: Duration::ZERO, memory_bytes })
     }

@@ -1,6 +1,6 @@
 //! What stays at the source when the container has gone.
 
-use crate::order::Job;
+use crate::order::{Job, Parting};
 use godwit_engine::SourceContainer;
 use godwit_migration::journal::{Event, Journal};
 use godwit_transfer::stale::StaleCopies;
@@ -9,6 +9,7 @@ use godwit_transfer::stale::StaleCopies;
 /// none where nothing of it was ever touched. Gives what could not be removed, or not be written down.
 pub(crate) fn discard(
     container: Option<&mut (dyn SourceContainer + 'static)>,
+    parting: &Parting,
     name: &str,
     job: &Job,
     journal: &mut Journal,
@@ -16,14 +17,17 @@ pub(crate) fn discard(
     let mut leftovers = Vec::new();
     let mut trees = Vec::new();
     if let Some(container) = container {
-        leftovers.extend(container.discard());
-        // what was read out of a checkpoint is no copy that the container left
-        let left = container.facts().trees.iter().filter(|tree| tree.content == tree.path);
+        leftovers.extend(if parting.keep { container.retire() } else { container.discard() });
+        // what was read out of a checkpoint is no copy that the container left, nor is what has never left this host
+        let left = container.facts().trees.iter().filter(|tree| {
+            tree.content == tree.path && !tree.made_there && !parting.skipped.contains(&tree.path)
+        });
         trees.extend(left.map(|tree| tree.path.clone()));
     }
     leftovers.extend(journal.append(Event::Discarded).err().map(|error| format!("journal: {error}")));
     let copies = StaleCopies::below(&job.root);
-    for tree in trees {
+    // an engine may have removed one with the container
+    for tree in trees.into_iter().filter(|tree| tree.exists()) {
         let noted = copies.note(&tree, name);
         leftovers.extend(noted.err().map(|error| format!("record of a left copy: {error}")));
     }

@@ -3,6 +3,7 @@
 use godwit_criu::pageless::{Ladder, Rung};
 use godwit_criu::{CriuBinary, CriuError, DumpOptions, DumpReport, NotifyAnswer};
 use std::collections::BTreeSet;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -144,5 +145,27 @@ fn summary(report: &DumpReport) -> Dumped {
     Dumped {
         frozen: stats.map_or(report.wall, |stats| stats.frozen_time),
         memory_bytes: stats.map_or(0, |stats| stats.pages_written * PAGE),
+    }
+}
+
+/// For containers that are stopped and started: there is nothing to dump, and the images say only that.
+pub struct NothingToDump;
+
+impl Dumper for NothingToDump {
+    fn dump(&self, options: DumpOptions) -> Result<Dumped, CriuError> {
+        let dir = &options.images_dir;
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.and_then(|()| std::fs::write(dir.join("stopped"), b""))
+            .map_err(|source| CriuError::Io { what: format!("write into `{}`", dir.display()), source })?;
+        Ok(Dumped::default())
+    }
+
+    fn pre_dump(&self, options: DumpOptions) -> Result<Dumped, CriuError> {
+        self.dump(options)
+    }
+
+    fn pageless(&self, _: &Path, _: Circumstances) -> Result<Box<dyn PagelessDumper>, CriuError> {
+        let detail = "what is stopped has no pages".to_owned();
+        Err(CriuError::Protocol { operation: "dump without pages", detail })
     }
 }

@@ -1,5 +1,7 @@
 //! The container's files, on their way out: one [`TreeSource`] for each tree of the offer.
 
+use crate::layer_file;
+use godwit_engine::Tree;
 use godwit_migration::Cancel;
 use godwit_migration::observer::{Event, Observer};
 use godwit_migration::phase::Phase;
@@ -22,6 +24,9 @@ pub enum FilesError {
         #[source]
         source: TreeError,
     },
+    /// What a layer in a checkpoint hides could not be read.
+    #[error("cannot read what the container's layer hides")]
+    Gone(#[source] std::io::Error),
     /// The wire broke.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -99,14 +104,36 @@ pub struct Files {
 }
 
 impl Files {
-    /// Opens a tree that lies at `content` on this host; `base` is what the destination holds of it.
+    /// Opens a tree of this host; `base` is what the destination holds of it.
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub fn add(&mut self, offer: TreeOffer, content: &Path, base: TreeIndex) -> Result<(), FilesError> {
-        let source = TreeSource::new(content, base, Options::default())
+    pub fn add(&mut self, offer: TreeOffer, tree: &Tree, base: TreeIndex) -> Result<(), FilesError> {
+        let content = &tree.content;
+        let failed = |source| FilesError::Tree { path: content.display().to_string(), source };
+        let opened = match (&tree.merged, &tree.gone) {
+            (Some(merged), _) => TreeSource::of_layer(content, merged, Options::default()),
+            (None, Some(gone)) => {
+                let gone = layer_file::read(gone).map_err(FilesError::Gone)?;
+                TreeSource::of_changes(content, gone, Options::default())
+            }
+            (None, None) => TreeSource::new(content, base, Options::default()),
+        };
+        let source = opened.map_err(failed)?;
+        self.trees.push(Outgoing { offer, root: content.clone(), source });
+        Ok(())
+    }
+
+    /// The same for a tree of which only the root counts: owner, mode and attributes of the directory.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn add_root(&mut self, offer: TreeOffer, tree: &Tree) -> Result<(), FilesError> {
+        let content = &tree.content;
+        let options = Options { root_only: true, ..Options::default() };
+        let source = TreeSource::new(content, TreeIndex::default(), options)
             .map_err(|source| FilesError::Tree { path: content.display().to_string(), source })?;
-        self.trees.push(Outgoing { offer, root: content.to_owned(), source });
+        self.trees.push(Outgoing { offer, root: content.clone(), source });
         Ok(())
     }
 

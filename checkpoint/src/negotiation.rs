@@ -3,11 +3,14 @@
 use crate::files::FilesError;
 use crate::recovery;
 use crate::source::{PATIENCE, Source, SourceError};
+use godwit_engine::Tree;
+use godwit_migration::hooks::Target;
+use godwit_migration::plan::Strategy;
 use godwit_migration::{Failure, FailureKind, journal};
 use godwit_transfer::tree::{TreeIndex, equal_digest};
-use godwit_transfer::wire::unexpected;
-use godwit_transfer::{Incoming, Message, Offer, TreeBase, TreeId, TreeOffer, WireError};
-use std::path::{Path, PathBuf};
+use godwit_transfer::wire::{ENGINE_PLACES, RESUME_HOOKS, unexpected};
+use godwit_transfer::{Incoming, Message, Offer, Refusal, TreeBase, TreeId, TreeOffer, WireError};
+use std::path::Path;
 use std::time::Duration;
 
 impl Source<'_> {
@@ -25,6 +28,24 @@ impl Source<'_> {
             other => Err(other),
         })?;
         let offer = self.offer()?;
+        if offer.trees.iter().any(|tree| tree.made_there) && self.wire.version() < ENGINE_PLACES {
+            return Err(self.refused(vec![
+                Refusal::new(format!("its godwit is too old for containers of {}", offer.engine))
+                    .hint("bring the godwit there up to date"),
+            ]));
+        }
+        if offer.resume_hook.is_some() && self.wire.version() < RESUME_HOOKS {
+            return Err(self.refused(vec![
+                Refusal::new("its godwit is too old to tell the application that it goes on")
+                    .hint("bring the godwit there up to date, or add `--resume-hook none`"),
+            ]));
+        }
+        if offer.strategy == Strategy::Restart && self.wire.version() < ENGINE_PLACES {
+            return Err(self.refused(vec![
+                Refusal::new("its godwit is too old for `--strategy restart`")
+                    .hint("bring the godwit there up to date"),
+            ]));
+        }
         self.offered = offer.trees.clone();
         self.wire.expect_indexes();
         self.wire.say(&Message::Offer(Box::new(offer)))?;
@@ -35,7 +56,9 @@ impl Source<'_> {
                 restoration,
                 restoration_why,
                 kept_pages,
+                lacks_image,
             }) => {
+                self.lacks_image = lacks_image;
                 self.kept_pages = kept_pages;
                 self.process_start = Duration::from_micros(process_start_us);
                 self.restoration = (restoration, restoration_why);
@@ -47,10 +70,9 @@ impl Source<'_> {
         if bases.len() != self.offered.len() {
             return Err(WireError::Malformed("an accept for another offer".into()).into());
         }
-        let contents: Vec<PathBuf> =
-            self.container.facts().trees.iter().map(|tree| tree.content.clone()).collect();
-        for ((tree, content), base) in self.offered.clone().into_iter().zip(contents).zip(bases) {
-            self.take_base(tree, &content, base)?;
+        let trees = self.container.facts().trees.clone();
+        for ((offer, tree), base) in self.offered.clone().into_iter().zip(trees).zip(bases) {
+            self.take_base(offer, &tree, base)?;
         }
         self.journal.append(journal::Event::Accepted)?;
         Ok(())
@@ -64,7 +86,8 @@ impl Source<'_> {
             path: tree.path.clone(),
             single_file: tree.single_file,
             read_only: tree.read_only,
-            bytes: crate::files::size_of(&tree.content),
+            bytes: if self.is_skipped(&tree.path) { 0 } else { crate::files::size_of(&tree.content) },
+            made_there: tree.made_there,
         };
         let network = facts.network.as_ref().map(serde_json::to_string).transpose();
         Ok(Offer {
@@ -84,10 +107,19 @@ impl Source<'_> {
             facts: self.plan.facts.clone(),
             void: recovery::void(&self.job.root, &self.name),
             witness: self.plan.witness.as_ref().map(ToString::to_string),
+            resume_hook: match &self.plan.hooks.resume {
+                Some(Target::Url(url)) => Some(url.clone()),
+                _ => None,
+            },
         })
     }
 
-    fn refused(&mut self, reasons: Vec<godwit_transfer::Refusal>) -> SourceError {
+    /// Whether what is in a tree does not move.
+    fn is_skipped(&self, path: &Path) -> bool {
+        self.plan.parting.skipped.iter().any(|skipped| skipped == path)
+    }
+
+    pub(crate) fn refused(&mut self, reasons: Vec<Refusal>) -> SourceError {
         self.was_refused = true;
         let message = format!("{} cannot receive `{}`", self.plan.destination, self.name);
         let mut failure = Failure::new(FailureKind::Refused, message);
@@ -102,21 +134,32 @@ impl Source<'_> {
 
     /// What lies at a tree's place over there decides whether it may be written to, and what the first round is
     /// compared with.
-    fn take_base(&mut self, tree: TreeOffer, content: &Path, base: TreeBase) -> Result<(), SourceError> {
+    fn take_base(&mut self, offer: TreeOffer, tree: &Tree, base: TreeBase) -> Result<(), SourceError> {
+        let content = &tree.content;
+        if self.is_skipped(&offer.path) {
+            match base {
+                // a volume that is made has the owner and mode that it has here
+                TreeBase::Empty if !offer.made_there => self.files.add_root(offer, tree)?,
+                TreeBase::Empty => {}
+                // what lies there stays as it is
+                TreeBase::Stale | TreeBase::Foreign { .. } => drop(self.hear_index(offer.id)?),
+            }
+            return Ok(());
+        }
         let index = match base {
             TreeBase::Empty => TreeIndex::default(),
-            TreeBase::Stale => self.hear_index(tree.id)?,
+            TreeBase::Stale => self.hear_index(offer.id)?,
             TreeBase::Foreign { digest } => {
                 let ours = equal_digest(content)
                     .map_err(|source| FilesError::Tree { path: content.display().to_string(), source })?;
                 if ours.to_string() != digest {
-                    return Err(self.foreign(&tree));
+                    return Err(self.foreign(&offer));
                 }
                 // all the same: what differs from now on is sent against what we know to be there
-                self.hear_index(tree.id)?
+                self.hear_index(offer.id)?
             }
         };
-        Ok(self.files.add(tree, content, index)?)
+        Ok(self.files.add(offer, tree, index)?)
     }
 
     fn foreign(&self, tree: &TreeOffer) -> SourceError {

@@ -4,10 +4,12 @@ use crate::dumper::Dumper;
 use crate::pages::PageReader;
 use godwit_engine::SourceContainer;
 use godwit_engine::network::NetworkPlan;
+use godwit_migration::hooks::Hooks;
 use godwit_migration::journal::{Journal, dir_of};
 use godwit_migration::plan::{Carry, Limits, Restoration, Strategy, Tracker};
 use godwit_migration::{Cancel, MigrationId, Observer, SharedDirectory};
 use godwit_transfer::{Compression, HostFacts, Transport, Wire};
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::PathBuf;
 
@@ -42,8 +44,21 @@ pub struct Plan {
     pub highest_rung: Option<godwit_criu::pageless::Rung>,
     /// Whom both hosts ask when they cannot reach each other.
     pub witness: Option<SharedDirectory>,
+    /// Who wants to hear of it.
+    pub hooks: Hooks,
     /// What this host is like.
     pub facts: HostFacts,
+    /// What stays here when it has moved.
+    pub parting: Parting,
+}
+
+/// What stays at the source when a container has moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parting {
+    /// The engine keeps the dead container.
+    pub keep: bool,
+    /// Trees that do not move, by path. What is here is all there is of them.
+    pub skipped: Vec<PathBuf>,
 }
 
 /// Where a migration keeps its files on this host.

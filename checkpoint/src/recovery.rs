@@ -5,10 +5,12 @@
 
 use crate::archive::partial_of;
 use crate::discard::discard;
-use crate::order::Job;
+use crate::order::{Job, Parting};
 use crate::rollback::put_back;
 use godwit_engine::remains::wait_until_untraced;
 use godwit_engine::{Engine, SourceContainer};
+use godwit_hooks::{About, Calls};
+use godwit_migration::hooks::Moment;
 use godwit_migration::journal::{Event, Journal, JournalState, checkpoint_of_peer, of_container};
 use godwit_migration::lock::{ContainerLock, lock_container};
 use godwit_migration::ownership::{Presence, Standing, has_given_word};
@@ -29,6 +31,9 @@ pub(crate) struct Remains {
     pub(crate) engine: String,
     /// What the engine wants to know.
     pub(crate) container: String,
+    /// What of it stays here.
+    #[serde(default)]
+    pub(crate) parting: Parting,
 }
 
 /// Migrations of a container that this host has rolled back, the latest at most: a destination that still holds a copy of one
@@ -49,8 +54,10 @@ pub struct Interrupted {
     job: Job,
     journal: Journal,
     container: Option<Box<dyn SourceContainer>>,
+    parting: Parting,
     /// Without remains nothing was touched: whether there is a container of that name.
     is_known: bool,
+    calls: Calls,
     _lock: ContainerLock,
 }
 
@@ -72,11 +79,13 @@ impl Interrupted {
             })
         };
         let Some(taken) = Takeover::<Remains>::begin(root, Role::Source, id, lock)? else { return Ok(None) };
-        let Takeover { container: name, peer, journal, remains, lock, .. } = taken;
+        let Takeover { container: name, peer, journal, remains, lines, lock, .. } = taken;
         let (kind, bare_name) = name.split_once(':').unwrap_or(("", &name));
         let engine = engines.iter().find(|engine| engine.kind() == kind);
+        let mut parting = Parting::default();
         let container = match (engine, remains) {
             (Some(engine), Some(remains)) => {
+                parting = remains.parting;
                 Some(engine.reopen_source(&remains.container).map_err(|error| unreadable(id, &error))?)
             }
             _ => None,
@@ -93,7 +102,9 @@ impl Interrupted {
         }
         let is_known = engine.is_some_and(|engine| engine.knows(bare_name));
         let job = Job::new(root, id.clone());
-        Ok(Some(Self { peer, job, journal, container, is_known, _lock: lock, name }))
+        let about = About { migration: id.clone(), container: name.clone(), destination: peer.clone() };
+        let calls = Calls::of_journal(&lines, about);
+        Ok(Some(Self { peer, job, journal, container, parting, is_known, calls, _lock: lock, name }))
     }
 
     /// Where this side stands.
@@ -147,6 +158,9 @@ impl Interrupted {
                 .hint("mend that, and resume once more"));
             }
         }
+        if let Err(error) = self.calls.call(Moment::Rollback, &mut self.journal, None) {
+            tracing::warn!(%error, "it is rolled back all the same");
+        }
         if let Err(error) = self.job.remove_images() {
             tracing::warn!(%error, "images are left over");
         }
@@ -172,8 +186,8 @@ impl Interrupted {
         if matches!(self.journal.state(), JournalState::Committed | JournalState::InDoubt) {
             self.write(Event::GivenAway)?;
         }
-        let leftovers = self.container.as_mut().map(|container| container.discard()).unwrap_or_default();
-        self.close(&leftovers)?;
+        let mut leftovers = self.container.as_mut().map(|container| container.discard()).unwrap_or_default();
+        self.close(&mut leftovers)?;
         Ok(leftovers)
     }
 
@@ -222,17 +236,22 @@ impl Interrupted {
         if self.journal.state() != JournalState::Running {
             return vec![];
         }
-        discard(self.container.as_deref_mut(), &self.name, &self.job, &mut self.journal)
+        discard(self.container.as_deref_mut(), &self.parting, &self.name, &self.job, &mut self.journal)
     }
 
-    /// After [`Interrupted::conclude`] or [`Interrupted::give_away`], with all that is left over on both sides.
+    /// After [`Interrupted::conclude`] or [`Interrupted::give_away`], with all that is left over on both sides. Whoever waits for
+    /// the end is told.
     ///
     /// # Errors
     /// When the journal cannot be written.
-    pub fn close(&mut self, leftovers: &[String]) -> Result<(), Failure> {
+    pub fn close(&mut self, leftovers: &mut Vec<String>) -> Result<(), Failure> {
         match self.journal.state() {
             JournalState::Running => {
-                self.write(Event::Completed { downtime_us: None, leftovers: leftovers.to_vec() })
+                for moment in [Moment::Resume, Moment::PostCommit] {
+                    let told = self.calls.call(moment, &mut self.journal, None);
+                    leftovers.extend(told.err().map(|error| error.to_string()));
+                }
+                self.write(Event::Completed { downtime_us: None, leftovers: leftovers.clone() })
             }
             _ => Ok(()),
         }

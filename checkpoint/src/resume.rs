@@ -37,11 +37,11 @@ pub struct Answer {
     standing: Option<Standing>,
 }
 
-/// Asks a destination where it stands.
+/// Asks a destination where it stands. With `forget` it keeps nothing of what has come for another attempt.
 ///
 /// # Errors
 /// When it cannot be spoken with, or somebody works on the migration there.
-pub fn ask(mut wire: Wire, id: &MigrationId, host: &str) -> Result<Answer, WireError> {
+pub fn ask(mut wire: Wire, id: &MigrationId, host: &str, forget: bool) -> Result<Answer, WireError> {
     let version = wire.version();
     if version < RESUMES {
         return Err(WireError::Version { theirs_oldest: version, theirs_newest: version });
@@ -51,7 +51,7 @@ pub fn ask(mut wire: Wire, id: &MigrationId, host: &str) -> Result<Answer, WireE
         Message::Hello { .. } => Ok(()),
         other => Err(other),
     })?;
-    wire.say(&Message::Resume { migration: id.clone() })?;
+    wire.say(&Message::Resume { migration: id.clone(), forget })?;
     let standing = wire.expect("where it stands", |message| match message {
         Message::Standing { standing } => Ok(standing),
         other => Err(other),
@@ -231,7 +231,7 @@ fn destination_s(here: &mut Interrupted, mut wire: Wire) -> Result<End, Failure>
         Ok(there) => leftovers.extend(there.into_iter().map(|left| format!("on {}: {left}", here.peer))),
         Err(error) => tracing::warn!(%error, "the destination did not say that all is settled"),
     }
-    here.close(&leftovers)?;
+    here.close(&mut leftovers)?;
     Ok(End { pid: Some(pid), leftovers, ..End::at(Disposition::RunningAtDestination) })
 }
 
@@ -263,8 +263,8 @@ fn take_back_by_decision(here: &mut Interrupted, wire: Option<Wire>) -> Result<E
 
 /// A person says that it is the destination's.
 fn give_away(here: &mut Interrupted) -> Result<End, Failure> {
-    let leftovers = here.give_away()?;
-    here.close(&leftovers)?;
+    let mut leftovers = here.give_away()?;
+    here.close(&mut leftovers)?;
     Ok(End { by_decision: true, leftovers, ..End::at(Disposition::RunningAtDestination) })
 }
 

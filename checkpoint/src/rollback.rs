@@ -1,8 +1,11 @@
 //! Undoing: whatever was begun before the commit, in the order that hurts the container least.
 
+use crate::files::Files;
 use crate::source::{Source, SourceError};
 use godwit_engine::SourceContainer;
+use godwit_migration::hooks::Moment;
 use godwit_migration::journal::{self, JournalState};
+use godwit_migration::plan::Strategy;
 use godwit_migration::quantity::show_duration;
 use godwit_migration::{Disposition, Failure, FailureKind};
 use godwit_transfer::{Incoming, Message, WireError};
@@ -38,7 +41,11 @@ impl Source<'_> {
         // the container first, and at once: the peer can wait
         let stopped_for = self.stopped_for();
         let throttled = self.unthrottle().err();
+        // what is open here an engine cannot mount again
+        self.files = Files::default();
         let here = put_back(&mut *self.container);
+        // who waits for it to run
+        let untold = if here.is_empty() { self.tell(Moment::Rollback) } else { None };
         // it runs: now there is time to let go of its memory, and of the further connections
         self.pages = None;
         self.streams = None;
@@ -47,10 +54,12 @@ impl Source<'_> {
             journaled.err().map(|error| error.to_string()),
             self.job.remove_images().err().map(|error| format!("images: {error}")),
             throttled.map(|error| format!("its CPU limit could not be put back: {error}")),
+            untold,
         ];
         let mut failure = self.describe(error);
         if let Some(stopped_for) = stopped_for {
-            failure = failure.because(format!("it was thawed here after {}", show_duration(stopped_for)));
+            let how = if self.plan.strategy == Strategy::Restart { "started again" } else { "thawed" };
+            failure = failure.because(format!("it was {how} here after {}", show_duration(stopped_for)));
         }
         failure.causes.extend(self.container.damage());
         failure.causes.extend(cancelled);
@@ -158,6 +167,13 @@ impl Source<'_> {
                 failure.causes.extend(last.into_iter().map(|line| format!("criu: {line}")));
                 failure.hints.extend(hint);
                 failure
+            }
+            SourceError::Engine(godwit_engine::EngineError::Blocked { blockers, .. }) => {
+                let failure = Failure::new(FailureKind::Missing, format!("`{name}` cannot be moved"));
+                blockers.into_iter().fold(failure, |failure, blocker| {
+                    let failure = failure.because(blocker.reason);
+                    blocker.hint.into_iter().fold(failure, Failure::hint)
+                })
             }
             SourceError::Engine(error) => {
                 Failure::new(FailureKind::Failed, format!("`{name}` could not be moved")).because_of(&error)

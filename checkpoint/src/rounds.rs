@@ -9,7 +9,7 @@ use godwit_migration::convergence::{Measured, Verdict, verdict};
 use godwit_migration::journal;
 use godwit_migration::observer::{Event, micros};
 use godwit_migration::phase::Phase;
-use godwit_migration::plan::{Restoration, Tracker};
+use godwit_migration::plan::{Restoration, Strategy, Tracker};
 use godwit_migration::prediction::{Parts, Way, fixed};
 use godwit_migration::quantity::show_duration;
 use godwit_migration::report::{MemoryReport, RoundReport};
@@ -73,6 +73,9 @@ fn is_working_set(before: (u64, Duration), now: (u64, Duration)) -> bool {
     ratio >= 0.9 && (ratio <= 1.1 || now.1 <= before.1.saturating_add(before.1 / 10))
 }
 
+/// Another round of files alone would bring less than it takes.
+const FEW_BYTES: u64 = 4 << 20;
+
 /// What one round brought.
 struct Brought {
     memory_bytes: u64,
@@ -97,8 +100,10 @@ impl Source<'_> {
             pace.begin(self.plan.limits.timeout);
         }
         let useful_rounds = if self.pages.is_some() { u32::MAX } else { self.tracker.useful_rounds() };
+        let slow = self.container.facts().starts_slowly;
         if useful_rounds == 0 {
-            return self.files_only_round();
+            self.files_only_rounds()?;
+            return if slow { self.get_ready() } else { Ok(()) };
         }
         for round in 0.. {
             let report = self.round(round, &mut insight)?;
@@ -151,7 +156,19 @@ impl Source<'_> {
                 }
             }
         }
+        if slow {
+            self.get_ready()?;
+            self.one_more_round(&mut insight)?;
+        }
         Ok(())
+    }
+
+    /// What was written while something else was waited for.
+    pub(crate) fn one_more_round(&mut self, insight: &mut Insight) -> Result<(), SourceError> {
+        let round = self.rounds.len() as u32;
+        let report = self.round(round, insight)?;
+        let expected = self.memory_report.as_ref().map(|report| report.expected_downtime);
+        self.tell_round(report, expected.unwrap_or_default())
     }
 
     /// Pauses make rounds longer, and longer rounds leave more behind.
@@ -211,15 +228,33 @@ impl Source<'_> {
     }
 
     /// Files while the container runs, when its memory is only read under the freeze.
-    fn files_only_round(&mut self) -> Result<(), SourceError> {
+    fn files_only_rounds(&mut self) -> Result<(), SourceError> {
+        let mut before = self.files_only_round(0)?;
+        // what is stopped for the last of them waits for nothing else
+        let most = if self.plan.strategy == Strategy::Restart { self.plan.limits.max_rounds } else { 1 };
+        for round in 1..most {
+            if before < FEW_BYTES {
+                break;
+            }
+            let now = self.files_only_round(round)?;
+            if now > before / 2 {
+                break;
+            }
+            before = now;
+        }
+        Ok(())
+    }
+
+    /// Gives the bytes that were sent.
+    fn files_only_round(&mut self, round: u32) -> Result<u64, SourceError> {
         let begun = Instant::now();
         let wire_before = self.wire.bytes_sent();
-        self.wire.say(&Message::RoundBegin { round: 0, last: false })?;
-        let (file_bytes, _) = self.send_files(false, Phase::PreCopy)?;
-        self.finish_round(0)?;
+        self.wire.say(&Message::RoundBegin { round, last: false })?;
+        let (file_bytes, sent) = self.send_files(round > 0, Phase::PreCopy)?;
+        self.finish_round(round)?;
         self.tell_round(
             RoundReport {
-                round: 0,
+                round,
                 last: false,
                 memory_bytes: 0,
                 file_bytes,
@@ -230,7 +265,8 @@ impl Source<'_> {
                 expected_downtime_us: None,
             },
             Duration::ZERO,
-        )
+        )?;
+        Ok(sent)
     }
 
     fn round(&mut self, round: u32, insight: &mut Insight) -> Result<RoundReport, SourceError> {

@@ -8,22 +8,27 @@ use crate::connections;
 use crate::discard::discard;
 use crate::dumper::{Circumstances, Dumper};
 pub(crate) use crate::error::{SourceError, thread_died};
-use crate::files::Files;
+use crate::files::{Files, size_of};
 use crate::order::{Job, Order, Parties, Plan};
 use crate::pace::Pace;
 use crate::pages::{Outlet, PageMemory, PageReader};
 use crate::throttle::Throttle;
 use crate::tracker::{MemoryTracker, tracker_for};
-use godwit_engine::SourceContainer;
+use godwit_engine::{EngineError, SourceContainer};
+use godwit_hooks::{About, Calls};
 use godwit_migration::downtime::{Downtime, Stopwatch};
+use godwit_migration::hooks::Moment;
 use godwit_migration::journal::{self, Journal};
 use godwit_migration::observer::{Event, micros};
 use godwit_migration::plan::{Restoration, Tracker};
-use godwit_migration::quantity::show_bytes;
+use godwit_migration::quantity::{show_bytes, show_duration};
 use godwit_migration::report::{FillReport, MemoryReport, RoundReport, Summary};
 use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Observer, Phase, Role};
 use godwit_transfer::wire::unexpected;
-use godwit_transfer::{Bandwidth, Incoming, Message, PageStreams, Transport, TreeOffer, Wire, WireError};
+use godwit_transfer::{
+    Bandwidth, Incoming, Message, PageStreams, Transport, TreeId, TreeOffer, Wire, WireError,
+};
+use std::os::unix::fs::DirBuilderExt;
 use std::time::{Duration, Instant};
 
 /// How long the destination may think about one thing before the freeze.
@@ -61,6 +66,8 @@ pub(crate) struct Source<'a> {
     pub(crate) throttle: Throttle,
     /// None when nobody steps back.
     pub(crate) pace: Option<Pace>,
+    /// Who wants to hear of it.
+    pub(crate) calls: Calls,
     begun: Instant,
     pub(crate) offered: Vec<TreeOffer>,
     pub(crate) stopwatch: Option<Stopwatch>,
@@ -69,6 +76,8 @@ pub(crate) struct Source<'a> {
     pub(crate) was_refused: bool,
     /// Pages that the destination has from an earlier attempt.
     pub(crate) kept_pages: u64,
+    /// What the destination has of the container's image, if it lacks some of it.
+    pub(crate) lacks_image: Option<String>,
 }
 
 /// Moves a container that was opened and looked at to whoever is at the other end of `wire`. See the module for what is
@@ -102,8 +111,15 @@ impl<'a> Source<'a> {
         let Parties { container, criu, wire, dial, reader, observer, cancel } = parties;
         let Order { plan, job, journal } = order;
         let facts = container.facts();
+        let name = format!("{}:{}", facts.engine, facts.name);
+        let about = About {
+            migration: job.id.clone(),
+            container: name.clone(),
+            destination: plan.destination.clone(),
+        };
         Self {
-            name: format!("{}:{}", facts.engine, facts.name),
+            name,
+            calls: Calls::new(plan.hooks.clone(), about, facts.pid),
             memory_bytes: facts.memory_bytes,
             tracker: tracker_for(plan.strategy, plan.tracker, &job.dir),
             pages: None,
@@ -125,6 +141,7 @@ impl<'a> Source<'a> {
             pid_there: 0,
             was_refused: false,
             kept_pages: 0,
+            lacks_image: None,
             container,
             criu,
             wire,
@@ -140,8 +157,13 @@ impl<'a> Source<'a> {
     fn run(&mut self) -> Result<Downtime, SourceError> {
         self.phase(Phase::Negotiate, Self::negotiate)?;
         self.phase(Phase::Prepare, Self::prepare)?;
+        self.call_pre_copy()?;
         self.phase(Phase::PreCopy, Self::pre_copy)?;
+        self.shut_down()?;
+        self.call(Moment::PreFreeze)?;
+        self.quiesce()?;
         self.phase(Phase::Freeze, Self::freeze)?;
+        self.call_post_freeze()?;
         self.phase(Phase::StopAndCopy, Self::stop_and_copy)?;
         self.phase(Phase::Restore, Self::restore)?;
         self.phase(Phase::Commit, Self::commit)
@@ -171,8 +193,37 @@ impl<'a> Source<'a> {
         (self.memory_bytes + self.memory_bytes / 4 + (64 << 20)) / godwit_memory::PAGE_SIZE
     }
 
+    /// The image that the container was made of, where the destination's engine lacks it.
+    fn bring_image(&mut self, lacks: &str) -> Result<(), SourceError> {
+        let begun = Instant::now();
+        let dir = self.job.dir.join("images").join("container-image");
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+        made.map_err(EngineError::io("make", &dir))?;
+        self.container.bring_image(lacks, &dir)?;
+        let bytes = size_of(&dir);
+        self.wire.say(&Message::BringImage { bytes })?;
+        self.send_images(&dir, TreeId::CONTAINER_IMAGE, bytes, Phase::Prepare)?;
+        self.wire.say(&Message::ImageBrought)?;
+        match self.wire.hear()? {
+            Incoming::Message(Message::ImageTaken) => {}
+            Incoming::Message(Message::Refuse { reasons }) => return Err(self.refused(reasons)),
+            other => return Err(unexpected(&other, "the image taken").into()),
+        }
+        let _ = std::fs::remove_dir_all(&dir);
+        self.observer.note(format!(
+            "{} has the container's image now: {} within {}",
+            self.plan.destination,
+            show_bytes(bytes),
+            show_duration(begun.elapsed())
+        ));
+        Ok(())
+    }
+
     /// The destination makes everything that can exist early.
     pub(crate) fn prepare(&mut self) -> Result<(), SourceError> {
+        if let Some(lacks) = self.lacks_image.take() {
+            self.bring_image(&lacks)?;
+        }
         self.wire.say(&Message::Prepare)?;
         self.wire.expect("prepared", |message| match message {
             Message::Prepared => Ok(()),
@@ -198,6 +249,22 @@ impl<'a> Source<'a> {
         }
         self.bandwidth.set(self.plan.bandwidth);
         self.journal.append(journal::Event::Prepared)?;
+        Ok(())
+    }
+
+    /// An engine that takes long is started over there while the container runs on here.
+    pub(crate) fn get_ready(&mut self) -> Result<(), SourceError> {
+        let begun = Instant::now();
+        self.wire.say(&Message::GetReady)?;
+        self.wire.expect("got ready", |message| match message {
+            Message::GotReady => Ok(()),
+            other => Err(other),
+        })?;
+        self.observer.note(format!(
+            "{} has started its engine within {}",
+            self.plan.destination,
+            show_duration(begun.elapsed())
+        ));
         Ok(())
     }
 
@@ -270,7 +337,17 @@ impl<'a> Source<'a> {
     fn complete(mut self, downtime: Downtime) -> Summary {
         // the tracker holds the tasks' memory
         let totals = self.pages.take().map(|pages| (pages.statistics(), pages.longest_stop()));
-        let mut leftovers = discard(Some(&mut *self.container), &self.name, &self.job, &mut self.journal);
+        // an engine cannot unmount what is open here
+        self.files = Files::default();
+        let parting = self.plan.parting.clone();
+        let mut leftovers =
+            discard(Some(&mut *self.container), &parting, &self.name, &self.job, &mut self.journal);
+        if parting.keep {
+            self.observer
+                .note(format!("{} stays here, stopped: nothing starts it again by itself", self.name));
+        }
+        leftovers
+            .extend([Moment::Resume, Moment::PostCommit].into_iter().filter_map(|moment| self.tell(moment)));
         let (leftovers_there, fill) = self.farewell();
         leftovers.extend(leftovers_there);
         let completed = journal::Event::Completed {

@@ -38,7 +38,11 @@ impl Source<'_> {
     /// What whoever goes on after a crash must know.
     fn keep_remains(&mut self) -> Result<(), SourceError> {
         let engine = self.container.facts().engine.to_owned();
-        let remains = recovery::Remains { engine, container: self.container.remains()? };
+        let remains = recovery::Remains {
+            engine,
+            container: self.container.remains()?,
+            parting: self.plan.parting.clone(),
+        };
         remains::keep(&self.job.dir, &remains).map_err(|error| {
             let path = self.job.dir.display();
             let failure = Failure::new(FailureKind::Failed, format!("cannot write into `{path}`"));

@@ -85,7 +85,7 @@ pub fn tracker_for(strategy: Strategy, tracker: Option<Tracker>, job: &Path) -> 
             Box::new(Checkpoint { images: job.join("images"), work: job.join("work"), rounds: 0, useful: 1 })
         }
         // what reads from outside has no need of this
-        (Strategy::StopAndCopy, _) | (Strategy::PreCopy, _) => {
+        (Strategy::StopAndCopy | Strategy::PreCopy | Strategy::Restart, _) => {
             Box::new(Checkpoint { images: job.join("images"), work: job.join("work"), rounds: 0, useful: 0 })
         }
     }

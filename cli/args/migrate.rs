@@ -1,6 +1,6 @@
 //! The arguments of `godwit migrate`.
 
-use super::{CarryArgs, network_plan};
+use super::{CarryArgs, HookArgs, network_plan};
 use clap::{Args as ClapArgs, ValueEnum};
 use godwit_criu::pageless::Rung;
 use godwit_engine::network::NetworkPlan;
@@ -20,6 +20,9 @@ pub struct MigrateArgs {
     /// How memory travels
     #[arg(long, value_enum, default_value_t = StrategyArg::PreCopy)]
     pub strategy: StrategyArg,
+    /// How long it may take to end by its stop signal before it is killed; with `--strategy restart`, whole seconds
+    #[arg(long, default_value = "10s", value_parser = quantity::duration, value_name = "DURATION")]
+    pub stop_timeout: Duration,
     /// How changed memory is found
     #[arg(long, value_enum, default_value_t = TrackerArg::Auto)]
     pub tracker: TrackerArg,
@@ -75,9 +78,23 @@ pub struct MigrateArgs {
     /// A path that is at the destination already, by other means
     #[arg(long, value_name = "PATH")]
     pub no_copy: Vec<PathBuf>,
+    /// Leave what the container has changed of its image (podman): for those who keep all that matters in volumes
+    #[arg(long, value_enum, default_value_t = LayerArg::Migrate)]
+    pub layer: LayerArg,
+    /// A volume whose content stays here: there it is made, and empty, unless it is there already; repeatable
+    #[arg(long = "skip-volume", value_name = "NAME|PATH")]
+    pub skip_volumes: Vec<String>,
+    /// Keep the stopped container here when it has moved; nothing starts it again by itself
+    #[arg(long)]
+    pub keep_source: bool,
+    /// Whether clients may have to use another address: of a container with published ports they must
+    #[arg(long, value_enum, default_value_t = IpChangeArg::Refuse)]
+    pub ip_change: IpChangeArg,
     /// Where its network is attached: `same`, `bridge=NAME`, `none` or `hook=PATH`
     #[arg(long, default_value = "same", value_parser = network_plan)]
     pub network_plan: NetworkPlan,
+    #[command(flatten)]
+    pub hooks: HookArgs,
     /// Accept a destination over plain TCP: neither encrypted nor authenticated
     #[arg(long)]
     pub insecure: bool,
@@ -111,12 +128,32 @@ impl MigrateArgs {
         }
     }
 }
+/// What becomes of what a container has changed of its image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LayerArg {
+    /// It moves
+    Migrate,
+    /// It stays here: the container goes on with the image as it is. CRIU refuses that while files of it are open
+    Skip,
+}
+
+/// Whether clients may have to find the container anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum IpChangeArg {
+    /// They must not
+    Refuse,
+    /// They may
+    Allow,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StrategyArg {
     /// Everything under one freeze
     StopAndCopy,
     /// Most of it while the container runs
     PreCopy,
+    /// Not at all: the container is stopped here and started there, with its files. For what CRIU cannot dump
+    Restart,
 }
 
 impl From<StrategyArg> for Strategy {
@@ -124,6 +161,7 @@ impl From<StrategyArg> for Strategy {
         match arg {
             StrategyArg::StopAndCopy => Strategy::StopAndCopy,
             StrategyArg::PreCopy => Strategy::PreCopy,
+            StrategyArg::Restart => Strategy::Restart,
         }
     }
 }

@@ -26,6 +26,18 @@ fn nonsense_is_refused_with_exit_code_2() {
         ["--throttle", "0"],
         ["--throttle", "100"],
         ["--throttle", "half"],
+        ["--hook", "pre-copy"],
+        ["--hook", "pre-copy=hook"],
+        ["--hook", "shutdown=/bin/true"],
+        ["--hook-timeout", "0s"],
+        ["--hook-timeout", "51s"],
+        ["--post-freeze-timeout", "2m"],
+        ["--shutdown-timeout", "4m"],
+        ["--shutdown-hook", "https://127.0.0.1/"],
+        ["--quiesce-hook", "http://web/"],
+        ["--resume-hook", "up"],
+        ["--hook-listen", "0.0.0.0:0"],
+        ["--hook-listen", "127.0.0.1"],
     ] {
         let line = ["godwit", "migrate", "web", "ssh://x"].into_iter().chain(flags);
         let error = Args::try_parse_from(line).expect_err(flags[1]);

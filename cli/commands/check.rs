@@ -1,7 +1,7 @@
 //! `godwit check`: this host alone, or beside another.
 
 use super::Trouble;
-use super::host::{CPU, CRIU, FREEZER, HostReport, RUNC, Row};
+use super::host::{CPU, CRIU, FREEZER, HostReport, NOT_THERE, RUNC, Row};
 use crate::args::{Args, CheckArgs};
 use crate::draw::{Draw, table};
 use godwit_criu::cpu::{mask, missing_flags};
@@ -156,7 +156,7 @@ fn unlike(name: &str, here: &HostReport, there: &HostReport) -> Option<(String, 
 }
 
 fn is_there(report: &HostReport) -> bool {
-    report.row(RUNC).is_some_and(|row| !row.value.starts_with("not there"))
+    report.row(RUNC).is_some_and(|row| !row.value.starts_with(NOT_THERE))
 }
 
 /// Runs `godwit check --json` on the other host.

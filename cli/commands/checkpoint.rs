@@ -35,8 +35,16 @@ pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Tro
         no_copy: command.no_copy.clone(),
         // where it will be attached is decided when it is restored
         network_plan: NetworkPlan::None,
+        keep: false,
+        // so is at which address it is reached
+        ip_change: true,
+        restart: None,
     };
     let (name, container) = open(&command.container, &request)?;
+    if command.with_image && container.facts().image.is_none() {
+        let message = format!("{} knows no images", name.engine);
+        return Err(about(Failure::new(FailureKind::Usage, message).hint("leave `--with-image` out")));
+    }
     for warning in &container.facts().warnings {
         draw.talk(&format!("warning: {warning}"));
     }
@@ -69,8 +77,14 @@ pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Tro
         let root = args.global.root.display();
         about(Failure::new(FailureKind::Missing, format!("cannot write to `{root}`")).because_of(&error))
     })?;
-    let order =
-        archive::Order { to: &to, seal, leave_running: command.leave_running, carry: request.carry, facts };
+    let order = archive::Order {
+        to: &to,
+        seal,
+        leave_running: command.leave_running,
+        carry: request.carry,
+        facts,
+        with_image: command.with_image,
+    };
     let (written, leftovers) =
         archive::write(container, &criu, &order, journal, &show, &cancel).map_err(about)?;
     drop(staging);

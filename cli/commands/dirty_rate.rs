@@ -58,7 +58,8 @@ pub fn run(_: &Args, command: &CheckArgs, container: &str, draw: &Draw) -> Resul
         shell_job: true,
         link_remap: true,
     };
-    let (name, container) = open(container, &OpenRequest { carry, ..OpenRequest::default() })?;
+    let (name, container) =
+        open(container, &OpenRequest { carry, ip_change: true, ..OpenRequest::default() })?;
     let about = |failure| Trouble::about(failure, &name.to_string(), None);
     let (tracker, _) = choose_tracker(TrackerChoice::Auto, &abilities(&criu))
         .map_err(|why| about(Failure::new(FailureKind::Missing, why)))?;

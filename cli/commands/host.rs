@@ -12,6 +12,8 @@ use std::process::Command;
 
 /// What the rows are called; `godwit check` compares rows of the same name.
 pub const RUNC: &str = "runc";
+/// How the value of an engine's row begins that is not installed.
+pub const NOT_THERE: &str = "not there";
 pub const CPU: &str = "cpu features";
 pub const CRIU: &str = "criu";
 pub const FREEZER: &str = "cgroup freezer";
@@ -63,7 +65,10 @@ impl HostReport {
             privilege(),
             criu_row,
             tracking,
-            runc(),
+            engine(RUNC),
+            engine("crun"),
+            engine("podman"),
+            engine("docker"),
             freezer(),
             nf_tables(),
             tool("ip", &["-V"], "the networks of containers are read and made with it", "install iproute2"),
@@ -145,11 +150,11 @@ fn criu_rows() -> (Row, Row, u32) {
     (row(CRIU, shown), tracking, number)
 }
 
-/// A host without runc can still move bare process trees.
-fn runc() -> Row {
-    match by_kind(RUNC).map(|engine| engine.usable()) {
-        Some(Ok(version)) => row(RUNC, version),
-        _ => row(RUNC, "not there (only `pid:` can move)"),
+/// A host without any can still move bare process trees.
+fn engine(kind: &str) -> Row {
+    match by_kind(kind).map(|engine| engine.usable()) {
+        Some(Ok(version)) => row(kind, version),
+        _ => row(kind, format!("{NOT_THERE} (no `{kind}:` can move)")),
     }
 }
 

@@ -177,6 +177,17 @@ pub fn event_words(event: &Event) -> (String, String) {
             format!("`{file}`: `{}` instead of `{}`", change.now, change.original)
         }
         Event::Unthrottled => "its CPU limit is what it was".into(),
+        Event::Hooks { hooks, .. } => {
+            let programs = hooks.programs.iter().map(|it| format!("{} {}", it.at, it.path.display()));
+            let targets =
+                [("shutdown", &hooks.shutdown), ("quiesce", &hooks.quiesce), ("resume", &hooks.resume)];
+            let targets =
+                targets.into_iter().filter_map(|(name, it)| Some(format!("{name} {}", it.as_ref()?)));
+            programs.chain(targets).collect::<Vec<_>>().join(", ")
+        }
+        Event::Calling { moment } => format!("{moment}"),
+        Event::Called { moment, error: None } => format!("{moment}"),
+        Event::Called { moment, error: Some(error) } => format!("{moment}: {error}"),
         Event::Freezing => "about to lock the network and to freeze".into(),
         Event::Frozen => "every task is frozen".into(),
         Event::Dumped => "the final dump is complete".into(),

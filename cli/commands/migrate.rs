@@ -2,12 +2,12 @@
 
 use super::earlier::settle_earlier;
 use super::{Trouble, cancel_on_signal, open};
-use crate::args::{Args, MigrateArgs, PaceArg};
+use crate::args::{Args, IpChangeArg, MigrateArgs, PaceArg};
 use crate::draw::Draw;
 use crate::progress::Show;
 use godwit_checkpoint::pages::{PageReader, method_of};
 use godwit_checkpoint::preflight::{abilities, check_privilege, usable_criu};
-use godwit_checkpoint::{Job, Order, Parties, Plan};
+use godwit_checkpoint::{Dumper, Job, NothingToDump, Order, Parties, Plan};
 use godwit_criu::CriuBinary;
 use godwit_engine::{ContainerName, OpenRequest};
 use godwit_memory::source::TreeMemory;
@@ -63,15 +63,23 @@ fn attempt(
         show.note(format!("warning: `{address}` is neither encrypted nor authenticated"));
     }
     check_privilege().map_err(about)?;
+    let hooks = super::hooks::checked(&command.hooks).map_err(about)?;
     let criu = usable_criu().map_err(about)?;
+    let is_restart = Strategy::from(command.strategy) == Strategy::Restart;
     let request = OpenRequest {
         carry: command.carry.carry(),
         volumes: command.volumes.clone(),
         no_copy: command.no_copy.clone(),
         network_plan: command.network_plan.clone(),
+        keep: command.keep_source,
+        ip_change: command.ip_change == IpChangeArg::Allow,
+        restart: is_restart.then_some(command.stop_timeout),
     };
     settle_earlier(&args.global.root, &command.container, &mut |text| show.note(text))?;
     let (name, container) = open(&command.container, &request)?;
+    let labels = &container.facts().annotations;
+    let hooks = super::hooks::with_labels(hooks, &command.hooks, labels).map_err(about)?;
+    let parting = super::parting::of(command, container.facts()).map_err(about)?;
     let tracker = tracker(command, &criu, show).map_err(about)?;
     for warning in &container.facts().warnings {
         show.note(format!("warning: {warning}"));
@@ -94,7 +102,9 @@ fn attempt(
         gentle: command.pace == PaceArg::Gentle,
         highest_rung: command.highest_rung.map(Into::into),
         witness: command.witness.clone(),
+        hooks,
         facts,
+        parting,
     };
     let Some(_lock) = lock(args, &name, show, cancel).map_err(about)? else {
         return Err(about(
@@ -117,8 +127,9 @@ fn attempt(
     let reader = reader(tracker).map_err(about)?;
     let dial = || connect(&address, &command.remote_command);
     let dial: Option<&dyn Fn() -> std::io::Result<Box<dyn Transport>>> = Some(&dial);
+    let dumper: &dyn Dumper = if is_restart { &NothingToDump } else { &criu };
     let parties =
-        Parties { container, criu: &criu, wire, dial, reader, observer: show, cancel: cancel.clone() };
+        Parties { container, criu: dumper, wire, dial, reader, observer: show, cancel: cancel.clone() };
     let order = Order { plan, job, journal };
     if command.dry_run {
         let answer = godwit_checkpoint::rehearse(parties, order);
@@ -156,6 +167,12 @@ fn destination(command: &MigrateArgs) -> Result<Address, Failure> {
 fn tracker(command: &MigrateArgs, criu: &CriuBinary, show: &Show<'_>) -> Result<Option<Tracker>, Failure> {
     if Strategy::from(command.strategy) == Strategy::StopAndCopy {
         show.event(&Told::Note { text: "strategy stop-and-copy: all memory moves under one freeze".into() });
+        return Ok(None);
+    }
+    if Strategy::from(command.strategy) == Strategy::Restart {
+        let text =
+            "strategy restart: it is stopped here and started there; its memory and connections are lost";
+        show.event(&Told::Note { text: text.into() });
         return Ok(None);
     }
     let (tracker, why) = choose_tracker(command.tracker.into(), &abilities(criu))

@@ -1,6 +1,7 @@
 //! `godwit park`: keeps what has come before a link was lost, for the next attempt. Started by `godwit receive`.
 
 use super::{Trouble, on_signal};
+use godwit_engine::own_program;
 use godwit_migration::{Cancel, Failure, FailureKind};
 use godwit_restore::{Parking, parked};
 use std::io;
@@ -15,8 +16,7 @@ pub fn parking(time: Duration) -> Parking {
 }
 
 fn start(orders: UnixStream) -> io::Result<()> {
-    let program = std::env::current_exe().ok().filter(|path| path.exists());
-    let mut child = Command::new(program.unwrap_or_else(|| "/proc/self/exe".into()))
+    let mut child = Command::new(own_program())
         .arg("park")
         .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(orders)))

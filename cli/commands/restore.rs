@@ -7,8 +7,9 @@ use crate::args::{Args, RestoreArgs};
 use crate::draw::Draw;
 use crate::progress::Show;
 use godwit_checkpoint::preflight::{check_privilege, usable_criu};
-use godwit_checkpoint::{Job, Order, Parties, Plan, archive};
+use godwit_checkpoint::{Job, Order, Parties, Parting, Plan, archive};
 use godwit_engine::SourceContainer;
+use godwit_migration::hooks::Hooks;
 use godwit_migration::journal::{Event, Journal, VERSION, checkpoint_as_peer};
 use godwit_migration::plan::{Limits, Restoration, Strategy};
 use godwit_migration::quantity::show_duration;
@@ -39,10 +40,24 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
         None => None,
     };
     let opened = staging.as_ref().map(|staging| staging.path().join(sealing::OPENED));
-    let archived = archive::open(opened.as_ref().unwrap_or(&command.checkpoint)).map_err(|error| {
+    let is_none = |error: &archive::ArchiveError| {
         Failure::new(FailureKind::NotFound, format!("{error}"))
             .hint("name the directory or file that `godwit checkpoint --to` wrote")
-    })?;
+    };
+    // what was sealed was whole when it could be opened
+    if opened.is_none() {
+        archive::verify(&command.checkpoint).map_err(|error| match error {
+            archive::ArchiveError::NotOne { .. } => is_none(&error),
+            error => Failure::new(
+                FailureKind::NotFound,
+                format!("`{name}` cannot be restored; nothing was touched"),
+            )
+            .because_of(&error)
+            .hint("use another copy of it"),
+        })?;
+    }
+    let archived =
+        archive::open(opened.as_ref().unwrap_or(&command.checkpoint)).map_err(|error| is_none(&error))?;
     let cannot = |error: &(dyn std::error::Error + 'static)| {
         Failure::new(FailureKind::Missing, "this host could not be looked at").because_of(error)
     };
@@ -71,7 +86,9 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
         gentle: false,
         highest_rung: None,
         witness: None,
+        hooks: Hooks::default(),
         facts: archived.host.clone(),
+        parting: Parting::default(),
     };
     let id = MigrationId::generate().map_err(|error| cannot(&error))?;
     // the destination's half keeps the journal of that id; the other half's is only needed while it runs

@@ -215,7 +215,7 @@ fn call_once(address: &Address, id: &MigrationId, command: &ResumeArgs) -> Resul
     let transport = connect(address, &command.remote_command).map_err(|error| unreachable(&error))?;
     let wire = Wire::open(transport, Cancel::default(), PATIENCE).map_err(|error| unreachable(&error))?;
     let host = nix::sys::utsname::uname().map(|uname| uname.nodename().to_string_lossy().into_owned());
-    ask(wire, id, &host.unwrap_or_default()).map_err(|error| unreachable(&error))
+    ask(wire, id, &host.unwrap_or_default(), command.forget).map_err(|error| unreachable(&error))
 }
 
 /// It is over here.

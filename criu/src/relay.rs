@@ -3,9 +3,10 @@
 //! The runtime finds a link to godwit called `criu` ([`Relay::directory`] is first in its `PATH`). What it starts there is
 //! [`run_front`]: it hands its end of the runtime's socket to the [`Relay`] in the waiting godwit, gets another socket in its
 //! place, and becomes the real CRIU, with the process id, parent and descriptors that the runtime knows. The relay passes
-//! every message on, both ways, and does three things:
+//! every message on, both ways, and does four things:
 //!
 //! - it keeps the restore request back until [`Relay::open`], so that the runtime can be ready before the images are;
+//! - it adds to the request what a runtime has no option for ([`Adaptation`]);
 //! - it asks for less of a log than runtimes do (at runc's level 4 it has a line for every mapping of every task, each
 //!   written alone): all errors and warnings, which is what [`crate::log`] explains failures from;
 //! - it tells when CRIU comes, which step it is at, and when it ends.
@@ -34,7 +35,7 @@ use nix::sys::socket::{
     recvmsg, sendmsg, shutdown, socketpair,
 };
 use protobuf::Message;
-use rust_criu::rust_criu_protobuf::rpc::{Criu_req, Criu_req_type, Criu_resp};
+use rust_criu::rust_criu_protobuf::rpc::{Criu_cg_mode, Criu_req, Criu_req_type, Criu_resp};
 
 use crate::binary::CriuBinary;
 use crate::error::CriuError;
@@ -46,10 +47,22 @@ const NAME: &str = "criu";
 const SOCKET_VARIABLE: &str = "GODWIT_CRIU_RELAY";
 /// The real CRIU, told to the front.
 const PROGRAM_VARIABLE: &str = "GODWIT_RELAYED_CRIU";
+/// The cgroup that the front moves to, told to it.
+const CGROUP_VARIABLE: &str = "GODWIT_CRIU_CGROUP";
 /// CRIU's log level of warnings (log.h).
 const WARNINGS: i32 = 2;
 /// Longest packet, bytes: the requests of a restore with many mounts are some 10 KiB.
 const MAX_PACKET: usize = 1 << 20;
+
+/// What a runtime's request to restore lacks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Adaptation {
+    /// The container's cgroup (of version 2), where the runtime does not put CRIU there itself: CRIU does not arrange cgroups by
+    /// what the images say, and the tasks come to life where it is.
+    pub cgroup: Option<PathBuf>,
+    /// Memory is filled on demand.
+    pub lazy_pages: bool,
+}
 
 /// A step of CRIU's, told while the runtime hears of it, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,14 +99,25 @@ pub fn run_front() -> CriuError {
     if let (Some(socket), [verb, number]) = (socket, args.as_slice())
         && verb == "swrk"
         && let Some(number) = number.to_str().and_then(|number| number.parse().ok())
-        && let Err(error) = stand_between(Path::new(&socket), number)
+        && let Err(error) = move_to_cgroup().and_then(|()| stand_between(Path::new(&socket), number))
     {
         return error;
     }
     let program = program.unwrap_or_else(|| NAME.into());
     let mut command = Command::new(&program);
-    command.args(args).env_remove(SOCKET_VARIABLE).env_remove(PROGRAM_VARIABLE);
+    command.args(args);
+    for variable in [SOCKET_VARIABLE, PROGRAM_VARIABLE, CGROUP_VARIABLE] {
+        command.env_remove(variable);
+    }
     CriuError::Spawn { path: program.into(), source: command.exec() }
+}
+
+/// Goes where the container will be, if told so.
+fn move_to_cgroup() -> Result<(), CriuError> {
+    let Some(cgroup) = std::env::var_os(CGROUP_VARIABLE).map(PathBuf::from) else { return Ok(()) };
+    std::fs::create_dir_all(&cgroup)
+        .and_then(|()| std::fs::write(cgroup.join("cgroup.procs"), "0"))
+        .map_err(CriuError::io(format!("cannot put criu into the cgroup `{}`", cgroup.display())))
 }
 
 /// Gives the runtime's socket to the relay, and gets one that takes its number.
@@ -117,6 +141,7 @@ pub struct Relay {
     directory: PathBuf,
     socket: PathBuf,
     program: PathBuf,
+    cgroup: Option<PathBuf>,
     control: Option<UnixStream>,
     waiting: Receiver<()>,
     thread: Option<JoinHandle<()>>,
@@ -128,7 +153,11 @@ impl Relay {
     ///
     /// # Errors
     /// There is no CRIU, or no room for a file.
-    pub fn start(directory: PathBuf, watcher: impl Watcher) -> Result<Self, CriuError> {
+    pub fn start(
+        directory: PathBuf,
+        adaptation: Adaptation,
+        watcher: impl Watcher,
+    ) -> Result<Self, CriuError> {
         let program = CriuBinary::find()?.path().to_owned();
         let failed = |what: &str| CriuError::io(format!("cannot {what} in `{}`", directory.display()));
         match std::fs::DirBuilder::new().mode(0o700).create(&directory) {
@@ -147,12 +176,14 @@ impl Relay {
         let listener = UnixListener::bind(&socket).map_err(failed("listen"))?;
         let (control, controlled) = UnixStream::pair().map_err(failed("make a socket"))?;
         let (told, waiting) = channel();
-        let thread = Thread { listener, control: controlled, told, watcher, is_open: false };
+        let cgroup = adaptation.cgroup.clone();
+        let thread = Thread { listener, control: controlled, told, adaptation, watcher, is_open: false };
         let thread = std::thread::Builder::new()
             .name("criu-relay".into())
             .spawn(move || thread.run())
             .map_err(failed("start a thread"))?;
-        Ok(Self { directory, socket, program, control: Some(control), waiting, thread: Some(thread) })
+        let control = Some(control);
+        Ok(Self { directory, socket, program, cgroup, control, waiting, thread: Some(thread) })
     }
 
     /// Comes first in the runtime's `PATH`.
@@ -167,11 +198,13 @@ impl Relay {
         directories.extend(std::env::split_paths(&path));
         // a directory of a migration has no colon in it
         let path = std::env::join_paths(directories).unwrap_or(path);
-        vec![
+        let mut environment = vec![
             ("PATH", path),
             (SOCKET_VARIABLE, self.socket.clone().into()),
             (PROGRAM_VARIABLE, self.program.clone().into()),
-        ]
+        ];
+        environment.extend(self.cgroup.iter().map(|cgroup| (CGROUP_VARIABLE, cgroup.clone().into())));
+        environment
     }
 
     /// Waits until the runtime has made its restore request, which is kept back: all that it does before is done. Whether
@@ -208,6 +241,7 @@ struct Thread<W> {
     listener: UnixListener,
     control: UnixStream,
     told: Sender<()>,
+    adaptation: Adaptation,
     watcher: W,
     is_open: bool,
 }
@@ -273,7 +307,7 @@ impl<W: Watcher> Thread<W> {
             }
             if runtime_ready {
                 match receive(runtime) {
-                    Some(mut packet) => match packet.adapt_restore(runtime) {
+                    Some(mut packet) => match packet.adapt_restore(runtime, &self.adaptation) {
                         Ok(Some(opened)) => {
                             directories = opened;
                             asked = true;
@@ -371,9 +405,13 @@ impl Packet {
         send(to, &self.bytes, &descriptors)
     }
 
-    /// If this is the request to restore: lets it ask for no more of a log than needed, and for the runtime's directories by
-    /// descriptors of ours, which are given back. `None` when it is another request.
-    fn adapt_restore(&mut self, runtime: &OwnedFd) -> std::io::Result<Option<Vec<File>>> {
+    /// If this is the request to restore: lets it ask for what the runtime cannot, for no more of a log than needed, and for
+    /// the runtime's directories by descriptors of ours, which are given back. `None` when it is another request.
+    fn adapt_restore(
+        &mut self,
+        runtime: &OwnedFd,
+        adaptation: &Adaptation,
+    ) -> std::io::Result<Option<Vec<File>>> {
         let Ok(mut request) = Criu_req::parse_from_bytes(&self.bytes) else { return Ok(None) };
         if request.type_() != Criu_req_type::RESTORE {
             return Ok(None);
@@ -392,6 +430,13 @@ impl Packet {
                 options.set_work_dir_fd(open(number)?);
             }
             options.set_log_level(options.log_level().min(WARNINGS));
+            if adaptation.lazy_pages {
+                options.set_lazy_pages(true);
+            }
+            if adaptation.cgroup.is_some() {
+                options.set_manage_cgroups(true);
+                options.set_manage_cgroups_mode(Criu_cg_mode::IGNORE);
+            }
         }
         self.bytes = request.write_to_bytes()?;
         Ok(Some(opened))

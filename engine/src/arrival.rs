@@ -2,8 +2,10 @@
 
 use crate::container::Shipment;
 use crate::error::EngineError;
-use crate::freezer::{FreezeState, Freezer, process_tree};
-use crate::network::{Frame, FramesByLink, Gate, Namespace, NetworkPlan, NetworkRecord, RebuiltNetwork};
+use crate::freezer::{FreezeState, Freezer, process_tree, remove_cgroup};
+use crate::network::{
+    Frame, FramesByLink, Gate, Namespace, NetworkPlan, NetworkRecord, NetworkState, RebuiltNetwork,
+};
 use godwit_guardian::Guardian;
 use godwit_migration::ownership::Presence;
 use godwit_transfer::message::Refusal;
@@ -96,14 +98,24 @@ impl Arrival {
         Ok(())
     }
 
+    /// Takes over the network that an engine has made in the namespace at `path`: unreachable and locked from then on.
+    pub(crate) fn adopt_network(&mut self, wanted: &NetworkState, path: &Path) -> Result<(), EngineError> {
+        let network = RebuiltNetwork::adopt(wanted, path)?;
+        let host_links: Vec<String> = network.host_links().iter().map(|link| link.name.clone()).collect();
+        let mut gate = Gate::of(network.namespace(), &host_links)?;
+        gate.close()?;
+        self.network = Some((network, gate));
+        Ok(())
+    }
+
     /// Who holds the tree if CRIU is killed while it restores; started when first asked for.
     pub(crate) fn guardian(&self) -> Arc<Guardian> {
         self.guardian.get_or_init(crate::guardian::start).clone()
     }
 
-    /// Removes what a CRIU that was killed has left on this host, with its directory `work`.
+    /// Removes what a CRIU that was killed, or could not clear up itself, has left on this host, with its directory `work`.
     pub(crate) fn sweep(&self, work: &Path) {
-        if let Some(guardian) = self.guardian.get().filter(|guardian| guardian.is_bereft()) {
+        if let Some(guardian) = self.guardian.get() {
             crate::cure::sweep(work, guardian.since());
         }
     }
@@ -186,6 +198,17 @@ impl Arrival {
         Ok(gate.open()?)
     }
 
+    /// Opens the network, with nothing in it yet that could answer.
+    pub(crate) fn connect(&mut self) -> Result<(), EngineError> {
+        if !self.is_whole() {
+            return Err(EngineError::NotHeld("its network is gone".into()));
+        }
+        let Some((network, gate)) = &mut self.network else { return Ok(()) };
+        network.connect()?;
+        network.announce()?;
+        Ok(gate.open()?)
+    }
+
     /// Announces again: one lost frame must not leave a neighbour with the old place for minutes.
     pub(crate) fn settle(&mut self) -> Vec<String> {
         let announced = self.network.as_ref().map(|(network, _)| network.announce());
@@ -198,6 +221,13 @@ impl Arrival {
             Some(freezer) => Ok(freezer.kill_frozen()?),
             None => Ok(()),
         }
+    }
+
+    /// Removes the cgroup of a restore that failed, with what is still in it: CRIU may stand there, frozen with the tasks that it
+    /// had begun. None of them runs.
+    pub(crate) fn clear_cgroup(&self, cgroup: &Path) -> Result<(), EngineError> {
+        Freezer::at(cgroup)?.kill_frozen()?;
+        Ok(remove_cgroup(cgroup)?)
     }
 
     /// Removes the network that was made.

@@ -9,7 +9,7 @@ use godwit_migration::throttle::LimitChange;
 use godwit_transfer::message::{Refusal, TreeKind};
 use godwit_transfer::wire::HeldFrames;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,6 +26,15 @@ pub struct Tree {
     pub single_file: bool,
     /// The container cannot write to it.
     pub read_only: bool,
+    /// Of a layer: where the file system that it changes is mounted, and the changed files can be read.
+    #[serde(default)]
+    pub merged: Option<PathBuf>,
+    /// The destination's engine makes its place, which is empty then.
+    #[serde(default)]
+    pub made_there: bool,
+    /// Of a layer that comes out of a checkpoint: the file with the paths that it hides of the image, each ended by a NUL.
+    #[serde(default)]
+    pub gone: Option<PathBuf>,
 }
 
 /// What is known of a running container.
@@ -47,6 +56,21 @@ pub struct Facts {
     pub recipe: String,
     /// Worth knowing before it moves.
     pub warnings: Vec<String>,
+    /// Its engine takes long to start a container: that is done before the freeze.
+    pub starts_slowly: bool,
+    /// The image that it was made of, as its engine would be asked for it.
+    pub image: Option<String>,
+    /// What whoever made it has noted for godwit: its labels or annotations that begin with `godwit.`.
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Facts {
+    /// Those of an object of labels or annotations that are for godwit.
+    pub(crate) fn for_godwit(labels: Option<&serde_json::Value>) -> BTreeMap<String, String> {
+        let all = labels.and_then(serde_json::Value::as_object).into_iter().flatten();
+        let ours = all.filter(|(name, _)| name.starts_with("godwit."));
+        ours.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
+    }
 }
 
 /// What the user wants of a container that is about to be opened.
@@ -60,6 +84,12 @@ pub struct OpenRequest {
     pub no_copy: Vec<PathBuf>,
     /// Where the network is to be attached.
     pub network_plan: NetworkPlan,
+    /// The dead container shall stay when it has moved.
+    pub keep: bool,
+    /// Clients may have to find it at another address.
+    pub ip_change: bool,
+    /// It will be stopped and started, not frozen and restored: how long it may take to end by its stop signal.
+    pub restart: Option<Duration>,
 }
 
 /// The running container at the source. Nothing is touched before [`SourceContainer::lock_network`] or
@@ -85,6 +115,14 @@ pub trait SourceContainer: Send {
     /// # Errors
     /// When it cannot be written.
     fn complete_images(&self, images: &Path) -> Result<(), EngineError>;
+
+    /// Writes the image that it was made of into an empty directory, without what the destination has of it by its own word.
+    ///
+    /// # Errors
+    /// When its engine knows no images, or cannot export this one.
+    fn bring_image(&self, _lacks: &str, _dir: &Path) -> Result<(), EngineError> {
+        Err(EngineError::NotFound("image".into()))
+    }
 
     /// The files (device, inode) that some task maps shared and writable: a write through such a mapping does not
     /// always move the file's times.
@@ -202,6 +240,11 @@ pub trait SourceContainer: Send {
     /// Removes the frozen copy, none of which runs an instruction. After the destination said that it runs.
     /// Returns what could not be removed.
     fn discard(&mut self) -> Vec<String>;
+
+    /// The same, but its engine keeps the container: stopped, with its files, and never started again by itself.
+    fn retire(&mut self) -> Vec<String> {
+        self.discard()
+    }
 }
 
 /// What arrived with the offer, as the destination's engine needs it.
@@ -219,6 +262,9 @@ pub struct Shipment {
     pub trees: Vec<PathBuf>,
     /// What CRIU carries.
     pub carry: Carry,
+    /// It comes to be started, not restored.
+    #[serde(default)]
+    pub restart: bool,
     /// A directory for this migration's own files on this host.
     pub job: PathBuf,
 }
@@ -243,6 +289,20 @@ pub struct Given {
 
 /// The container at the destination: made early, restored late, held until go.
 pub trait DestinationContainer: Send {
+    /// Where a tree is here whose place the engine has made; none for another one.
+    fn place(&self, _tree: &Path) -> Option<PathBuf> {
+        None
+    }
+
+    /// Starts all of the engine that can be started before the freeze. The container must not be reachable here. What is made is
+    /// noted as by [`Engine::prepare`]. Nobody has anything open in its places meanwhile, which may be others afterwards.
+    ///
+    /// # Errors
+    /// When the engine cannot; [`DestinationContainer::abandon`] cleans up.
+    fn get_ready(&mut self, _note: &mut Note<'_>) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// Gets as far with the restore as is possible without the images, for whose directory there is a place already. All of
     /// its files have been here once; nothing else works in them until this returns. What fails is done in
     /// [`DestinationContainer::restore`].
@@ -259,6 +319,14 @@ pub trait DestinationContainer: Send {
         request: &RestoreRequest,
         restored: &mut dyn FnMut(i32),
     ) -> Result<Given, EngineError>;
+
+    /// Opens the way to its network, before anything of it runs: for one that is started.
+    ///
+    /// # Errors
+    /// When the network is not there.
+    fn connect(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
 
     /// What there is of it now: a tree that is held counts as frozen, anything less than the whole of it as gone.
     fn presence(&self) -> Presence;
@@ -315,6 +383,22 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// Why not.
     fn can_fill_later(&self, _shipment: &Shipment) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Whether the image is missing that it was made of: what of it is there, for [`SourceContainer::bring_image`].
+    ///
+    /// # Errors
+    /// When the engine cannot be asked.
+    fn lacks_image(&self, _shipment: &Shipment) -> Result<Option<String>, EngineError> {
+        Ok(None)
+    }
+
+    /// Takes what [`SourceContainer::bring_image`] wrote.
+    ///
+    /// # Errors
+    /// When it is not the image that is missing.
+    fn take_image(&self, _shipment: &Shipment, _dir: &Path) -> Result<(), EngineError> {
         Ok(())
     }
 

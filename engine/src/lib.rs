@@ -1,4 +1,4 @@
-//! Containers as their engines know them: bare process trees and runc; their freezer and network.
+//! Containers as their engines know them: bare process trees, runc, crun, podman and docker; their freezer and network.
 //!
 //! One file per engine. [`Engine`] is what an engine must be able to do; [`SourceContainer`] and
 //! [`DestinationContainer`] are the two ends of a container on the move.
@@ -7,6 +7,7 @@ mod arrival;
 pub mod bare;
 pub mod container;
 pub mod cure;
+pub mod docker;
 pub mod error;
 pub mod freezer;
 mod guardian;
@@ -14,13 +15,19 @@ pub mod hold;
 pub mod live;
 pub mod network;
 mod obstacles;
+pub mod podman;
 pub mod process;
+mod published;
 pub mod registry;
 pub mod remains;
-pub mod runc;
+mod restart;
+pub mod runtime;
+pub mod stand_in;
+mod start;
 mod sys;
 pub mod throttle;
 mod tool;
+mod volumes;
 
 pub use container::{
     DestinationContainer, Engine, Facts, Given, Note, OpenRequest, RestoreRequest, Shipment, SourceContainer,
@@ -28,3 +35,4 @@ pub use container::{
 };
 pub use error::EngineError;
 pub use registry::{ContainerName, all, by_kind, resolve};
+pub use tool::own_program;

@@ -7,6 +7,7 @@ use crate::freezer::{FreezeState, Freezer};
 use crate::network::{Frame, FramesByLink, Gate, Namespace, NetworkAttachment, NetworkState, forward};
 use crate::process;
 use crate::remains::{Born, understood};
+use crate::sys::priority::give_way;
 use crate::throttle::CpuCgroup;
 use godwit_criu::DumpOptions;
 use godwit_guardian::Guardian;
@@ -44,6 +45,11 @@ pub(crate) trait Kin: Send {
     /// Adds to a complete dump what the engine's own restore wants.
     fn complete_images(&self, images: &Path) -> Result<(), EngineError>;
 
+    /// Writes the image that it was made of into a directory.
+    fn bring_image(&self, _lacks: &str, _dir: &Path) -> Result<(), EngineError> {
+        Err(EngineError::NotFound("image".into()))
+    }
+
     /// What of it must outlast this process.
     fn remains(&self) -> serde_json::Value {
         serde_json::Value::Null
@@ -52,8 +58,18 @@ pub(crate) trait Kin: Send {
     /// Lets go of what was made for the freeze only, when the container stays.
     fn relent(&mut self) -> Result<(), EngineError>;
 
+    /// Before all tasks are killed: nobody shall start the container again when they are gone.
+    fn expect_end(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// After all tasks are gone: forgets the container.
     fn forget(&mut self) -> Result<(), EngineError>;
+
+    /// In the place of [`Kin::forget`]: the container is kept. Waits until the engine knows that it is dead.
+    fn retire(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
 }
 
 /// The network end of a container at the source.
@@ -135,6 +151,9 @@ impl Remains {
             network: self.network,
             recipe: String::new(),
             warnings: Vec::new(),
+            starts_slowly: false,
+            annotations: std::collections::BTreeMap::new(),
+            image: None,
         };
         let opened = self.namespace.map(Namespace::open).and_then(Result::ok);
         let network = opened.and_then(|namespace| SourceNetwork::new(&facts, namespace).ok().flatten());
@@ -258,6 +277,10 @@ impl SourceContainer for LiveContainer {
 
     fn complete_images(&self, images: &Path) -> Result<(), EngineError> {
         self.kin.complete_images(images)
+    }
+
+    fn bring_image(&self, lacks: &str, dir: &Path) -> Result<(), EngineError> {
+        self.kin.bring_image(lacks, dir)
     }
 
     fn mapped_files(&self) -> Result<HashSet<(u64, u64)>, EngineError> {
@@ -442,6 +465,17 @@ impl SourceContainer for LiveContainer {
     }
 
     fn discard(&mut self) -> Vec<String> {
+        self.end(|kin| kin.forget())
+    }
+
+    fn retire(&mut self) -> Vec<String> {
+        self.end(|kin| kin.retire())
+    }
+}
+
+impl LiveContainer {
+    /// Kills the frozen tasks; what becomes of the container after that `then` does.
+    fn end(&mut self, then: impl FnOnce(&mut dyn Kin) -> Result<(), EngineError>) -> Vec<String> {
         if let Some(network) = &mut self.network {
             network.forward_late(&self.facts);
         }
@@ -451,10 +485,13 @@ impl SourceContainer for LiveContainer {
                 leftovers.push(format!("{what}: {error}"));
             }
         };
+        keep("restart policy", self.kin.expect_end());
         if let Some(freezer) = &self.freezer {
+            // nothing of it is in a hurry any more; what else runs on this host may be
+            freezer.pids().into_iter().flatten().for_each(give_way);
             keep("frozen tasks", freezer.kill_frozen().map_err(EngineError::from));
         }
-        keep("container", self.kin.forget());
+        keep("container", then(&mut *self.kin));
         if let Some(network) = &self.network {
             keep("network", network.attachment.remove().map_err(EngineError::from));
         }

@@ -4,8 +4,8 @@ use crate::error::EngineError;
 use godwit_migration::plan::Carry;
 use godwit_transfer::message::Refusal;
 use procfs::net::TcpState;
-use procfs::process::{FDTarget, MMPermissions, MountInfo, Process};
-use std::collections::{BTreeSet, HashSet};
+use procfs::process::{FDTarget, MMPermissions, MountInfo, MountOptFields, Process};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -197,7 +197,38 @@ fn judge_mounts(mounts: &[MountInfo], external: &[PathBuf]) -> Vec<Refusal> {
             .hint("unmount it inside of the container, or make it a bind mount of the bundle"),
         );
     }
+    blockers.extend(unlike_peers(mounts));
     blockers
+}
+
+/// Mounts that propagate to each other (mount_namespaces(7)) and show different directories: CRIU makes one of them and has the
+/// others join its peers, which the kernel allows only below what the first one shows (do_set_group, fs/namespace.c).
+fn unlike_peers(mounts: &[MountInfo]) -> Vec<Refusal> {
+    let mut groups: BTreeMap<u32, Vec<&MountInfo>> = BTreeMap::new();
+    let mut peers = BTreeSet::new();
+    for mount in mounts {
+        for field in &mount.opt_fields {
+            let (MountOptFields::Shared(group) | MountOptFields::Master(group)) = field else { continue };
+            groups.entry(*group).or_default().push(mount);
+            if let MountOptFields::Shared(_) = field {
+                peers.insert(*group);
+            }
+        }
+    }
+    let unlike = groups.into_iter().filter(|(group, members)| {
+        let shows_all =
+            |one: &&MountInfo| members.iter().all(|other| Path::new(&other.root).starts_with(&one.root));
+        peers.contains(group) && !members.iter().any(shows_all)
+    });
+    let told = unlike.map(|(_, members)| {
+        let places: Vec<String> = members.iter().map(|mount| format!("`{}`", mount.mount_point.display())).collect();
+        Refusal::new(format!(
+            "CRIU cannot make mounts that propagate to each other and show different directories: {}",
+            places.join(", ")
+        ))
+        .hint("mount them with `rslave`, which brings what is mounted on the host into the container, or with `rprivate`")
+    });
+    told.collect()
 }
 
 /// Established TCP connections of the tree as `local – remote`, those that CRIU would have to carry.
@@ -335,6 +366,32 @@ mod tests {
             told.iter().zip(["`nfs4` at `/mnt/share`", "`fuse.s3fs` at `/mnt/s3`", "`nsfs` at", "`bpf` at"])
         {
             assert!(reason.contains(words), "{reason}");
+        }
+    }
+
+    #[test]
+    fn mounts_that_propagate_to_each_other_must_show_the_same() {
+        let told = |lines: &[&str]| {
+            let mounts: Vec<MountInfo> =
+                lines.iter().map(|line| MountInfo::from_line(line).unwrap()).collect();
+            unlike_peers(&mounts).into_iter().map(|refusal| refusal.reason).collect::<Vec<_>>()
+        };
+        let two = [
+            "35 30 0:40 /srv/a /a rw shared:7 - ext4 /dev/vda rw",
+            "36 30 0:40 /srv/b /b rw shared:7 - ext4 /dev/vda rw",
+        ];
+        assert!(told(&two)[0].ends_with("`/a`, `/b`"), "{:?}", told(&two));
+        // a slave of one that is here
+        assert_eq!(told(&[two[0], "36 30 0:40 /srv/b /b rw master:7 - ext4 /dev/vda rw"]).len(), 1);
+        for fine in [
+            [two[0], "36 30 0:40 /srv/b /b rw shared:8 - ext4 /dev/vda rw"],
+            [two[0], "36 30 0:40 /srv/a/c /b rw master:7 - ext4 /dev/vda rw"],
+            [
+                "35 30 0:40 /srv/a /a rw master:7 - ext4 /dev/vda rw",
+                "36 30 0:40 /srv/b /b rw master:7 - ext4 /dev/vda rw",
+            ],
+        ] {
+            assert_eq!(told(&fine), [""; 0], "{fine:?}");
         }
     }
 

@@ -2,8 +2,10 @@
 
 use crate::bare::Bare;
 use crate::container::Engine;
+use crate::docker::Docker;
 use crate::error::EngineError;
-use crate::runc::Runc;
+use crate::podman::Podman;
+use crate::runtime::Runtime;
 use std::fmt;
 
 /// A container with its engine: `runc:web`.
@@ -23,7 +25,13 @@ impl fmt::Display for ContainerName {
 
 /// Every engine of this build.
 pub fn all() -> Vec<Box<dyn Engine>> {
-    vec![Box::new(Runc::default()), Box::new(Bare)]
+    vec![
+        Box::new(Runtime::runc()),
+        Box::new(Runtime::crun()),
+        Box::new(Podman::default()),
+        Box::new(Docker::default()),
+        Box::new(Bare),
+    ]
 }
 
 /// The engine of that kind.

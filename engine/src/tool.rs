@@ -5,9 +5,14 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+/// godwit itself, for a process that is one of its hidden commands; also when its file was replaced by another version meanwhile.
+pub fn own_program() -> PathBuf {
+    std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| "/proc/self/exe".into())
+}
 
 /// Runs a program that should end well, and gives what it wrote to standard output.
 ///

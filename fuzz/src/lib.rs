@@ -7,20 +7,24 @@
 #![allow(clippy::unwrap_used)]
 
 use godwit_criu::images;
+use godwit_hooks::http::{MAX_BODY, Patient, Until};
+use godwit_hooks::reports::{Word, judge};
+use godwit_hooks::token::Token;
 use godwit_memory::batch::Batch;
+use godwit_migration::hooks::HookUrl;
 use godwit_migration::{Cancel, journal};
 use godwit_restore::policy::{Policy, Wish};
 use godwit_transfer::tree::{TreeDestination, TreeIndex, TreeOp};
 use godwit_transfer::{Incoming, Transport, Wire};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A target's name and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("wire", wire),
     ("index", index),
     ("tree_ops", tree_ops),
@@ -29,6 +33,7 @@ pub const TARGETS: [Target; 8] = [
     ("batch", batch),
     ("log", log),
     ("policy", policy),
+    ("report", report),
 ];
 
 /// What a peer sends, and then hangs up.
@@ -117,6 +122,47 @@ pub fn policy(bytes: &[u8]) {
     }
 }
 
+impl io::Read for Sent {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.receive(buffer, Duration::ZERO)
+    }
+}
+
+impl io::Write for Sent {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Patient for Sent {
+    fn wait(&mut self, _: Duration) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What an application reports, what it answers, and the URL that its label names.
+pub fn report(bytes: &[u8]) {
+    let until = Instant::now() + Duration::from_secs(1);
+    let said = || Until::new(Sent { bytes: bytes.to_vec(), at: 0 }, until);
+    let token = Token::generate().unwrap();
+    if let Ok(request) = said().take() {
+        assert!(request.body.len() <= MAX_BODY);
+        let mut word: Option<Word> = None;
+        let _ = judge(&request, &token, &mut word);
+        assert_eq!(word, None, "nobody knows the token");
+    }
+    let url: HookUrl = "http://127.0.0.1:80/".parse().unwrap();
+    let _ = said().post(&url, "{}");
+    if let Some(url) = std::str::from_utf8(bytes).ok().and_then(|text| text.parse::<HookUrl>().ok()) {
+        let parts = format!("http://{}{}", url.authority(), url.path());
+        assert!(parts == url.to_string() || parts == format!("{url}/"));
+    }
+}
+
 /// CRIU's images.
 pub fn images(bytes: &[u8]) {
     let place = scratch();
@@ -132,6 +178,11 @@ pub fn images(bytes: &[u8]) {
     let _ = images::mappings(&at("mm-1.img"));
     let _ = images::stats::read_dump(place.path());
     let _ = images::stats::read_restore(place.path());
+    // what `godwit images` shows of anybody's
+    use images::contents;
+    let _ = (contents::core(bytes), contents::files_id(bytes), contents::memory(bytes), contents::tasks(bytes));
+    let _ = (contents::open_files(bytes), contents::descriptors(bytes), contents::mounts(bytes));
+    let _ = contents::inventory_version(bytes);
 }
 
 /// A batch of memory pages.

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 /// | part | from | to |
 /// |---|---|---|
 /// | freeze | network lock begins | every task is frozen |
+/// | hook | | programs of the user's have ended (`--hook post-freeze=…`), where there are any |
 /// | dump | | CRIU has written the process state, the last difference of the files is on its way |
 /// | transfer | | everything has arrived, less what the destination spent on verifying |
 /// | verify | | the destination has checked every digest and put the image together |
@@ -30,6 +31,9 @@ pub struct Downtime {
     /// Network lock and cgroup freezer.
     #[serde(rename = "freeze_us", with = "micros")]
     pub freeze: Duration,
+    /// Programs that run while it stands still.
+    #[serde(default, rename = "hook_us", with = "micros")]
+    pub hook: Duration,
     /// CRIU's final dump; the files' last difference runs beside it.
     #[serde(rename = "dump_us", with = "micros")]
     pub dump: Duration,
@@ -49,9 +53,10 @@ pub struct Downtime {
 
 impl Downtime {
     /// The parts with their names, in their order.
-    pub fn parts(&self) -> [(&'static str, Duration); 6] {
+    pub fn parts(&self) -> [(&'static str, Duration); 7] {
         [
             ("freeze", self.freeze),
+            ("hook", self.hook),
             ("dump", self.dump),
             ("transfer", self.transfer),
             ("verify", self.verify),
@@ -96,6 +101,11 @@ impl Stopwatch {
     /// Every task is frozen.
     pub fn frozen(&mut self) {
         self.downtime.freeze = self.lap();
+    }
+
+    /// The user's programs have ended.
+    pub fn hooked(&mut self) {
+        self.downtime.hook = self.lap();
     }
 
     /// The final dump is on the source's disk.
@@ -151,6 +161,8 @@ mod tests {
         pause();
         watch.frozen();
         pause();
+        watch.hooked();
+        pause();
         watch.dumped();
         pause();
         // the peer's clock may run fast: verify can never be more than the lap it lies in
@@ -163,7 +175,7 @@ mod tests {
         assert!(downtime.total() <= outside);
         assert!(outside - downtime.total() < Duration::from_millis(5), "{downtime:?} {outside:?}");
         assert_eq!(downtime.transfer, Duration::ZERO);
-        assert!(downtime.parts().iter().filter(|part| part.1 > Duration::ZERO).count() == 5);
+        assert!(downtime.parts().iter().filter(|part| part.1 > Duration::ZERO).count() == 6);
     }
 
     #[test]

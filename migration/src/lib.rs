@@ -8,6 +8,7 @@ pub mod convergence;
 pub mod downtime;
 pub mod failure;
 pub mod fault;
+pub mod hooks;
 pub mod id;
 pub mod journal;
 pub mod lock;

@@ -25,6 +25,10 @@ pub enum Phase {
     Prepare,
     /// Memory and files, while the container runs.
     PreCopy,
+    /// The application gets ready to be moved: it is waited for.
+    Shutdown,
+    /// The application stands still by itself.
+    Quiesce,
     /// Network lock and cgroup freezer: the downtime starts.
     Freeze,
     /// The final dump and the last difference of the files.
@@ -53,6 +57,8 @@ impl fmt::Display for Phase {
             Phase::Negotiate => "negotiate",
             Phase::Prepare => "prepare",
             Phase::PreCopy => "pre-copy",
+            Phase::Shutdown => "shutdown",
+            Phase::Quiesce => "quiesce",
             Phase::Freeze => "freeze",
             Phase::StopAndCopy => "stop-and-copy",
             Phase::Restore => "restore",

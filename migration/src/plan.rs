@@ -13,6 +13,8 @@ pub enum Strategy {
     /// Memory and files are copied while the container runs, again for what changed, and only the last
     /// difference under the freeze.
     PreCopy,
+    /// Only files move: the container is stopped here and started there, its memory is lost.
+    Restart,
 }
 
 /// How the memory that changed between rounds is found.
@@ -177,6 +179,7 @@ impl std::fmt::Display for Strategy {
         f.write_str(match self {
             Strategy::StopAndCopy => "stop-and-copy",
             Strategy::PreCopy => "pre-copy",
+            Strategy::Restart => "restart",
         })
     }
 }

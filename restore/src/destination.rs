@@ -10,6 +10,7 @@ use crate::job::{Job, make_private, open_images, remove_images};
 use crate::pages::IncomingPages;
 use crate::parked::{Claim, Parking};
 use crate::policy::Policy;
+use crate::preflight;
 use crate::recovery;
 use crate::streams::{Doors, Joins};
 use crate::trees::Before;
@@ -21,7 +22,9 @@ use godwit_migration::report::FillReport;
 use godwit_migration::{Failure, FailureKind, MigrationId, Observer, Phase, Role};
 use godwit_transfer::stale::StaleCopies;
 use godwit_transfer::wire::{HeldFrames, unexpected};
-use godwit_transfer::{HostFacts, Incoming, Message, Peer, Refusal, TreeBase, TreeOffer, Wire, WireError};
+use godwit_transfer::{
+    HostFacts, Incoming, Message, Peer, Refusal, TreeBase, TreeId, TreeOffer, Wire, WireError,
+};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,7 +34,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 /// How long the source may take to give its word: it has only to write it down. Then whoever resumes can have the container.
 const WORD: Duration = Duration::from_secs(20);
 /// How long the source may take for its farewell.
-const FAREWELL: Duration = Duration::from_secs(60);
+const FAREWELL: Duration = Duration::from_secs(120);
 
 /// Frames that the source's network lock may have held, bytes: many seconds of a fast link.
 const MAX_HELD: usize = 512 << 20;
@@ -151,7 +154,12 @@ impl Destination<'_> {
 
     /// Makes everything that can exist early: directories, bundle, network, room for memory.
     fn prepare(&mut self) -> Result<(), DestinationError> {
-        match self.hear() {
+        let mut said = self.hear();
+        if let Ok(Incoming::Message(Message::BringImage { bytes })) = said {
+            self.take_image(bytes)?;
+            said = self.hear();
+        }
+        match said {
             Ok(Incoming::Message(Message::Prepare)) => {}
             Ok(other) => return Err(unexpected(&other, "prepare").into()),
             // `godwit check` hangs up here
@@ -181,13 +189,15 @@ impl Destination<'_> {
             true => Before::of(&tree.path, &TreeBase::Empty),
             false => Before::of(&tree.path, base),
         };
-        let trees: Vec<Before> = job.offer.trees.iter().zip(&job.bases).map(before).collect();
+        let ours = |(tree, _): &(&TreeOffer, &TreeBase)| !tree.made_there;
+        let trees: Vec<Before> = job.offer.trees.iter().zip(&job.bases).filter(ours).map(before).collect();
         let mut remains = recovery::Remains {
             engine: job.offer.engine.clone(),
             container: None,
             trees: trees.clone(),
             witness: job.offer.witness.clone(),
             lazy: job.restoration == Restoration::LocalLazy && job.pages.is_some(),
+            resume_hook: job.offer.resume_hook.clone(),
         };
         let dir = job.dir.clone();
         let mut note = |container: Option<&str>| {
@@ -195,7 +205,7 @@ impl Destination<'_> {
             recovery::note(&dir, &remains)
         };
         note(None).map_err(|source| DestinationError::Io { act: "write into", path: dir.clone(), source })?;
-        for (tree, before) in job.offer.trees.iter().zip(trees) {
+        for (tree, before) in job.offer.trees.iter().filter(|tree| !tree.made_there).zip(trees) {
             if let Some(claim) = &claim {
                 claim.bring_back(&tree.path).map_err(|source| DestinationError::Io {
                     act: "put what had come before into",
@@ -207,9 +217,42 @@ impl Destination<'_> {
         }
         claim.into_iter().for_each(Claim::settle);
         let engine = &host.engines[job.engine];
-        job.container = Some(engine.prepare(&job.shipment, &mut |text| note(Some(text)))?);
+        let container = engine.prepare(&job.shipment, &mut |text| note(Some(text)))?;
+        job.remains = Some(remains);
+        let container = job.container.insert(container);
+        job.trees.open_made(&job.offer.trees, container.as_ref())?;
         job.journal.append(journal::Event::Prepared)?;
         Ok(self.wire.say(&Message::Prepared)?)
+    }
+
+    /// The image that the container was made of: for the engine, which keeps it whatever becomes of the container.
+    fn take_image(&mut self, bytes: u64) -> Result<(), DestinationError> {
+        let job = self.job()?;
+        let dir = job.dir.join("images").join("container-image");
+        if let Some(refusal) = preflight::no_room_for_image(&job.dir, bytes) {
+            self.wire.say(&Message::Refuse { reasons: vec![refusal.clone()] })?;
+            return Err(DestinationError::Refused(vec![refusal]));
+        }
+        job.trees.open_private(TreeId::CONTAINER_IMAGE, &dir)?;
+        loop {
+            match self.hear()? {
+                Incoming::Operation(TreeId::CONTAINER_IMAGE, op) => {
+                    self.job()?.trees.apply(TreeId::CONTAINER_IMAGE, op)?;
+                }
+                Incoming::Message(Message::ImageBrought) => break,
+                other => return Err(unexpected(&other, "the container's image").into()),
+            }
+        }
+        let host = self.host;
+        let job = self.job()?;
+        job.trees.forget(TreeId::CONTAINER_IMAGE);
+        host.engines[job.engine].take_image(&job.shipment, &dir)?;
+        std::fs::remove_dir_all(&dir).map_err(|source| DestinationError::Io {
+            act: "remove",
+            path: dir,
+            source,
+        })?;
+        Ok(self.wire.say(&Message::ImageTaken)?)
     }
 
     /// Rounds while it runs over there, and the last one under the freeze.
@@ -220,6 +263,10 @@ impl Destination<'_> {
                 Incoming::Message(Message::WhatIsKept { seed }) => {
                     let digests = self.pages()?.digests(seed);
                     self.wire.send_digests(&digests)?;
+                    continue;
+                }
+                Incoming::Message(Message::GetReady) => {
+                    self.get_ready()?;
                     continue;
                 }
                 other => return Err(unexpected(&other, "a round").into()),
@@ -247,6 +294,21 @@ impl Destination<'_> {
             job.journal.append(journal::Event::Round { round, wire_bytes })?;
             self.wire.say(&Message::RoundAck { round })?;
         }
+    }
+
+    /// The engine starts, as far as it comes without the memory.
+    fn get_ready(&mut self) -> Result<(), DestinationError> {
+        let job = self.job()?;
+        if let (Some(container), Some(remains)) = (&mut job.container, &mut job.remains) {
+            let dir = &job.dir;
+            job.trees.close_made(&job.offer.trees);
+            container.get_ready(&mut |text| {
+                remains.container = Some(text.into());
+                recovery::note(dir, remains)
+            })?;
+            job.trees.open_made(&job.offer.trees, container.as_ref())?;
+        }
+        Ok(self.wire.say(&Message::GotReady)?)
     }
 
     /// While the source dumps, the runtime gets ready: all files have been here once. Nothing is restored yet. Where memory
@@ -364,12 +426,15 @@ impl Destination<'_> {
         let container =
             job.container.as_mut().ok_or_else(|| WireError::Malformed("go before prepare".into()))?;
         container.go(&frames)?;
+        // what was started has got its number only now
+        let pid = container.pid().unwrap_or(pid);
         // the source counts its downtime until it hears this: the journal can wait
         let said = self.wire.say(&Message::Running { pid });
         if let Some(pages) = &mut self.job()?.pages {
             pages.gone();
         }
         self.job()?.journal.append(journal::Event::Running { pid })?;
+        self.pid = pid;
         if let Err(error) = said {
             tracing::warn!(%error, "the source could not be told that the container runs here");
         }
@@ -385,6 +450,7 @@ impl Destination<'_> {
         };
         // neighbours first: they may have missed the announcement at go
         leftovers.extend(job.container.as_mut().map(|container| container.settle()).unwrap_or_default());
+        leftovers.extend(tell_application(&mut job, pid));
         let fill = self.fill(&mut job, &mut leftovers);
         self.wire.set_patience(FAREWELL);
         if let Err(error) = self.wire.expect("the farewell", |message| match message {
@@ -395,7 +461,7 @@ impl Destination<'_> {
         }
         leftovers.extend(job.trees.sync());
         let copies = StaleCopies::below(&self.host.root);
-        for tree in &job.offer.trees {
+        for tree in job.offer.trees.iter().filter(|tree| !tree.made_there) {
             if let Err(error) = copies.forget(&tree.path) {
                 leftovers.push(format!("record of a left copy: {error}"));
             }
@@ -431,4 +497,10 @@ impl Destination<'_> {
             None
         })
     }
+}
+
+/// The application learns that it goes on. Gives what went wrong.
+fn tell_application(job: &mut Job, pid: i32) -> Option<String> {
+    let url = job.offer.resume_hook.clone()?;
+    recovery::tell_application(&url, (&job.offer.migration, &job.name, pid), &mut job.journal)
 }

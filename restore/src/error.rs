@@ -49,8 +49,13 @@ pub(crate) enum DestinationError {
     #[error(transparent)]
     Trees(#[from] TreesError),
     /// The source resumes a migration that was broken off.
-    #[error("migration {0} is resumed")]
-    Resumed(MigrationId),
+    #[error("migration {migration} is resumed")]
+    Resumed {
+        /// Which.
+        migration: MigrationId,
+        /// Nothing of what has come is to be kept.
+        forget: bool,
+    },
     /// A further connection of another process's migration.
     #[error("a further connection of migration {migration}")]
     Further {

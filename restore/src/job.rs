@@ -3,6 +3,7 @@
 use crate::error::DestinationError;
 use crate::images::IncomingImages;
 use crate::pages::IncomingPages;
+use crate::recovery::Remains;
 use crate::trees::Trees;
 use godwit_engine::{DestinationContainer, Shipment};
 use godwit_migration::journal::Journal;
@@ -25,6 +26,8 @@ pub(crate) struct Job {
     pub(crate) pages: Option<IncomingPages>,
     pub(crate) restoration: Restoration,
     pub(crate) container: Option<Box<dyn DestinationContainer>>,
+    /// What is written down of it, for whoever goes on when this process dies.
+    pub(crate) remains: Option<Remains>,
     pub(crate) _lock: ContainerLock,
 }
 

@@ -14,7 +14,7 @@ use godwit_engine::network::{NetworkPlan, NetworkState};
 use godwit_migration::journal::{self, Journal};
 use godwit_migration::lock::lock_container;
 use godwit_migration::observer::micros;
-use godwit_migration::plan::Restoration;
+use godwit_migration::plan::{Restoration, Strategy};
 use godwit_migration::{Role, SharedDirectory};
 use godwit_transfer::stale::StaleCopies;
 use godwit_transfer::wire::unexpected;
@@ -36,8 +36,8 @@ impl Destination<'_> {
         self.wire.say(&Message::Hello { godwit: env!("CARGO_PKG_VERSION").into(), host })?;
         let offer = match self.hear()? {
             Incoming::Message(Message::Offer(offer)) => *offer,
-            Incoming::Message(Message::Resume { migration }) => {
-                return Err(DestinationError::Resumed(migration));
+            Incoming::Message(Message::Resume { migration, forget }) => {
+                return Err(DestinationError::Resumed { migration, forget });
             }
             other => return Err(unexpected(&other, "an offer").into()),
         };
@@ -85,8 +85,9 @@ impl Destination<'_> {
             recipe: offer.recipe.clone(),
             network,
             network_plan,
-            trees: offer.trees.iter().map(|tree| tree.path.clone()).collect(),
+            trees: offer.trees.iter().filter(|tree| !tree.made_there).map(|tree| tree.path.clone()).collect(),
             carry: offer.carry,
+            restart: offer.strategy == Strategy::Restart,
             job: journal::dir_of(&self.host.root, &offer.migration),
         };
         self.allowed(offer, &shipment, engine).map_err(|refusal| vec![refusal])?;
@@ -158,7 +159,9 @@ impl Destination<'_> {
         make_private(&dir.join("images"))?;
         let images = IncomingImages::new(&dir, offer.tracker)?;
         let (restoration, restoration_why) = self.restoration_of(&offer, engine, &shipment);
+        let lacks_image = self.host.engines[engine].lacks_image(&shipment)?;
         let accept = Message::Accept {
+            lacks_image,
             bases: bases.clone(),
             process_start_us: micros(process_start),
             restoration,
@@ -172,6 +175,7 @@ impl Destination<'_> {
             restoration,
             trees: Trees::default(),
             container: None,
+            remains: None,
             _lock: lock,
             offer,
             name,

@@ -3,6 +3,7 @@
 use crate::compose::{ComposeError, Composed, compose};
 use crate::streams::{Doors, PageReceiver, StreamError};
 use godwit_engine::freezer::process_tree;
+use godwit_engine::own_program;
 use godwit_memory::SharedObject;
 use godwit_memory::destination::fill::{FillError, Filler};
 use godwit_memory::destination::{
@@ -12,7 +13,7 @@ use godwit_migration::report::FillReport;
 use godwit_transfer::wire::SlotDigest;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -93,7 +94,7 @@ impl IncomingPages {
                     "--done".as_ref(),
                     done.as_os_str(),
                 ];
-                Some(Filler::start(&handler(), &arguments, &work.join("lazy-pages.socket"), &store)?)
+                Some(Filler::start(&own_program(), &arguments, &work.join("lazy-pages.socket"), &store)?)
             }
             false => None,
         };
@@ -231,11 +232,6 @@ impl IncomingPages {
             filler.abandon();
         }
     }
-}
-
-/// godwit itself, also when its file was replaced meanwhile.
-fn handler() -> PathBuf {
-    std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| "/proc/self/exe".into())
 }
 
 /// The tasks of a tree by what they call themselves.

@@ -2,6 +2,7 @@
 
 use godwit_criu::{CriuBinary, cpu};
 use godwit_memory::available_memory;
+use godwit_migration::plan::Strategy;
 use godwit_migration::quantity::show_bytes;
 use godwit_transfer::message::{Offer, TreeOffer};
 use godwit_transfer::{HostFacts, Refusal};
@@ -31,13 +32,16 @@ pub fn host_facts(criu: &CriuBinary) -> Result<HostFacts, godwit_criu::CriuError
 /// memory are in use for it already.
 pub fn examine(offer: &Offer, here: &HostFacts, root: &Path, in_use: u64) -> Vec<Refusal> {
     let mut reasons = Vec::new();
-    reasons.extend(criu_reason(offer.facts.criu, here.criu));
-    reasons.extend(cpu_reason(&offer.facts.cpu_flags, &here.cpu_flags));
+    if offer.strategy != Strategy::Restart {
+        reasons.extend(criu_reason(offer.facts.criu, here.criu));
+        reasons.extend(cpu_reason(&offer.facts.cpu_flags, &here.cpu_flags));
+    }
     reasons.extend(offer.trees.iter().filter_map(|tree| path_reason(&tree.path)));
     if reasons.is_empty() {
         // pages that come by themselves are kept in memory, and CRIU's images hold next to none
         let kept = offer.room_pages.map_or(0, |pages| pages.saturating_mul(godwit_memory::PAGE_SIZE));
-        let images = if offer.room_pages.is_some() { IMAGES } else { offer.memory_bytes.saturating_mul(2) };
+        let no_images = offer.room_pages.is_some() || offer.strategy == Strategy::Restart;
+        let images = if no_images { IMAGES } else { offer.memory_bytes.saturating_mul(2) };
         let memory = offer.memory_bytes.saturating_add(kept.saturating_sub(in_use));
         reasons.extend(room_reasons(&offer.trees, images, memory, root, free_bytes, available_memory().ok()));
     }
@@ -91,6 +95,19 @@ fn free_bytes(path: &Path) -> Option<(u64, u64)> {
     let existing = path.ancestors().find(|ancestor| ancestor.exists())?;
     let stat = nix::sys::statvfs::statvfs(existing).ok()?;
     Some((std::fs::metadata(existing).ok()?.dev(), stat.blocks_available() * stat.fragment_size()))
+}
+
+/// Why a container's image of so many bytes cannot come: it lies there twice for a while.
+pub fn no_room_for_image(dir: &Path, bytes: u64) -> Option<Refusal> {
+    let (_, free) = free_bytes(dir)?;
+    (free < bytes.saturating_mul(2)).then(|| {
+        Refusal::new(format!(
+            "the container's image needs {} of disk twice, and {} are free",
+            show_bytes(bytes),
+            show_bytes(free)
+        ))
+        .hint("make room there, or load a smaller image")
+    })
 }
 
 /// Room for CRIU's images without pages, bytes: tens of KiB for each task, and what is eager.
@@ -172,6 +189,7 @@ mod tests {
             single_file: false,
             read_only: false,
             bytes,
+            made_there: false,
         }
     }
 

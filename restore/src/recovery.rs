@@ -8,6 +8,8 @@ use crate::pages::FILLED;
 use crate::processes::{await_the_end_of_restores, end_the_receiver, is_filling};
 use crate::trees::Before;
 use godwit_engine::{DestinationContainer, Engine};
+use godwit_hooks::{About, Calls};
+use godwit_migration::hooks::{HookUrl, Hooks, Moment, Target};
 use godwit_migration::journal::{Event, Found, Journal, JournalState, Line, of_container};
 use godwit_migration::lock::{ContainerLock, holder, lock_container};
 use godwit_migration::ownership::{Presence, Standing, is_held, may_have_run};
@@ -40,6 +42,9 @@ pub(crate) struct Remains {
     /// Who must be asked before it is let run.
     #[serde(default)]
     pub(crate) witness: Option<String>,
+    /// What tells the application that it goes on.
+    #[serde(default)]
+    pub(crate) resume_hook: Option<HookUrl>,
 }
 
 /// Why a witness does not let the container run here.
@@ -63,6 +68,19 @@ pub(crate) fn claim(witness: Option<&str>, id: &MigrationId) -> Result<(), Witne
         Ok(Role::Source) => Err(WitnessError::Source),
         Err(error) => Err(WitnessError::Silent(error)),
     }
+}
+
+/// Tells the application of a container that runs here that it goes on. Gives what went wrong.
+pub(crate) fn tell_application(
+    url: &HookUrl,
+    (migration, name, pid): (&MigrationId, &str, i32),
+    journal: &mut Journal,
+) -> Option<String> {
+    let about =
+        About { migration: migration.clone(), container: name.to_owned(), destination: String::new() };
+    let hooks = Hooks { resume: Some(Target::Url(url.clone())), ..Hooks::default() };
+    let told = Calls::at_destination(hooks, about, pid).call(Moment::Resume, journal, None);
+    told.err().map(|error| error.to_string())
 }
 
 /// An arriving container whose process is dead.
@@ -123,7 +141,10 @@ impl Orphan {
     /// Where this side stands.
     pub fn standing(&self) -> Standing {
         let state = self.journal.state();
-        let found = self.container.as_ref().map_or(Presence::Gone, |container| container.presence());
+        // one that was removed is gone, whatever has come under its name since
+        let is_removed = state.is_settled() && !may_have_run(state);
+        let container = self.container.as_ref().filter(|_| !is_removed);
+        let found = container.map_or(Presence::Gone, |container| container.presence());
         let wants_memory = self.remains.lazy && (is_held(state) || may_have_run(state));
         let presence = match found {
             // without the one that fills them, missing pages are pages of zeroes
@@ -212,6 +233,7 @@ impl Orphan {
             return vec![];
         }
         let mut leftovers = self.container.as_mut().map(|container| container.settle()).unwrap_or_default();
+        leftovers.extend(self.tell_application());
         let until = Instant::now() + FILL;
         while is_filling(&self.id) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(50));
@@ -228,6 +250,17 @@ impl Orphan {
         let completed = Event::Completed { downtime_us: None, leftovers: leftovers.clone() };
         leftovers.extend(self.write(completed).err().map(|failure| failure.to_string()));
         leftovers
+    }
+
+    /// The application learns that it goes on, unless it was told so before.
+    fn tell_application(&mut self) -> Option<String> {
+        let url = self.remains.resume_hook.clone()?;
+        let is_over = |line: &Line| matches!(line.event, Event::Called { moment: Moment::Resume, .. });
+        if self.lines.iter().any(is_over) {
+            return None;
+        }
+        let pid = self.pid().or_else(|| self.container.as_ref()?.pid())?;
+        tell_application(&url, (&self.id, &self.name, pid), &mut self.journal)
     }
 
     /// Its tasks are gone, and nothing is left to be decided.

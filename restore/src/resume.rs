@@ -8,7 +8,7 @@ use godwit_transfer::wire::unexpected;
 use godwit_transfer::{Incoming, Message, Wire};
 
 /// Answers `Resume`.
-pub(crate) fn serve(mut wire: Wire, host: &Host, id: &MigrationId) -> Result<Outcome, Failure> {
+pub(crate) fn serve(mut wire: Wire, host: &Host, id: &MigrationId, forget: bool) -> Result<Outcome, Failure> {
     if !may_resume(host, id) {
         let failure = Failure::new(FailureKind::Refused, format!("migration {id} was begun by another host"));
         let _ = wire.say(&Message::Failed { failure: failure.clone() });
@@ -25,8 +25,9 @@ pub(crate) fn serve(mut wire: Wire, host: &Host, id: &MigrationId) -> Result<Out
     let lost = |error: &(dyn std::error::Error + 'static)| {
         Failure::new(FailureKind::InDoubt, "lost contact with the source").because_of(error)
     };
-    // the source comes back to end it
-    parked::forget(&host.root, id);
+    if forget {
+        parked::forget(&host.root, id);
+    }
     let standing = orphan.as_ref().map(Orphan::standing);
     wire.say(&Message::Standing { standing }).map_err(|error| lost(&error))?;
     let done = match (wire.hear().map_err(|error| lost(&error))?, orphan.as_mut()) {

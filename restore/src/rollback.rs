@@ -103,7 +103,9 @@ impl Destination<'_> {
                 })?;
                 Ok(Outcome::PassedOn)
             }
-            DestinationError::Resumed(migration) => crate::resume::serve(self.wire, self.host, &migration),
+            DestinationError::Resumed { migration, forget } => {
+                crate::resume::serve(self.wire, self.host, &migration, forget)
+            }
             DestinationError::Locked(why) => {
                 let failure = Failure::new(FailureKind::Locked, why);
                 let _ = self.wire.say(&Message::Failed { failure: failure.clone() });

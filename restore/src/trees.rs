@@ -1,6 +1,7 @@
 //! The container's files, on their way in.
 
 use crate::parked::Claim;
+use godwit_engine::DestinationContainer;
 use godwit_transfer::message::{TreeBase, TreeOffer};
 use godwit_transfer::stale::StaleCopies;
 use godwit_transfer::tree::{TreeDestination, TreeError, TreeIndex, TreeOp, empty_plainly, remove_plainly};
@@ -37,6 +38,9 @@ pub enum TreesError {
     /// An operation on a tree that was never offered.
     #[error("an operation on tree {} that was not offered", .0.0)]
     Unknown(TreeId),
+    /// The engine does not know a tree that was offered as one of its own.
+    #[error("no place of the engine is called `{}`", .0.display())]
+    NoPlace(PathBuf),
 }
 
 impl From<TreesError> for WireError {
@@ -57,6 +61,9 @@ pub fn look_at(
     claim: Option<&Claim>,
 ) -> Result<(TreeBase, Option<TreeIndex>), TreesError> {
     let path = &offer.path;
+    if offer.made_there {
+        return Ok((TreeBase::Empty, None));
+    }
     let tree_error = |source| TreesError::Tree { path: path.to_owned(), source };
     if is_empty(path).map_err(|source| TreesError::Io { act: "look into", path: path.to_owned(), source })? {
         let Some(parked) = claim.and_then(|claim| claim.tree(path)) else {
@@ -109,6 +116,11 @@ impl Before {
         });
         let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         Self { path: path.to_owned(), real: Some(real), made, was_empty: *base == TreeBase::Empty }
+    }
+
+    /// Somebody else removes what comes.
+    fn of_the_engine(path: &Path) -> Self {
+        Self { path: path.to_owned(), real: None, made: None, was_empty: false }
     }
 
     /// Where the tree belongs.
@@ -174,6 +186,34 @@ impl Trees {
         Ok(())
     }
 
+    /// Opens the places that the engine has made for offered trees.
+    ///
+    /// # Errors
+    /// When the engine has none for one, or it cannot be opened.
+    pub fn open_made(
+        &mut self,
+        offers: &[TreeOffer],
+        container: &dyn DestinationContainer,
+    ) -> Result<(), TreesError> {
+        for offer in offers.iter().filter(|offer| offer.made_there) {
+            let path = container.place(&offer.path).ok_or_else(|| TreesError::NoPlace(offer.path.clone()))?;
+            let writer = match offer.single_file {
+                true => TreeDestination::open_file(&path),
+                false => TreeDestination::open(&path),
+            };
+            let writer = writer.map_err(|source| TreesError::Tree { path: path.clone(), source })?;
+            self.incoming.insert(offer.id, Incoming { before: Before::of_the_engine(&path), writer });
+        }
+        Ok(())
+    }
+
+    /// Closes them until they are opened again.
+    pub fn close_made(&mut self, offers: &[TreeOffer]) {
+        for offer in offers.iter().filter(|offer| offer.made_there) {
+            self.forget(offer.id);
+        }
+    }
+
     /// Opens a private directory of godwit's own as a tree: an image directory.
     ///
     /// # Errors
@@ -183,9 +223,14 @@ impl Trees {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error)?;
         let writer = TreeDestination::open(path)
             .map_err(|source| TreesError::Tree { path: path.to_owned(), source })?;
-        let before = Before { path: path.to_owned(), real: None, made: None, was_empty: false };
+        let before = Before::of_the_engine(path);
         self.incoming.insert(id, Incoming { before, writer });
         Ok(())
+    }
+
+    /// Nothing is written to a tree any more.
+    pub fn forget(&mut self, id: TreeId) {
+        self.incoming.remove(&id);
     }
 
     /// Whether the tree was opened.

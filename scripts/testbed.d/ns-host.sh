@@ -10,7 +10,7 @@ mount -t overlay overlay -o "volatile,lowerdir=$tree,upperdir=$dir/upper,workdir
 cd "$dir/root"
 
 # places that must not be on an overlay: containers are made and received there
-for place in srv var/lib/godwit; do
+for place in srv var/lib/containers var/lib/docker var/lib/godwit; do
     mkdir -p "$dir/disk/$place" "$place"
     mount --bind "$dir/disk/$place" "$place"
 done

@@ -7,7 +7,7 @@
 # HASH is that of the recipes; a changed recipe thus makes a new directory, and a directory is only ever complete.
 
 debian_recipes=(packages debian criu)
-root_recipes=(configure bundle testbed-link testbed-container mini-init image)
+root_recipes=(configure bundle container-image testbed-link testbed-container mini-init image)
 
 recipes_hash() { (cd "$recipes" && sha256sum "$@" | sha256sum | cut -c1-12); }
 # where the system of the recipes as they are now belongs

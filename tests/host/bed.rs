@@ -172,12 +172,31 @@ impl Bed {
         for host in [SRC, DST] {
             self.sh(host, WIPE);
         }
-        self.sh(CLIENT, "for p in $(pgrep -x godwit); do kill -9 $p; done; rm -f /run/test.*");
+        self.sh(
+            CLIENT,
+            "ip neigh flush dev eth1; for p in $(pgrep -x godwit); do kill -9 $p; done; rm -f /run/test.*",
+        );
+    }
+
+    /// Ends what the destination keeps for another attempt, before its time is over.
+    pub fn end_what_is_kept(&self) {
+        self.try_sh(DST, "pkill -TERM -f '[g]odwit park$'");
     }
 }
 
 /// Everything in a cgroup beside `init` belongs to a container; the rest is found by name.
 const WIPE: &str = r#"
+[ ! -e /run/libpod ] || podman rm --all --force --time 0 --volumes > /dev/null 2>&1
+[ ! -e /run/libpod ] || podman volume rm --all --force > /dev/null 2>&1
+if [ -e /run/docker.pid ]; then
+    docker rm --force --volumes $(docker ps --all --quiet) > /dev/null 2>&1
+    docker volume rm $(docker volume ls --quiet) > /dev/null 2>&1
+    d=$(cat /run/docker.pid)
+    kill $d
+    for i in $(seq 100); do [ -e /proc/$d ] || break; sleep 0.1; done
+    for m in $(cut -d' ' -f5 /proc/self/mountinfo | grep -E '^/(run|var/lib)/docker/' | sort -r); do umount -l $m; done
+    rm -rf /run/docker* /run/containerd
+fi
 for p in $(pgrep -x 'godwit|socat|criu') $(cat /run/test.*.pid 2> /dev/null); do kill -9 $p 2> /dev/null; done
 cd /sys/fs/cgroup
 for c in */; do
@@ -186,6 +205,7 @@ for c in */; do
     [ ! -e $c/cgroup.kill ] || echo 1 > $c/cgroup.kill
 done
 for c in $(runc list -q); do runc delete --force $c > /dev/null 2>&1; done
+for c in $(crun list -q); do crun delete --force $c > /dev/null 2>&1; done
 find . -mindepth 1 -depth -type d ! -path './init*' -exec rmdir {} + 2> /dev/null
 for n in /run/netns/*; do [ ! -e "$n" ] || ip netns del ${n##*/}; done
 for l in $(ls /sys/class/net); do case $l in lo|eth1|br0|bonding_masters) ;; *) ip link del $l 2> /dev/null;; esac; done

@@ -36,11 +36,21 @@ fn hold(bed: &Bed, host: &str) -> bool {
     bed.holds(host, &format!("timeout 60 sh -c 'until [ -e {HOLD}/reached ]; do sleep 0.01; done'"))
 }
 
-/// The hosts that run the container, by the kernel's and runc's word, not by godwit's.
+/// Whether podman has it running, and the kernel nothing frozen.
+const PODMAN_RUNS: &str = "[ -e /run/libpod ] && [ \"$(podman inspect -f '{{.State.Status}}' stay)\" = running ] \
+    && ! grep -q 1 /sys/fs/cgroup/libpod_parent/libpod-*/cgroup.freeze";
+
+/// The same of docker.
+const DOCKER_RUNS: &str = "[ -e /run/docker.pid ] && [ \"$(docker inspect -f '{{.State.Status}}' stay)\" = running ] \
+    && ! grep -q 1 /sys/fs/cgroup/docker/*/cgroup.freeze";
+
+/// The hosts that run the container, by the kernel's and its engine's word, not by godwit's.
 fn runners(bed: &Bed) -> Vec<&'static str> {
     let runs = |host: &str| {
         runc_state(bed, host, "stay").is_some_and(|state| state["status"] == "running")
             && bed.holds(host, "! grep -q 1 /sys/fs/cgroup/stay/cgroup.freeze")
+            || bed.holds(host, PODMAN_RUNS)
+            || bed.holds(host, DOCKER_RUNS)
     };
     [SRC, DST].into_iter().filter(|host| runs(host)).collect()
 }

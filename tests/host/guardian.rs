@@ -63,7 +63,8 @@ impl<'a> Patient<'a> {
     }
 }
 
-/// Makes attempts on one redis, and on another when it was lost; gives what the killers saw.
+/// Makes attempts on one redis, and on another when it was lost; gives what the killers saw. The client's connection lives, unless
+/// the guardian is killed as well: what runs then before godwit looks may use a socket that CRIU has in repair mode.
 fn attempts(bed: &Bed, host: &str, victims: &str, moments: &[(&str, u32)]) -> Vec<(String, Value, Said)> {
     let mut patient = Patient::new(bed);
     let (mut seen, mut lost) = (Vec::new(), 0);
@@ -83,7 +84,11 @@ fn attempts(bed: &Bed, host: &str, victims: &str, moments: &[(&str, u32)]) -> Ve
     }
     // one that has just begun has written little
     std::thread::sleep(Duration::from_millis(500));
-    patient.probe.assert_nothing_lost();
+    if victims.contains("guardian") {
+        assert_eq!(patient.probe.lost(), None);
+    } else {
+        patient.probe.assert_nothing_lost();
+    }
     // with one attempt that is nobody's fault
     assert!(lost < moments.len().max(2), "every one of {lost} kills took a process along");
     seen

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 fn assert_sound(bed: &Bed, summary: &Value, from: &str, to: &str) {
     assert_eq!(summary["disposition"], "running_at_destination", "{summary}");
     assert_eq!(summary["leftovers"], serde_json::json!([]), "{summary}");
-    let parts = ["freeze_us", "dump_us", "transfer_us", "verify_us", "restore_us", "resume_us"];
+    let parts = ["freeze_us", "hook_us", "dump_us", "transfer_us", "verify_us", "restore_us", "resume_us"];
     let parts: Vec<u64> = parts.iter().map(|part| summary["downtime"][part].as_u64().unwrap()).collect();
     assert_eq!(
         summary["downtime"].as_object().unwrap().len(),

@@ -36,19 +36,51 @@ const SUMS: &str =
 const LOAD: u32 = 30;
 
 #[track_caller]
-fn moved(bed: &Bed, name: &str, from: &str, flags: &[&str]) -> Value {
-    let (to, there) = if from == SRC { (DST, "ssh://dst") } else { (SRC, "ssh://src") };
-    let reference = format!("runc:{name}");
-    let words = ["--json", "migrate", &reference, there, "--no-copy", "/usr", "--tcp-established"];
+fn moved(bed: &Bed, reference: &str, from: &str, flags: &[&str]) -> Value {
+    let there = if from == SRC { "ssh://dst" } else { "ssh://src" };
+    let words = ["--json", "migrate", reference, there, "--no-copy", "/usr", "--tcp-established"];
     let words = [&words[..], &["--on-timeout", "switchover"], flags].concat();
     let summary = godwit_with(bed, from, &[], &words).summary();
     assert_eq!(summary["leftovers"], serde_json::json!([]), "{summary}");
-    assert_runs_only_on(bed, to, name);
+    assert_eq!(summary["memory"]["restoration"], "local-lazy", "{summary}");
     eprintln!(
-        "{name} from {from}: downtime {} us, {}, {}",
+        "{reference} from {from}: downtime {} us, {}, {}",
         summary["downtime_us"], summary["downtime"], summary["memory"]
     );
     summary
+}
+
+/// Two times two clients are at work on the data base in `data` on the source.
+#[track_caller]
+fn assert_at_work(bed: &Bed, data: &str) {
+    bed.sh(SRC, &format!("timeout 100 sh -c 'until [ -e {data}/ready ]; do sleep 0.1; done'; sleep 2"));
+    let processes = bed.sh(SRC, "pgrep -cx postgres").parse::<u32>().unwrap();
+    assert!(processes >= 9, "{processes} processes");
+}
+
+/// Waits for the clients on `host`, and asserts that what they were told is what is there; `exec` runs a program in the container.
+#[track_caller]
+fn assert_no_transaction_is_lost(bed: &Bed, host: &str, data: &str, exec: &str) {
+    bed.sh(host, "timeout 100 sh -c 'while pgrep -x pgbench; do sleep 0.1; done'");
+    let mut transactions = 0;
+    for client in ["data", "127.0.0.1"] {
+        let said = bed.sh(host, &format!("cat {data}/bench.{client}"));
+        assert!(said.contains("number of failed transactions: 0 (0.000%)"), "{said}");
+        let processed = "number of transactions actually processed: ";
+        let line = said.lines().find_map(|line| line.strip_prefix(processed)).expect(&said);
+        transactions += line.parse::<u64>().unwrap();
+    }
+    let run = |words: &str| bed.sh(host, &format!("{exec} /usr/lib/postgresql/17/bin/{words}"));
+    let sums = run(&format!("psql -h /data -At -c '{SUMS}' bench"));
+    let sums: Vec<i64> = sums.split('|').map(|sum| sum.parse().unwrap()).collect();
+    assert!(sums[..4].iter().all(|sum| *sum == sums[0]), "{sums:?}");
+    assert_eq!(sums[4], transactions as i64, "transactions that were told to the clients");
+    assert!(transactions > 1000, "only {transactions}");
+    assert_eq!(run("pg_amcheck -h /data --heapallindexed bench"), "");
+    let log = bed.sh(host, &format!("cat {data}/server.log"));
+    for bad in ["PANIC", "FATAL", "terminated by signal", "recovery"] {
+        assert!(!log.contains(bad), "{log}");
+    }
 }
 
 #[test]
@@ -57,33 +89,50 @@ fn postgresql_loses_no_transaction() {
     bed.write(SRC, "/srv/pg-data/serve", SERVE);
     let create = "testbed-container create pg --host-usr --user 1000 --seccomp default";
     bed.sh(SRC, &format!("{create} --args sh /data/serve {LOAD}"));
-    bed.sh(SRC, "timeout 100 sh -c 'until [ -e /srv/pg-data/ready ]; do sleep 0.1; done'; sleep 2");
-    let processes = |host: &str| bed.sh(host, "pgrep -cx postgres").parse::<u32>().unwrap();
-    assert!(processes(SRC) >= 9, "{} processes", processes(SRC));
+    assert_at_work(&bed, "/srv/pg-data");
     for from in [SRC, DST] {
-        let summary = moved(&bed, "pg", from, &[]);
-        assert_eq!(summary["memory"]["restoration"], "local-lazy", "{summary}");
+        moved(&bed, "runc:pg", from, &[]);
+        assert_runs_only_on(&bed, if from == SRC { DST } else { SRC }, "pg");
     }
-    bed.sh(SRC, "timeout 100 sh -c 'while pgrep -x pgbench; do sleep 0.1; done'");
-    let mut transactions = 0;
-    for client in ["data", "127.0.0.1"] {
-        let said = bed.sh(SRC, &format!("cat /srv/pg-data/bench.{client}"));
-        assert!(said.contains("number of failed transactions: 0 (0.000%)"), "{said}");
-        let processed = "number of transactions actually processed: ";
-        let line = said.lines().find_map(|line| line.strip_prefix(processed)).expect(&said);
-        transactions += line.parse::<u64>().unwrap();
+    assert_no_transaction_is_lost(&bed, SRC, "/srv/pg-data", "runc exec pg");
+}
+
+/// Moves of a data base of podman's.
+const MOVES: usize = 5;
+
+/// As people run it: a volume with a name and one without, read-only programs, a changed layer.
+#[test]
+fn postgresql_of_podman_loses_no_transaction() {
+    let Some(bed) = bed() else { return };
+    for host in [SRC, DST] {
+        bed.sh(host, "testbed-container image");
     }
-    let run = |words: &str| bed.sh(SRC, &format!("runc exec pg /usr/lib/postgresql/17/bin/{words}"));
-    let sums = run(&format!("psql -h /data -At -c '{SUMS}' bench"));
-    let sums: Vec<i64> = sums.split('|').map(|sum| sum.parse().unwrap()).collect();
-    assert!(sums[..4].iter().all(|sum| *sum == sums[0]), "{sums:?}");
-    assert_eq!(sums[4], transactions as i64, "transactions that were told to the clients");
-    assert!(transactions > 1000, "only {transactions}");
-    assert_eq!(run("pg_amcheck -h /data --heapallindexed bench"), "");
-    let log = bed.sh(SRC, "cat /srv/pg-data/server.log");
-    for bad in ["PANIC", "FATAL", "terminated by signal", "recovery"] {
-        assert!(!log.contains(bad), "{log}");
+    let data = "/var/lib/containers/storage/volumes/pg-data/_data";
+    bed.sh(SRC, "podman volume create --label team=blue pg-data");
+    bed.write(SRC, &format!("{data}/serve"), SERVE);
+    let load = LOAD + 20;
+    bed.sh(
+        SRC,
+        &format!(
+            "chown 1000 {data}
+             podman run -d --name pg --user 1000 --network none -v pg-data:/data -v /anonymous -v /usr:/usr:ro \
+                localhost/redis:test sh /data/serve {load}
+             podman exec -u 0 pg sh -c 'echo new > /new; rm /root/.*rc /bin/wget; echo kept > /anonymous/file'"
+        ),
+    );
+    assert_at_work(&bed, data);
+    let changes = |host: &str| bed.sh(host, "podman diff pg | sort");
+    let (before, mut host) = (changes(SRC), SRC);
+    assert!(before.contains("A /new") && before.contains("D /bin/wget"), "{before}");
+    for _ in 0..MOVES {
+        moved(&bed, "podman:pg", host, &[]);
+        assert_eq!(bed.sh(host, "podman ps -aq; pgrep -x 'postgres|conmon|pgbench'; true"), "");
+        host = if host == SRC { DST } else { SRC };
+        assert_eq!(changes(host), before);
     }
+    assert_eq!(bed.sh(host, "podman exec pg cat /new /anonymous/file"), "new\nkept");
+    assert_eq!(bed.sh(host, "podman volume inspect -f '{{.Labels}}' pg-data"), "map[team:blue]");
+    assert_no_transaction_is_lost(&bed, host, data, "podman exec pg");
 }
 
 /// Answers what a record holds; two timers never stop to replace records and to make garbage.
@@ -143,7 +192,8 @@ fn a_node_server_answers_on() {
     let mut asking = Background::start(&bed, CLIENT, &["python3", "/run/test.ask", "10.77.0.101"]);
     asking.wait_for("the first answer", |line| line == "ready");
     for from in [SRC, DST] {
-        moved(&bed, "node", from, &[]);
+        moved(&bed, "runc:node", from, &[]);
+        assert_runs_only_on(&bed, if from == SRC { DST } else { SRC }, "node");
         std::thread::sleep(std::time::Duration::from_secs(2));
     }
     asking.signal("INT");

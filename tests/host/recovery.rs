@@ -82,6 +82,25 @@ fn what_a_dead_process_left_in_the_rounds_is_called_back() {
 }
 
 #[test]
+fn what_has_come_outlives_a_resume_and_does_not_travel_again() {
+    let Some(bed) = bed() else { return };
+    let attempt = Attempt::begin(&bed);
+    die(in_pre_copy(&bed, &[]));
+    let said = godwit_with(&bed, SRC, &[], &["resume"]);
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    assert!(said.out.contains("runc:stay is running on this host"), "{}{}", said.out, said.err);
+    assert!(bed.holds(DST, PARKED), "nothing is kept");
+    assert_runs_only_on(&bed, SRC, "stay");
+    let said = migrate(&bed, &[], ANY_DOWNTIME);
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    assert!(said.err.contains("of memory from an earlier attempt"), "{}", said.err);
+    assert!(!bed.holds(DST, PARKED), "somebody keeps it");
+    assert_runs_only_on(&bed, DST, "stay");
+    attempt.probe.assert_nothing_lost();
+    assert_eq!(attempt.before.left_over(&bed, SRC), None);
+}
+
+#[test]
 fn what_a_dead_process_left_frozen_is_called_back() {
     let Some(bed) = bed() else { return };
     let attempt = Attempt::begin(&bed);

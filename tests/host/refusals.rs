@@ -207,7 +207,7 @@ fn a_destination_that_is_not_one() {
     for (hello, words) in [
         (
             "b'godwit\\r\\n' + bytes([9, 0, 9, 0]) + bytes(4)",
-            "speaks versions 9 to 9 of the wire, this one 2 to 3",
+            "speaks versions 9 to 9 of the wire, this one 2 to 4",
         ),
         ("b'HTTP/1.1 400 Bad Request\\r\\n\\r\\n'", "not godwit"),
     ] {

@@ -14,7 +14,8 @@ const SHOWN: usize = 20;
 #[derive(Clone, PartialEq, Eq)]
 pub struct State(BTreeSet<String>);
 
-/// The caches of CRIU and of the resolver are nobody's leftovers.
+/// The caches of CRIU, of the resolver, and of what podman has found out of the kernel are nobody's leftovers; names of network
+/// namespaces docker removes after a minute.
 const LIST: &str = r#"
 exec 2> /dev/null
 ps -e -o pid=,ppid=,args= | awk -v me=$$ '$1 != me && $2 != me && !/sshd-session|sshd-auth|timeout --kill-after/ { $2 = ""; print "process " $0 }'
@@ -25,15 +26,29 @@ ip -o link | awk '{ print "link " $2 $9 }'
 ip route | sed 's/^/route /'
 nft list ruleset | sed 's/^/nft /'
 runc list | awk 'NR > 1 { print "runc " $1, $2, $3 }'
-find /run /tmp /dev/shm -not -path '/run/runc/*/*' -not -name 'criu.kdat' -not -path '/run/test.*' | sed 's/^/file /'
+find /run /tmp /dev/shm -not -path '/run/runc/*/*' -not -path '/run/crun/*/*' -not -name 'criu.kdat' -not -path '/run/test.*' -not -path '/run/docker/netns/*' -not -path '/run/containers/storage/overlay/*' | sed 's/^/file /'
 find /srv | sed 's/^/file /'
 find /var/lib/godwit -path '*/images*' -o -name '*.sock' | sed 's/^/file /'
 true
 "#;
 
 impl State {
-    /// What there is now.
+    /// What there is now, for as long as nobody does anything: what an earlier test's engine is still putting away would
+    /// otherwise be missed afterwards.
     pub fn of(bed: &Bed, host: &str) -> Self {
+        let begun = Instant::now();
+        let mut before = Self::at_this_moment(bed, host);
+        loop {
+            std::thread::sleep(Duration::from_millis(100));
+            let now = Self::at_this_moment(bed, host);
+            if now == before || begun.elapsed() > SETTLE {
+                return now;
+            }
+            before = now;
+        }
+    }
+
+    fn at_this_moment(bed: &Bed, host: &str) -> Self {
         Self(bed.sh(host, LIST).lines().map(str::to_owned).collect())
     }
 
@@ -65,7 +80,7 @@ impl State {
     pub fn left_over(&self, bed: &Bed, host: &str) -> Option<String> {
         let begun = Instant::now();
         loop {
-            let now = Self::of(bed, host).without("/srv");
+            let now = Self::at_this_moment(bed, host).without("/srv");
             // what was on its way out when it was first looked at is nobody's
             if now.0.is_subset(&self.0) {
                 return None;
@@ -82,7 +97,7 @@ impl State {
     pub fn assert_unchanged_without(&self, bed: &Bed, host: &str, path: &str) {
         let begun = Instant::now();
         loop {
-            let now = Self::of(bed, host).without(path);
+            let now = Self::at_this_moment(bed, host).without(path);
             if now == *self {
                 return;
             }

@@ -64,6 +64,7 @@ impl There {
             single_file: false,
             read_only: false,
             bytes: 0,
+            made_there: false,
         }
     }
 
@@ -85,6 +86,7 @@ impl There {
             facts: HostFacts { host: "here".into(), criu: 40200, ..HostFacts::default() },
             void: vec![],
             witness: None,
+            resume_hook: None,
         }
     }
 

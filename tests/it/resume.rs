@@ -6,6 +6,7 @@ use crate::stage::{Ended, Play, play};
 use godwit_checkpoint::recovery::Interrupted;
 use godwit_checkpoint::resume::{Answer, End, ask, resume};
 use godwit_engine::Engine;
+use godwit_migration::hooks::{Hooks, Moment, Program, Target};
 use godwit_migration::journal::{self, JournalState};
 use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Role, Silent, Witness};
 use godwit_restore::receive;
@@ -38,7 +39,7 @@ fn resume_at_source(ended: &Ended, answers: bool, keep: Option<Role>) -> Result<
             receive(wire, &host, &Silent)
         });
         let wire = Wire::open(Box::new(near), Cancel::default(), PATIENCE).unwrap();
-        let answer: Result<Answer, Failure> = ask(wire, &ended.id, "here")
+        let answer: Result<Answer, Failure> = ask(wire, &ended.id, "here", false)
             .map_err(|error| Failure::new(FailureKind::Failed, "cannot be asked").because_of(&error));
         resume(&mut here, answer, keep, None)
     })
@@ -181,4 +182,58 @@ fn a_witness_decides_where_nobody_answers() {
     let ended = play(Play { witness: nowhere, ..Play::pre_dump() });
     assert_eq!(ended.failure().kind, FailureKind::InDoubt);
     assert!(!ended.witness.look().destination_runs && !ended.witness.look().source_runs);
+}
+
+/// A play whose hooks note their moments in a file beside them; none without root.
+fn with_hooks(play: Play) -> Option<(Play, tempfile::TempDir)> {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = nix::unistd::geteuid().is_root().then(|| tempfile::tempdir_in("/root").unwrap())?;
+    let path = dir.path().join("hook");
+    let text = format!("#!/bin/sh\necho $GODWIT_HOOK >> {}\n", dir.path().join("seen").display());
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    let program = |at| Program { at, path: path.clone() };
+    let hooks = Hooks {
+        programs: Moment::OF_PROGRAMS.map(program).into(),
+        resume: Some(Target::Program(path.clone())),
+        ..Hooks::default()
+    };
+    Some((Play { hooks, ..play }, dir))
+}
+
+fn seen(dir: &tempfile::TempDir) -> String {
+    std::fs::read_to_string(dir.path().join("seen")).unwrap_or_default().replace('\n', " ")
+}
+
+#[test]
+fn whoever_ends_it_tells_those_who_wait_for_the_end_and_nobody_tells_it_twice() {
+    let begun = "pre-copy pre-freeze post-freeze ";
+    for (cut, alone, resumed) in [
+        // the source itself rolls it back
+        (Cut::Before("restore"), "rollback ", ""),
+        // whether it runs there only the destination knows
+        (Cut::Before("go"), "", "resume post-commit "),
+        (Cut::After("go"), "", "resume post-commit "),
+    ] {
+        let Some((with_hooks, dir)) = with_hooks(Play::pre_dump().cut_source(cut)) else { return };
+        let ended = play(with_hooks);
+        assert!(ended.source.as_ref().is_some_and(Result::is_err), "{cut:?}");
+        assert_eq!(seen(&dir), format!("{begun}{alone}"), "{cut:?}");
+        for _ in 0..2 {
+            resume_at_source(&ended, true, None).unwrap();
+            assert_eq!(seen(&dir), format!("{begun}{alone}{resumed}"), "{cut:?}");
+        }
+    }
+}
+
+#[test]
+fn a_rollback_is_told_when_it_runs_again() {
+    let stuck = Play::pre_dump().failing("source.thaw", 1).failing("destination.restore", 1);
+    let Some((with_hooks, dir)) = with_hooks(stuck) else { return };
+    let ended = play(with_hooks);
+    assert_eq!(ended.source.as_ref().unwrap().as_ref().unwrap_err().kind, FailureKind::InDoubt);
+    assert_eq!(seen(&dir), "pre-copy pre-freeze post-freeze ", "it is frozen still");
+    let end = resume_at_source(&ended, true, None).unwrap();
+    assert_eq!(end.disposition, Disposition::RunningAtSource);
+    assert_eq!(seen(&dir), "pre-copy pre-freeze post-freeze rollback ");
 }

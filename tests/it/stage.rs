@@ -101,10 +101,16 @@ pub fn container_facts(volume: &Path, there: &Path, memory_bytes: u64) -> Facts 
             content: volume.into(),
             single_file: false,
             read_only: false,
+            merged: None,
+            made_there: false,
+            gone: None,
         }],
         network: None,
         recipe: "{}".into(),
         warnings: vec![],
+        starts_slowly: false,
+        annotations: Default::default(),
+        image: None,
     }
 }
 
@@ -274,6 +280,8 @@ fn plan_of(play: &Play) -> Plan {
         gentle: true,
         highest_rung: None,
         witness: play.witness.clone(),
+        hooks: play.hooks.clone(),
         facts: host_facts("here"),
+        parting: Default::default(),
     }
 }

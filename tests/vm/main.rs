@@ -8,6 +8,7 @@
 mod chaos;
 mod kernels;
 mod machines;
+mod podman;
 mod power;
 #[path = "../host/program.rs"]
 mod program;

@@ -6,10 +6,14 @@
 //!                                       ←  Hello
 //! Offer                                 →
 //!                                       ←  Refuse(reasons) | Accept(what lies there already)
+//! BringImage, operations, ImageBrought  →     where the engine lacks the container's image
+//!                                       ←  ImageTaken
 //! Prepare                               →
 //!                                       ←  Prepared
 //! RoundBegin, tree operations, RoundEnd →     any number of times, the container runs
 //!                                       ←  RoundAck
+//! GetReady                              →     where the engine takes long to start
+//!                                       ←  GotReady
 //! ------------------------------------------- frozen from here
 //! RoundBegin(last), operations, RoundEnd →
 //!                                       ←  Ready: every digest was right
@@ -30,6 +34,7 @@
 //! are ignored.
 
 use godwit_memory::SharedObject;
+use godwit_migration::hooks::HookUrl;
 use godwit_migration::ownership::Standing;
 use godwit_migration::plan::{Carry, Restoration, Strategy, Tracker};
 use godwit_migration::report::FillReport;
@@ -44,6 +49,8 @@ pub struct TreeId(pub u16);
 impl TreeId {
     /// The first id of image directories; those below are the container's files.
     const IMAGES: u16 = 0x8000;
+    /// The image that the container was made of, as its engine exports it.
+    pub const CONTAINER_IMAGE: Self = Self(0x7fff);
 
     /// The image directory that a memory round writes.
     pub fn images(round: u16) -> Self {
@@ -62,8 +69,12 @@ impl TreeId {
 pub enum TreeKind {
     /// The root file system.
     Root,
-    /// A bind mount or a directory named by the user.
+    /// A bind mount, an engine's volume or a directory named by the user.
     Volume,
+    /// What a container has changed of its image.
+    Layer,
+    /// What its engine keeps for it: its log, the files of its /dev/shm.
+    Keepings,
 }
 
 /// A directory tree (or a single file) that shall be at the destination, too.
@@ -82,6 +93,9 @@ pub struct TreeOffer {
     pub read_only: bool,
     /// Bytes of file data in it.
     pub bytes: u64,
+    /// The destination's engine makes its place, which is empty then, and may be another path there.
+    #[serde(default)]
+    pub made_there: bool,
 }
 
 /// What the source's host is like, as far as the destination must be alike.
@@ -134,6 +148,9 @@ pub struct Offer {
     /// The witness that the destination must claim it from before it lets the container run: `file:PATH`.
     #[serde(default)]
     pub witness: Option<String>,
+    /// What tells the application that it goes on: called from inside of its network namespace when it runs.
+    #[serde(default)]
+    pub resume_hook: Option<HookUrl>,
 }
 
 /// What lies at the place of an offered tree already.
@@ -202,11 +219,30 @@ pub enum Message {
         /// An attempt before this one has left pages: about so many. `WhatIsKept` asks for them.
         #[serde(default)]
         kept_pages: u64,
+        /// The image that the container was made of is not there: in the engine's words, what of it is. `BringImage` follows.
+        #[serde(default)]
+        lacks_image: Option<String>,
     },
+    /// Source: what the destination lacks of the container's image follows, as a tree.
+    BringImage {
+        /// Bytes of file data in it.
+        bytes: u64,
+    },
+    /// Source: that was all of it.
+    ImageBrought,
+    /// Destination: its engine has the image.
+    ImageTaken,
+    /// Source: the last rounds are near; start all that can be started before the memory is whole.
+    GetReady,
+    /// Destination: done.
+    GotReady,
     /// Source, instead of an offer: a migration was broken off; where do you stand?
     Resume {
         /// Which.
         migration: MigrationId,
+        /// There will be no other attempt: nothing of what has come is to be kept.
+        #[serde(default)]
+        forget: bool,
     },
     /// Destination: here; nothing when it does not know of it. What follows is `Go`, `Cancel` or `Bury`.
     Standing {
@@ -325,6 +361,11 @@ impl Message {
             Message::Offer(_) => "offer",
             Message::Accept { .. } => "accept",
             Message::Refuse { .. } => "refuse",
+            Message::BringImage { .. } => "bring-image",
+            Message::ImageBrought => "image-brought",
+            Message::ImageTaken => "image-taken",
+            Message::GetReady => "get-ready",
+            Message::GotReady => "got-ready",
             Message::Resume { .. } => "resume",
             Message::Standing { .. } => "standing",
             Message::Bury { .. } => "bury",

@@ -25,6 +25,16 @@ pub enum Kind {
     Pagemap,
     /// `mm-*.img`.
     Mm,
+    /// `core-*.img`.
+    Core,
+    /// `ids-*.img`.
+    Ids,
+    /// `files.img`.
+    Files,
+    /// `fdinfo-*.img`.
+    FdInfo,
+    /// `mountpoints-*.img`.
+    Mounts,
     /// `stats-dump`, `stats-restore`; a service file.
     Stats,
 }
@@ -36,6 +46,11 @@ impl Kind {
             Kind::Pstree => (Some(COMMON_MAGIC), 0x5027_3030),
             Kind::Pagemap => (Some(COMMON_MAGIC), 0x5608_4025),
             Kind::Mm => (Some(COMMON_MAGIC), 0x5749_2820),
+            Kind::Core => (Some(COMMON_MAGIC), 0x5505_3847),
+            Kind::Ids => (Some(COMMON_MAGIC), 0x5443_2030),
+            Kind::Files => (Some(COMMON_MAGIC), 0x5630_3138),
+            Kind::FdInfo => (Some(COMMON_MAGIC), 0x5621_3732),
+            Kind::Mounts => (Some(COMMON_MAGIC), 0x5556_3928),
             Kind::Stats => (Some(SERVICE_MAGIC), 0x5709_3306),
         }
     }

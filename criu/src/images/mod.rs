@@ -3,6 +3,8 @@
 //! A file is `u32 magic1, u32 magic2, { u32 size, protobuf } ...`, little-endian (CRIU's image.c and magic.h). Only the
 //! fields that are needed are read; all bytes may come from the other host, so nothing in them is trusted.
 
+mod cgroup;
+pub mod contents;
 pub mod difference;
 mod extents;
 pub mod file;
@@ -15,6 +17,7 @@ pub mod pstree;
 pub mod stats;
 pub(crate) mod wire;
 
+pub use cgroup::rename_cgroups;
 pub use difference::{DifferenceReport, difference};
 pub use file::{ImageError, PARENT_LINK, parent_of};
 pub use flatten::{FlattenReport, chain_of, flatten};

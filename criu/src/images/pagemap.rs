@@ -66,7 +66,7 @@ impl Pagemap {
         Self::parse(records.iter().map(Vec::as_slice)).map_err(|reason| ImageError::broken(path, reason))
     }
 
-    fn parse<'a>(mut records: impl Iterator<Item = &'a [u8]>) -> Result<Self, &'static str> {
+    pub(super) fn parse<'a>(mut records: impl Iterator<Item = &'a [u8]>) -> Result<Self, &'static str> {
         let head = records.next().ok_or("it has no head")?;
         let mut pages_id = None;
         for field in Fields(head) {

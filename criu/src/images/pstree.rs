@@ -29,7 +29,7 @@ pub fn read_tasks(dir: &Path) -> Result<Vec<Task>, ImageError> {
         .collect()
 }
 
-fn parse(record: &[u8]) -> Result<Task, Malformed> {
+pub(super) fn parse(record: &[u8]) -> Result<Task, Malformed> {
     let mut task = Task::default();
     for field in Fields(record) {
         let (number, value) = field?;

@@ -38,7 +38,7 @@ impl Tree {
         // What CRIU cannot dump is closed or unmounted first.
         let close =
             r#"for f in /proc/$$/fd/*; do n=${f##*/}; if [ $n -gt 2 ]; then eval "exec $n>&-"; fi; done;"#;
-        let away = r#"for m in /srv /var/lib/godwit /mnt/share; do while umount -l $m; do :; done 2> /dev/null; done; exec < /dev/null > /dev/null 2>&1;"#;
+        let away = r#"for m in /srv /var/lib/*/ /mnt/share; do while umount -l $m; do :; done 2> /dev/null; done; exec < /dev/null > /dev/null 2>&1;"#;
         // A child that it forks before it is in its cgroup would not be in there.
         let go = dir.join("go");
         let wait = format!("while [ ! -e '{}' ]; do sleep 0.01; done;", go.display());

@@ -31,6 +31,12 @@ pub(super) fn open(name: &str, request: &OpenRequest) -> Result<Box<dyn SourceCo
     let pids = process_tree(pid);
     let mut blockers = process::descriptor_blockers(&pids, &request.carry)?;
     blockers.extend(obstacles::of_tree(pid, &pids, &request.carry)?);
+    if request.restart.is_some() {
+        blockers.push(
+            Refusal::new("nobody would know how to start it again")
+                .hint("only containers of an engine can be restarted"),
+        );
+    }
     if pids.contains(&std::process::id().cast_signed()) {
         blockers.push(Refusal::new("godwit itself belongs to that process tree"));
     }
@@ -77,6 +83,9 @@ pub(super) fn open(name: &str, request: &OpenRequest) -> Result<Box<dyn SourceCo
                 content: volume.clone(),
                 single_file: meta.is_file(),
                 read_only: false,
+                merged: None,
+                made_there: false,
+                gone: None,
             }),
             _ => blockers.push(Refusal::new(format!(
                 "the volume `{}` is neither a directory nor a file",
@@ -114,6 +123,9 @@ pub(super) fn open(name: &str, request: &OpenRequest) -> Result<Box<dyn SourceCo
         network,
         recipe,
         warnings: Vec::new(),
+        starts_slowly: false,
+        annotations: std::collections::BTreeMap::new(),
+        image: None,
     };
     let network = SourceNetwork::new(&facts, namespace)?;
     let kin = BareKin { pid, own: None, arrived_in: None, external };

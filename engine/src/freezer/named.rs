@@ -9,6 +9,13 @@ use procfs::process::Process;
 
 use super::{FreezerError, Result};
 
+/// Where the cgroup of this path is below the hierarchy of version 2, if that is mounted here.
+pub fn cgroup_at(path: &Path) -> Option<PathBuf> {
+    let mounts = Process::myself().and_then(|process| process.mountinfo()).ok()?;
+    let hierarchy = mounts.into_iter().find(|mount| mount.fs_type == "cgroup2")?;
+    Some(hierarchy.mount_point.join(path))
+}
+
 /// Every cgroup, of whatever hierarchy is mounted here, whose own name is `name`.
 pub fn cgroups_named(name: &str) -> BTreeSet<PathBuf> {
     let mounts = Process::myself().and_then(|process| process.mountinfo());

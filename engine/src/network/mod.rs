@@ -21,6 +21,7 @@ mod netlink;
 mod plan;
 mod rebuild;
 mod rule;
+mod screen;
 mod state;
 mod sysctl;
 #[cfg(test)]
@@ -39,6 +40,7 @@ pub use metrics::Acquaintance;
 pub use namespace::Namespace;
 pub use plan::{NetworkPlan, ParsePlanError};
 pub use rebuild::{HostLink, NetworkRecord, RebuiltNetwork};
+pub use screen::Screen;
 pub use state::{Address, HostPeer, Link, NetworkState, Route};
 pub use sysctl::Sysctl;
 

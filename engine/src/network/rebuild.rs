@@ -1,5 +1,8 @@
 //! The destination's copy of a container's network: complete before the freeze, unreachable until Go.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::net::if_::if_indextoname;
@@ -221,6 +224,43 @@ impl RebuiltNetwork {
         Ok(Self { host: Netlink::route()?, record, namespace, host_indexes, announcer })
     }
 
+    /// Takes over what an engine has made in the namespace at `path`, if it is what the container has: host sides go down
+    /// until Go.
+    ///
+    /// # Errors
+    /// [`NetworkError::Unsupported`] when an interface has other addresses than in `wanted`, [`NetworkError::Missing`] when
+    /// there is none of its name.
+    pub fn adopt(wanted: &NetworkState, path: &Path) -> Result<Self> {
+        let namespace = Namespace::open(path)?;
+        let state = NetworkState::capture(&namespace)?;
+        for link in wanted.interfaces() {
+            let made = state.links.iter().find(|made| made.name == link.name);
+            let made = made.ok_or_else(|| NetworkError::Missing(format!("interface `{}`", link.name)))?;
+            if made.mac != link.mac || made.own_addresses() != link.own_addresses() {
+                let shown = |link: &Link| format!("{} {:?}", link.mac, link.own_addresses());
+                return Err(NetworkError::Unsupported {
+                    what: format!("interface `{}`", link.name),
+                    why: format!("the engine gave it {} and not {}", shown(made), shown(link)),
+                });
+            }
+        }
+        namespace.run(|| {
+            // a runtime sets the namespace's up for a container that begins, not for one that is restored
+            sysctl::apply(&wanted.sysctls, |_| true);
+            metrics::remember(&wanted.acquaintances);
+        })?;
+        let host_link = |link: &Link| {
+            let peer = link.peer.as_ref()?;
+            Some(HostLink { name: peer.name.clone(), inside: link.name.clone(), bridge: peer.bridge.clone() })
+        };
+        let host_links = state.links.iter().filter_map(host_link).collect();
+        let name = namespace.name().unwrap_or_default().to_owned();
+        let network =
+            Self::open(NetworkRecord { namespace: name, plan: NetworkPlan::Same, state, host_links })?;
+        network.down()?;
+        Ok(network)
+    }
+
     /// What another process must know of it.
     pub fn record(&self) -> &NetworkRecord {
         &self.record
@@ -278,6 +318,14 @@ impl RebuiltNetwork {
             set_link(&self.host, &link.name, *index, up)?;
         }
         Ok(())
+    }
+}
+
+impl Link {
+    /// Its addresses with their prefixes, without those that follow from its hardware address.
+    fn own_addresses(&self) -> BTreeSet<(IpAddr, u8)> {
+        let own = |address: &&Address| address.scope != "link";
+        self.addresses.iter().filter(own).map(|address| (address.ip, address.prefix)).collect()
     }
 }
 

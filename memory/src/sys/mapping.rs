@@ -11,8 +11,8 @@ use std::time::Duration;
 /// What is given back at a time, about 50 µs of work for the kernel, which may not be interrupted by others who wait for
 /// the processor until the next tick.
 const PIECE: usize = 1 << 20;
-/// How long others may have the processor between two pieces.
-const REST: Duration = Duration::from_micros(20);
+/// How long others may have the processor between two pieces: most of the time.
+const REST: Duration = Duration::from_micros(100);
 
 /// A new memfd of this length, without memory of its own yet; closed on exec.
 pub(crate) fn memfd(name: &std::ffi::CStr, bytes: u64) -> Result<File, Errno> {

@@ -15,6 +15,28 @@ pub(crate) fn set_pace(nice: i32) {
     }
 }
 
+/// Lets the calling thread run as soon as it can, before every thread of the ordinary scheduler (`SCHED_FIFO`, sched(7)); what it
+/// starts later does not. For a thread that works for some microseconds when somebody waits for it. Nothing happens without the
+/// right to do so.
+pub(crate) fn come_first() {
+    let lowest = libc::sched_param { sched_priority: 1 };
+    // SAFETY: 0 is the calling thread; the structure outlives the call.
+    unsafe {
+        libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &lowest);
+    }
+}
+
+/// Undoes [`come_first`] and [`set_pace`]: the calling thread gives way to every other one (nice value 19). For what it has yet
+/// to put away when nobody waits for it any more.
+pub(crate) fn come_last() {
+    let none = libc::sched_param { sched_priority: 0 };
+    // SAFETY: 0 is the calling thread; the structure outlives the call.
+    unsafe {
+        libc::sched_setscheduler(0, libc::SCHED_OTHER, &none);
+        libc::setpriority(libc::PRIO_PROCESS, 0, 19);
+    }
+}
+
 /// Allows as many open descriptors as the process may have: one for each task of a big container is more than the usual
 /// 1024. Nothing happens if it cannot be.
 pub(crate) fn raise_descriptor_limit() {

@@ -1,5 +1,6 @@
 //! What can happen, and what may follow what.
 
+use crate::hooks::{Hooks, Moment};
 use crate::id::MigrationId;
 use crate::phase::Role;
 use crate::throttle::LimitChange;
@@ -43,6 +44,28 @@ pub enum Event {
     Throttling(LimitChange),
     /// Source: the CPU limit is what it was before the first change.
     Unthrottled,
+    /// Source: hooks will be called; before the first one. From here on a rollback is told.
+    Hooks {
+        /// Who is called.
+        hooks: Box<Hooks>,
+        /// The container's first process here.
+        pid: i32,
+        /// When that was started: clock ticks after the start of the kernel, so that no other process is taken for it.
+        started: u64,
+    },
+    /// Whoever wants to hear of a moment is about to be called.
+    Calling {
+        /// Which moment.
+        moment: Moment,
+    },
+    /// All of them have been.
+    Called {
+        /// Which moment.
+        moment: Moment,
+        /// What went wrong with one of them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
     /// Source: about to lock the network and to freeze.
     Freezing,
     /// Source: every task is frozen.
@@ -169,6 +192,12 @@ impl JournalState {
             (Planned, Event::Prepared) => PreCopy,
             (PreCopy, Event::Round { .. }) => PreCopy,
             (PreCopy, Event::Throttling(_)) => PreCopy,
+            (PreCopy, Event::Hooks { .. }) => PreCopy,
+            // after the freeze, after the commit, or while it is undone
+            (
+                state @ (PreCopy | Freezing | Failed | Running),
+                Event::Calling { .. } | Event::Called { .. },
+            ) => state,
             (PreCopy, Event::Freezing) => Freezing,
             (Freezing, Event::Frozen) => Freezing,
             (Freezing, Event::Dumped) => Dumped,
@@ -252,7 +281,12 @@ impl Event {
     /// godwit leaves them in the file all the same, and after a loss of power nothing that they speak of is left. Most of
     /// those fall into the downtime, which must not wait for a disk more often than it has to.
     pub(super) fn must_reach_the_disk(&self) -> bool {
-        !matches!(
+        // the container stands still, and a loss of power undoes that
+        let in_downtime = matches!(
+            self,
+            Event::Calling { moment: Moment::PostFreeze } | Event::Called { moment: Moment::PostFreeze, .. }
+        );
+        let only_tells = matches!(
             self,
             Event::Round { .. }
                 | Event::Throttling(_)
@@ -263,6 +297,7 @@ impl Event {
                 | Event::Ready
                 | Event::Restoring
                 | Event::Resumed { .. }
-        )
+        );
+        !in_downtime && !only_tells
     }
 }

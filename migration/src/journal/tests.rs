@@ -1,4 +1,5 @@
 use super::*;
+use crate::hooks::Moment;
 use crate::throttle::LimitChange;
 use proptest::prelude::*;
 
@@ -83,6 +84,32 @@ fn a_failure_at_every_step_before_commit_can_be_rolled_back_and_none_after() {
             matches!(state, JournalState::Committed | JournalState::Running | JournalState::Completed);
         assert_eq!(failed.is_err(), committed, "{state:?}");
     }
+}
+
+#[test]
+fn hooks_are_called_while_it_is_moved_put_back_and_after_it_has_gone() {
+    let hooks = Event::Hooks { hooks: Box::default(), pid: 7, started: 1 };
+    let calling = Event::Calling { moment: Moment::PreCopy };
+    let called = Event::Called { moment: Moment::PreCopy, error: None };
+    let mut state = JournalState::Empty;
+    for event in source_path() {
+        state = state.apply(&event).unwrap();
+        assert_eq!(state.apply(&hooks).is_ok(), state == JournalState::PreCopy, "{state:?}");
+        let may_call =
+            matches!(state, JournalState::PreCopy | JournalState::Freezing | JournalState::Running);
+        for event in [&calling, &called] {
+            let next = state.apply(event);
+            assert_eq!(next.is_ok(), may_call, "{state:?}");
+            assert!(next.is_err() || next == Ok(state), "it tells, and changes nothing");
+        }
+    }
+    assert_eq!(JournalState::Failed.apply(&calling), Ok(JournalState::Failed));
+    assert!(JournalState::RolledBack.apply(&calling).is_err(), "what is over is over");
+    let text = serde_json::to_string(&hooks).unwrap();
+    assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), hooks);
+    // the container stands still meanwhile
+    let frozen = Event::Calling { moment: Moment::PostFreeze };
+    assert!(!frozen.must_reach_the_disk() && calling.must_reach_the_disk());
 }
 
 #[test]

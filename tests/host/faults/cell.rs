@@ -14,7 +14,7 @@ pub enum Fault {
     Eio,
     /// While godwit waits there: SIGKILL to every CRIU of the host,
     KillCriu,
-    /// to every runc,
+    /// to every runtime,
     KillRuntime,
     /// to the handler of page faults at the destination,
     KillHandler,
@@ -35,7 +35,7 @@ impl fmt::Display for Fault {
             Fault::Enospc => "ENOSPC",
             Fault::Eio => "EIO",
             Fault::KillCriu => "criu is killed",
-            Fault::KillRuntime => "runc is killed",
+            Fault::KillRuntime => "the runtime is killed",
             Fault::KillHandler => "the handler is killed",
             Fault::Oom => "the handler is killed by the OOM killer",
             Fault::Cut => "the connection is cut",
@@ -70,8 +70,13 @@ impl Cell {
 
     /// Whether it belongs to the part that is always run: each line and each fault once, those about the commit twice.
     pub fn is_quick(&self) -> bool {
-        if self.patient == Kind::Postgres {
-            return self.edge == "after" && ["committed", "going"].contains(&self.event);
+        match self.patient {
+            Kind::Postgres => return self.edge == "after" && ["committed", "going"].contains(&self.event),
+            Kind::PodmanRedis | Kind::DockerRedis => {
+                let told = ["prepared", "frozen", "restoring", "restored", "committed", "going"];
+                return self.fault == Fault::Kill && told.contains(&self.event);
+            }
+            Kind::Redis | Kind::LargeRedis => {}
         }
         match self.fault {
             Fault::Kill => self.edge == "after" || ["committed", "going"].contains(&self.event),
@@ -118,7 +123,7 @@ impl Cell {
     pub fn strike(&self, bed: &Bed) {
         let (host, script) = match self.fault {
             Fault::KillCriu => (self.host(), "pkill -KILL -x criu; true"),
-            Fault::KillRuntime => (DST, "pkill -KILL -x runc; true"),
+            Fault::KillRuntime => (DST, "pkill -KILL -x 'runc|crun'; true"),
             Fault::KillHandler => (DST, "kill -KILL $(pgrep -o -f '[g]odwit fill')"),
             Fault::Oom => return oom::kill_handler(bed),
             Fault::Cut => (SRC, "pkill -KILL -x ssh; true"),

@@ -90,6 +90,7 @@ impl<'a> Doubt<'a> {
     fn end(self, runner: &str) {
         let Self { bed, pristine, before, patient, .. } = self;
         let lost = patient.lost(runner);
+        bed.end_what_is_kept();
         assert_eq!(lost, None);
         let (mine, other) = if runner == SRC { (&before, DST) } else { (&pristine.0, SRC) };
         assert!(runc_state(bed, other, "stay").is_none(), "{other} has a copy");

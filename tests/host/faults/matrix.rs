@@ -124,3 +124,24 @@ fn postgresql_loses_no_committed_transaction() {
     all.extend(cells("destination", &["going"], &["after"], &[Fault::Cut]));
     matrix(all.into_iter().map(|cell| Cell { patient: Kind::Postgres, ..cell }).collect());
 }
+
+/// What is tried with a container of an engine's.
+fn cells_of(patient: Kind) -> Vec<Cell> {
+    let mut all = cells("source", SOURCE, &["after"], &[Fault::Kill]);
+    all.extend(cells("destination", DESTINATION, &["after"], &[Fault::Kill]));
+    all.extend(cells("source", &["round", "restored", "committed"], &["after"], &[Fault::Cut]));
+    all.extend(cells("source", &["frozen", "committed"], &["after"], &[Fault::KillBoth]));
+    all.extend(cells("destination", &["restoring"], &["after"], &[Fault::KillCriu, Fault::KillRuntime]));
+    all.extend(cells("destination", &["restored", "going"], &["before"], &[Fault::Enospc]));
+    all.into_iter().map(|cell| Cell { patient, ..cell }).collect()
+}
+
+#[test]
+fn podman_has_it_on_one_side() {
+    matrix(cells_of(Kind::PodmanRedis));
+}
+
+#[test]
+fn docker_has_it_on_one_side() {
+    matrix(cells_of(Kind::DockerRedis));
+}

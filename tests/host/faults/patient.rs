@@ -1,6 +1,6 @@
 //! What is moved while something breaks, with a client in the third place that knows what it was promised.
 
-use crate::bed::{Bed, CLIENT, SRC};
+use crate::bed::{Bed, CLIENT, DST, SRC};
 use crate::container::Redis;
 use crate::godwit::Background;
 use crate::probe::Probe;
@@ -13,6 +13,10 @@ pub enum Kind {
     Redis,
     /// The same with so much memory that filling it takes a while.
     LargeRedis,
+    /// The first in a container of podman's, with crun.
+    PodmanRedis,
+    /// The first in a container of docker's.
+    DockerRedis,
     /// Many processes with shared memory; transactions of two statements over two connections.
     Postgres,
 }
@@ -22,6 +26,8 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Kind::Redis => "redis",
             Kind::LargeRedis => "large redis",
+            Kind::PodmanRedis => "redis of podman's",
+            Kind::DockerRedis => "redis of docker's",
             Kind::Postgres => "PostgreSQL",
         })
     }
@@ -31,15 +37,20 @@ impl Kind {
     /// Which program that is.
     pub fn server(self) -> &'static str {
         match self {
-            Kind::Redis | Kind::LargeRedis => "redis",
+            Kind::Redis | Kind::LargeRedis | Kind::PodmanRedis | Kind::DockerRedis => "redis",
             Kind::Postgres => "PostgreSQL",
         }
     }
 
     /// What `godwit migrate` is given.
     pub fn move_flags(self) -> Vec<&'static str> {
+        let name = match self {
+            Kind::PodmanRedis => "podman:stay",
+            Kind::DockerRedis => "docker:stay",
+            _ => "runc:stay",
+        };
         let mut flags =
-            vec!["runc:stay", "ssh://dst", "--tcp-established", "--retries", "0", "--max-downtime", "60s"];
+            vec![name, "ssh://dst", "--tcp-established", "--retries", "0", "--max-downtime", "60s"];
         if self == Kind::Postgres {
             flags.extend(["--no-copy", "/usr"]);
         }
@@ -72,12 +83,34 @@ enum Client<'a> {
 }
 
 impl<'a> Patient<'a> {
+    /// Before it is made: what an engine makes for itself on a host is nobody's leftover.
+    pub fn prepare_hosts(bed: &Bed, kind: Kind) {
+        let make = match kind {
+            Kind::PodmanRedis => {
+                "testbed-container image; podman run --rm --network testbed localhost/redis:test true"
+            }
+            Kind::DockerRedis => {
+                "testbed-container image --engine docker; docker run --rm --network testbed localhost/redis:test true"
+            }
+            _ => return,
+        };
+        for host in [SRC, DST] {
+            bed.sh(host, make);
+        }
+    }
+
     /// Makes it on the source; returns when its client was answered.
     pub fn begin(bed: &'a Bed, kind: Kind) -> Self {
         let client = match kind {
             Kind::Redis | Kind::LargeRedis => {
                 let mib = if kind == Kind::Redis { 8 } else { 128 };
                 Client::Redis(Probe::start(bed, &Redis::create(bed, "stay", mib)))
+            }
+            Kind::PodmanRedis | Kind::DockerRedis => {
+                let engine = if kind == Kind::PodmanRedis { "podman" } else { "docker" };
+                bed.sh(SRC, &format!("testbed-container create stay {ADDRESS} --ram 8 --engine {engine}"));
+                let redis = Redis { name: "stay".into(), ip: ADDRESS.into(), pid: 0 };
+                Client::Redis(Probe::start(bed, &redis))
             }
             Kind::Postgres => {
                 bed.write(SRC, "/srv/stay-data/serve", SERVE);

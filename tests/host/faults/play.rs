@@ -28,6 +28,7 @@ struct Tally {
 /// Plays one cell; the words say what was wrong.
 fn play(bed: &Bed, cell: &Cell) -> Result<Outcome, String> {
     bed.wipe();
+    Patient::prepare_hosts(bed, cell.patient);
     let (pristine, there) = (State::of(bed, SRC).without("/srv"), State::of(bed, DST).without("/srv"));
     let patient = Patient::begin(bed, cell.patient);
     let before = State::of(bed, SRC).without("/srv");
@@ -56,6 +57,7 @@ fn play(bed: &Bed, cell: &Cell) -> Result<Outcome, String> {
         told += &format!("{host}: exit {} {}{}\n", resumed.code, resumed.out, resumed.err);
     }
     let took = begun.elapsed();
+    bed.end_what_is_kept();
     let context = |what: &str| format!("{what}\nmigrate: exit {} {}\n{told}", said.code, said.err);
     let runner = match runners(bed)[..] {
         [runner] => runner,

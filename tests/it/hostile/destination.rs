@@ -22,6 +22,7 @@ fn lied_to(answers: impl Fn(&Message) -> Vec<Message> + Send + Sync + 'static) -
 
 fn accept() -> Message {
     Message::Accept {
+        lacks_image: None,
         bases: vec![godwit_transfer::TreeBase::Empty],
         process_start_us: 0,
         restoration: Restoration::Eager,
@@ -61,6 +62,7 @@ fn a_destination_that_runs_ahead_of_its_answers_does_not_get_the_container() {
         (
             "offer",
             Message::Accept {
+                lacks_image: None,
                 bases: vec![godwit_transfer::TreeBase::Empty; 500],
                 process_start_us: u64::MAX,
                 restoration: Restoration::Eager,

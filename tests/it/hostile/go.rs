@@ -101,7 +101,7 @@ fn resumed_with_go(ended: &Ended) -> (Result<Outcome, Failure>, Option<Message>)
         });
         let mut wire = Wire::open(Box::new(near), Cancel::default(), SOON).unwrap();
         hello(&mut wire);
-        wire.say(&Message::Resume { migration: ended.id.clone() }).unwrap();
+        wire.say(&Message::Resume { migration: ended.id.clone(), forget: false }).unwrap();
         assert!(matches!(wire.hear().unwrap(), Incoming::Message(Message::Standing { .. })));
         wire.say(&Message::Go).unwrap();
         let answer = match wire.hear() {

@@ -2,6 +2,7 @@
 
 use crate::link::{Cut, Instead};
 use crate::world::{Then, Trap};
+use godwit_migration::hooks::Hooks;
 use godwit_migration::plan::{Limits, OnTimeout, Strategy, Tracker};
 use godwit_migration::{Cancel, Phase, Role, SharedDirectory};
 use godwit_restore::Policy;
@@ -56,6 +57,8 @@ pub struct Play {
     pub busy: bool,
     /// Whom both ask.
     pub witness: Option<SharedDirectory>,
+    /// Who wants to hear of it.
+    pub hooks: Hooks,
     /// Who answers at the source.
     pub answer: Answer,
     /// In the midst of the bulk the destination stops reading for a while, and Ctrl-C comes at the source.
@@ -122,6 +125,7 @@ impl Play {
             bandwidth: 0,
             busy: false,
             witness: None,
+            hooks: Hooks::default(),
             answer: Answer::Nobody,
             interrupt_when_full: false,
             peers_speak: None,

@@ -23,6 +23,8 @@ use super::{Meta, TreeError, TreeIndex, TreeOp, TreePath};
 pub struct TreeDestination {
     tree: Beneath,
     file: Option<FileWriter>,
+    /// What a layer hides need not be here: only what it has of its own is kept.
+    is_of_changes: bool,
     broken: bool,
 }
 
@@ -32,7 +34,7 @@ impl TreeDestination {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(root: &Path) -> Result<TreeDestination, TreeError> {
-        Ok(TreeDestination { tree: Beneath::open(root)?, file: None, broken: false })
+        Ok(TreeDestination { tree: Beneath::open(root)?, file: None, is_of_changes: false, broken: false })
     }
 
     /// Opens the directory of a file that is, or shall be, the whole tree: nothing else in it is touched.
@@ -40,7 +42,21 @@ impl TreeDestination {
     /// # Errors
     /// When the directory cannot be opened.
     pub fn open_file(file: &Path) -> Result<TreeDestination, TreeError> {
-        Ok(TreeDestination { tree: Beneath::open_file(file)?, file: None, broken: false })
+        Ok(TreeDestination {
+            tree: Beneath::open_file(file)?,
+            file: None,
+            is_of_changes: false,
+            broken: false,
+        })
+    }
+
+    /// Opens the directory that keeps what a layer has of its own, without the file system that it changes: what it removes of
+    /// that need not be here. [`TreeSource::gone`](super::TreeSource::gone) says what that was.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open_changes(root: &Path) -> Result<TreeDestination, TreeError> {
+        Ok(TreeDestination { is_of_changes: true, ..Self::open(root)? })
     }
 
     /// Reads all that is here: the base for a source when a stale copy shall be made use of. Takes the time of reading
@@ -96,7 +112,10 @@ impl TreeDestination {
             }
             (_, Some(_)) => out_of_order(&root, "a file has not ended"),
             (TreeOp::Remove { path }, None) => {
-                let (dir, name) = self.tree.parent(&path)?;
+                let (dir, name) = match self.tree.parent(&path) {
+                    Err(TreeError::Io { errno: Errno::ENOENT, .. }) if self.is_of_changes => return Ok(()),
+                    parent => parent?,
+                };
                 clear(dir.as_fd(), &name, &path)
             }
             (TreeOp::Rename { from, to }, None) => {

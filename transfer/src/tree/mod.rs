@@ -21,6 +21,7 @@ mod file_read;
 mod file_send;
 mod file_write;
 mod index;
+mod layer;
 mod op;
 mod path;
 mod plan;
@@ -32,7 +33,7 @@ mod survey;
 
 pub use destination::TreeDestination;
 pub use entry::{Kind, Meta, Xattr};
-pub use equal::{Digest, equal_digest};
+pub use equal::{Digest, equal_digest, timeless_digest};
 pub use index::{FileRecord, Node, NodeId, SegmentRecord, TreeIndex};
 pub use op::{Body, ChangedBlock, TreeOp};
 pub use path::{PathError, TreePath};

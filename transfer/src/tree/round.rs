@@ -53,8 +53,21 @@ impl<'a, E> Round<'a, E> {
 
     pub fn run(mut self) -> Result<RoundStats, RoundError<E>> {
         let begin = Instant::now();
-        let mut found = scan(&self.source.tree)?;
-        found.retain(|entry| entry.stat.file_type != FileType::Socket);
+        let mut found = match &mut self.source.layer {
+            None => {
+                let to_clear = mem::take(&mut self.source.to_clear);
+                self.clear(to_clear)?;
+                scan(&self.source.tree)?
+            }
+            Some(layer) => {
+                let changes = layer.scan(&self.source.tree)?;
+                self.clear(changes.to_clear)?;
+                changes.found
+            }
+        };
+        let root_only = self.source.options.root_only;
+        found
+            .retain(|entry| entry.stat.file_type != FileType::Socket && (!root_only || entry.path.is_root()));
         self.stats.walk = begin.elapsed();
         let mut inodes = self.observe(&mut found)?;
         self.stats.entries = found.len() as u64;
@@ -78,6 +91,16 @@ impl<'a, E> Round<'a, E> {
         self.stats.ops += 1;
         self.stats.bytes_sent += op.weight() as u64;
         (self.emit)(op).map_err(RoundError::Emit)
+    }
+
+    /// Takes away what a layer hides, or replaces by something else, of the layers below and of itself as it was.
+    fn clear(&mut self, paths: Vec<TreePath>) -> Result<(), RoundError<E>> {
+        for path in paths {
+            self.emit(TreeOp::Remove { path: path.clone() })?;
+            self.source.index.remove(&path);
+            self.touched.insert(path.parent());
+        }
+        Ok(())
     }
 
     /// Looks at every inode that is new or has changed, save at files, which are read when their turn comes. Drops from

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use super::beneath::Beneath;
 use super::entry::InodeKey;
 use super::index::NodeId;
+use super::layer::Layer;
 use super::plan::Seen;
 use super::round::Round;
-use super::{TreeError, TreeIndex, TreeOp};
+use super::{TreeError, TreeIndex, TreeOp, TreePath};
 
 /// How a tree is read.
 #[derive(Debug, Clone)]
@@ -17,17 +18,23 @@ pub struct Options {
     /// An inode whose newest time lies less than this before the moment it was read, in milliseconds, is read again in
     /// the next round: the kernel's times are coarse (one tick, 1-10 ms), so a write just after the read may not show.
     pub racy_ms: u32,
+    /// Only the root itself counts, not what is in it.
+    pub root_only: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { racy_ms: 100 }
+        Options { racy_ms: 100, root_only: false }
     }
 }
 
 /// A tree that is kept equal elsewhere.
 pub struct TreeSource {
     pub(super) tree: Beneath,
+    /// Only what this says was changed counts.
+    pub(super) layer: Option<Layer>,
+    /// What the first round has to take away at the destination, before all else.
+    pub(super) to_clear: Vec<TreePath>,
     pub(super) index: TreeIndex,
     pub(super) seen: HashMap<InodeKey, Seen>,
     pub(super) next_id: NodeId,
@@ -79,6 +86,8 @@ impl TreeSource {
         base.check()?;
         Ok(TreeSource {
             tree: Beneath::open(root)?,
+            layer: None,
+            to_clear: Vec::new(),
             next_id: base.free_id(),
             index: base,
             seen: HashMap::new(),
@@ -86,6 +95,32 @@ impl TreeSource {
             round: 0,
             broken: false,
         })
+    }
+
+    /// Opens the upper directory of an overlay file system that is mounted at `merged`. What the destination holds is the same
+    /// file system without the upper directory's contents.
+    ///
+    /// # Errors
+    /// When one of them cannot be opened.
+    pub fn of_layer(upper: &Path, merged: &Path, options: Options) -> Result<TreeSource, TreeError> {
+        let source = TreeSource::new(merged, TreeIndex::default(), options)?;
+        Ok(TreeSource { layer: Some(Layer::open(upper)?), ..source })
+    }
+
+    /// Opens the directory of a [`TreeDestination::open_changes`](super::TreeDestination::open_changes), with what the layer
+    /// hid. What the destination holds is the file system that the layer changes.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn of_changes(root: &Path, gone: Vec<TreePath>, options: Options) -> Result<TreeSource, TreeError> {
+        let source = TreeSource::new(root, TreeIndex::default(), options)?;
+        Ok(TreeSource { to_clear: gone, ..source })
+    }
+
+    /// Of a layer: what it hid, or replaced as a whole, of the file system below when the last round looked. What is above
+    /// comes first.
+    pub fn gone(&self) -> Vec<TreePath> {
+        self.layer.as_ref().map(Layer::hides).unwrap_or_default()
     }
 
     /// What the destination holds after all that was emitted.

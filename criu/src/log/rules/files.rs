@@ -87,6 +87,8 @@ pub(super) const RULES: &[Rule] = &[
     rule(&["unreachable sharing"], Mounts, "a mount shares its events with one outside of the container",
         "make it private before the container starts: `mount --make-rprivate`, or `propagation` in the bundle")
         .at(&[("mount", "Mount ", " (master_id")]),
+    rule(&["copy sharing from"], Mounts, "mounts that propagate to each other show different directories",
+        "mount them with `rslave` or `rprivate` propagation"),
     rule(&["autofs"], Mounts, "the container has an automounter's mount that CRIU cannot move",
         "unmount it in the container; automount on the host and bind the place instead"),
     rule(&["mount points can't be mounted"], Mounts, "mounts of the container cannot be made on this host",

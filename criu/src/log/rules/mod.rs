@@ -86,6 +86,7 @@ const fn rule(
 pub(super) const HARMLESS: &[&str] = &[
     "Can't setup RLIMIT_NOFILE",
     "Address already assigned",
+    "address already assigned",
     "exited, status=1",
     "cgroupd: recv req error",
     "tun: Unable to create tun",

@@ -160,6 +160,12 @@ const SAMPLES: &[Sample] = &[
     ),
     ("Error (criu/mount.c:753): mnt: 12:./data doesn't have a proper root mount", "outside", "bundle", &[]),
     (
+        "     1: Error (criu/mount-v2.c:897): mnt-v2: Failed to copy sharing from 218 to 219",
+        "propagate",
+        "rslave",
+        &[],
+    ),
+    (
         "Error (criu/mount.c:724): mnt: FS mnt ./mnt/sshfs dev 0x2f root / unsupported id 811",
         "kind CRIU cannot move",
         "unmount",

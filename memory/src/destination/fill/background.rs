@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Pages that are copied at a time: 128 KiB, about 40 µs. As long a fault may have to wait.
-const CHUNK: u64 = 32;
+/// Pages that are copied at a time: 32 KiB, about 10 µs. As long a fault may have to wait.
+const CHUNK: u64 = 8;
 /// Chunks of one address space before another one has its turn.
 const TURN: usize = 64;
 /// Somebody waited for a page this short a time ago: the tasks are at work, and background threads only take half of a

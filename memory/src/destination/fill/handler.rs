@@ -31,10 +31,13 @@ const NEIGHBOURHOOD: u64 = 128 * PAGE_SIZE;
 const EVENTS: usize = 256;
 /// Where user space begins and ends, for a wake of everything.
 const USER_SPACE: std::ops::Range<u64> = 0x10000..0x7fff_ffff_f000;
-/// Nice value of the thread that answers faults: it has little to do, and a task waits for it.
+/// Nice value of the thread that answers faults, where it cannot come first of all: it has little to do, and a task waits for it.
 const NICE: i32 = -20;
 /// How often a fault is tried again at once before it is only tried every millisecond.
 const EAGER_RETRIES: u32 = 200;
+
+/// Before that it leaves the processor for so long: whoever it waits for does not get it otherwise.
+const MAKE_WAY: std::time::Duration = std::time::Duration::from_micros(10);
 
 const CONTROL: u64 = u64::MAX;
 const DONE: u64 = u64::MAX - 1;
@@ -93,6 +96,7 @@ pub fn run_fill(control: OwnedFd) -> Result<(), FillError> {
     let pool = Arc::new(Pool::new(store, journal, done));
     let threads = pool.spawn();
     process::set_pace(NICE);
+    process::come_first();
     let mut handler = Handler {
         control,
         supervised: true,
@@ -106,6 +110,7 @@ pub fn run_fill(control: OwnedFd) -> Result<(), FillError> {
         retries: 0,
     };
     let result = handler.run();
+    process::come_last();
     pool.stop();
     drop(handler);
     for thread in threads {
@@ -149,7 +154,7 @@ impl Handler {
             faults.clear();
             self.retries = if waited > 0 && !self.waiting.is_empty() { self.retries + 1 } else { 0 };
             if !self.waiting.is_empty() {
-                std::thread::yield_now();
+                std::thread::sleep(MAKE_WAY);
             }
             if self.pool.is_started() {
                 for id in touched {

@@ -1,31 +1,34 @@
-//! A runc container at the destination.
+//! A container of a runtime at the destination.
 
-use super::restoration::Restoration;
-use super::{DESCRIPTORS, QUESTION, Recipe, Runc, needs, oci};
+use super::restart::{Known, RuntimeStartable};
+use super::restoration::{Restoration, explain, options, write_criu_config};
+use super::{Flavor, QUESTION, Recipe, Runtime, config, needs, write_private};
 use crate::arrival::Arrival;
 use crate::container::{DestinationContainer, Given, Note, RestoreRequest, Shipment};
 use crate::error::EngineError;
-use crate::freezer::{Freezer, cgroups_named, process_tree, remove_cgroup};
+use crate::freezer::{Freezer, cgroup_at, cgroups_named, process_tree};
 use crate::hold::install_hook;
 use crate::network::NetworkRecord;
 use crate::process::without_groups;
 use crate::remains::{understood, written};
+use crate::restart::Starting;
+use crate::tool::Running;
+use godwit_criu::relay::Adaptation;
 use godwit_migration::ownership::Presence;
 use godwit_transfer::message::Refusal;
 use godwit_transfer::wire::HeldFrames;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Time that a restore may take.
 const RESTORE: Duration = Duration::from_secs(300);
 
-/// A runc container on its way into this host.
-struct RuncArrival {
-    runc: Runc,
+/// A container of a runtime on its way into this host.
+struct RuntimeArrival {
+    runtime: Runtime,
     shipment: Shipment,
     recipe: Recipe,
     arrival: Arrival,
@@ -33,7 +36,7 @@ struct RuncArrival {
     /// There may be things to undo besides the network.
     begun_to_make: bool,
     attempted: bool,
-    /// `runc restore`, begun early.
+    /// its `restore`, begun early.
     begun: Option<Restoration>,
     /// The first process, once restored.
     pid: Option<i32>,
@@ -69,9 +72,9 @@ fn parse(shipment: &Shipment) -> Result<Recipe, Refusal> {
     Ok(recipe)
 }
 
-/// How runc calls the container's cgroup: the last part of `linux.cgroupsPath`, or the container's name.
+/// How the runtime calls the container's cgroup: the last part of `linux.cgroupsPath`, or the container's name.
 fn cgroup_name(shipment: &Shipment, recipe: &Recipe) -> String {
-    oci::cgroup_path(&recipe.config)
+    config::cgroup_path(&recipe.config)
         .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
         .unwrap_or_else(|| shipment.name.clone())
 }
@@ -80,7 +83,7 @@ fn cgroup_name(shipment: &Shipment, recipe: &Recipe) -> String {
 fn localized(recipe: &Recipe) -> serde_json::Value {
     let mut config = recipe.config.clone();
     if let Some(name) = &recipe.namespace {
-        oci::set_network_namespace_path(&mut config, &crate::network::Namespace::path_of(name));
+        config::set_network_namespace_path(&mut config, &crate::network::Namespace::path_of(name));
     }
     config
 }
@@ -90,11 +93,11 @@ pub(super) fn places(shipment: &Shipment) -> Vec<PathBuf> {
     let Ok(recipe) = parse(shipment) else { return vec![PathBuf::new()] };
     let root = recipe.config.pointer("/root/path").and_then(serde_json::Value::as_str).unwrap_or_default();
     let mut places = vec![recipe.bundle.clone(), recipe.bundle.join(root)];
-    places.extend(oci::bind_mounts(&recipe.config, &recipe.bundle).into_iter().map(|bind| bind.source));
+    places.extend(config::bind_mounts(&recipe.config, &recipe.bundle).into_iter().map(|bind| bind.source));
     places
 }
 
-pub(super) fn examine(runc: &Runc, shipment: &Shipment) -> Vec<Refusal> {
+pub(super) fn examine(runtime: &Runtime, shipment: &Shipment) -> Vec<Refusal> {
     let recipe = match parse(shipment) {
         Ok(recipe) => recipe,
         Err(refusal) => return vec![refusal],
@@ -102,19 +105,28 @@ pub(super) fn examine(runc: &Runc, shipment: &Shipment) -> Vec<Refusal> {
     let mut reasons = Vec::new();
     if !super::is_name(&shipment.name) {
         reasons.push(Refusal::new(format!("`{}` is not a name for a container", shipment.name)));
-    } else if let Ok(state) = runc.state(&shipment.name) {
+    } else if let Ok(state) = runtime.state(&shipment.name) {
         reasons.push(
             Refusal::new(format!(
-                "the name `{}` is taken: runc has a {} container there",
-                shipment.name, state.status
+                "the name `{}` is taken: {} has a {} container there",
+                shipment.name,
+                runtime.flavor.kind(),
+                state.status
             ))
-            .hint(format!("remove it there: `runc delete {}`", shipment.name)),
+            .hint(format!(
+                "remove it there: `{} delete {}`",
+                runtime.flavor.kind(),
+                shipment.name
+            )),
         );
+    }
+    if !shipment.restart {
+        reasons.extend(cgroup_of_its_own(runtime.flavor, &recipe.config, &shipment.name, needs::cgroups()));
     }
     reasons.extend(Arrival::examine(shipment, recipe.namespace.as_deref()));
     reasons.extend(recipe.needs.lacking(&recipe.config, &needs::Host::this()));
-    // devices and sockets of the host are not copied, but runc needs them to be there
-    for bind in oci::bind_mounts(&recipe.config, &recipe.bundle) {
+    // devices and sockets of the host are not copied, but the runtime needs them to be there
+    for bind in config::bind_mounts(&recipe.config, &recipe.bundle) {
         if !shipment.trees.contains(&bind.source) && !bind.source.exists() {
             reasons.push(
                 Refusal::new(format!("`{}` does not exist, and it is not copied", bind.source.display()))
@@ -125,10 +137,39 @@ pub(super) fn examine(runc: &Runc, shipment: &Shipment) -> Vec<Refusal> {
     reasons
 }
 
+/// Where godwit puts CRIU into the container's cgroup, it must know which that will be, in one hierarchy.
+pub(crate) fn cgroup_of_its_own(
+    flavor: Flavor,
+    config: &serde_json::Value,
+    name: &str,
+    cgroups: Option<&str>,
+) -> Vec<Refusal> {
+    if flavor.places_criu() {
+        return Vec::new();
+    }
+    let kind = flavor.kind();
+    let mut reasons = Vec::new();
+    if cgroups != Some("v2") {
+        reasons.push(
+            Refusal::new(format!("containers of {kind} move on cgroup v2 only, and that host uses v1")).hint(
+                "boot both hosts with `systemd.unified_cgroup_hierarchy=1` on the kernel's command line, or run it with runc",
+            ),
+        );
+    }
+    if config::plain_cgroup(config, name).is_none() {
+        let path = config::cgroup_path(config).unwrap_or_default();
+        reasons.push(
+            Refusal::new(format!("its cgroup `{}` is systemd's to make, or no path", path.display()))
+                .hint(format!("run it without systemd's cgroups (`--cgroup-manager cgroupfs`), or with runc instead of {kind}")),
+        );
+    }
+    reasons
+}
+
 /// Inside of a user namespace CRIU gets no userfaultfd (userfaultfd(2): CAP_SYS_PTRACE).
 pub(super) fn can_fill_later(shipment: &Shipment) -> Result<(), String> {
     match parse(shipment) {
-        Ok(recipe) if oci::has_namespace(&recipe.config, "user") => {
+        Ok(recipe) if config::has_namespace(&recipe.config, "user") => {
             Err("it has a user namespace, in which CRIU gets no userfaultfd".into())
         }
         _ => Ok(()),
@@ -136,7 +177,7 @@ pub(super) fn can_fill_later(shipment: &Shipment) -> Result<(), String> {
 }
 
 pub(super) fn prepare(
-    runc: &Runc,
+    runtime: &Runtime,
     shipment: &Shipment,
     note: &mut Note<'_>,
 ) -> Result<Box<dyn DestinationContainer>, EngineError> {
@@ -146,8 +187,8 @@ pub(super) fn prepare(
         bundle: recipe.bundle.exists(),
         cgroups: cgroups_named(&cgroup_name(shipment, &recipe)),
     };
-    let mut arrival = RuncArrival {
-        runc: runc.clone(),
+    let mut arrival = RuntimeArrival {
+        runtime: runtime.clone(),
         shipment: shipment.clone(),
         recipe,
         arrival: Arrival::default(),
@@ -158,7 +199,7 @@ pub(super) fn prepare(
         pid: None,
     };
     match arrival.make(note) {
-        Ok(()) => Ok(Box::new(arrival)),
+        Ok(()) => Ok(arrival.boxed()),
         Err(error) => {
             for leftover in arrival.abandon() {
                 tracing::warn!(%leftover, "could not be removed");
@@ -169,10 +210,10 @@ pub(super) fn prepare(
 }
 
 /// Finds again what another process has made or restored.
-pub(super) fn reopen(runc: &Runc, remains: &str) -> Result<Box<dyn DestinationContainer>, EngineError> {
+pub(super) fn reopen(runtime: &Runtime, remains: &str) -> Result<Box<dyn DestinationContainer>, EngineError> {
     let Remains { shipment, before, network } = understood(remains)?;
-    let mut arrival = RuncArrival {
-        runc: runc.clone(),
+    let mut arrival = RuntimeArrival {
+        runtime: runtime.clone(),
         recipe: parse_known(&shipment)?,
         shipment,
         arrival: Arrival::reopen(network),
@@ -182,7 +223,7 @@ pub(super) fn reopen(runc: &Runc, remains: &str) -> Result<Box<dyn DestinationCo
         begun: None,
         pid: None,
     };
-    if let Ok(state) = runc.state(&arrival.shipment.name) {
+    if let Ok(state) = runtime.state(&arrival.shipment.name) {
         let restored: Option<i32> =
             std::fs::read_to_string(arrival.pid_file()).ok().and_then(|text| text.trim().parse().ok());
         if restored.is_some_and(|pid| pid != state.pid) {
@@ -194,7 +235,7 @@ pub(super) fn reopen(runc: &Runc, remains: &str) -> Result<Box<dyn DestinationCo
             arrival.arrival.held(freezer);
         }
     }
-    Ok(Box::new(arrival))
+    Ok(arrival.boxed())
 }
 
 /// The recipe of a shipment that was examined.
@@ -207,7 +248,17 @@ fn config_path(recipe: &Recipe) -> PathBuf {
     recipe.bundle.join("config.json")
 }
 
-impl RuncArrival {
+impl RuntimeArrival {
+    /// What will restore it, or start it.
+    fn boxed(self) -> Box<dyn DestinationContainer> {
+        if !self.shipment.restart {
+            return Box::new(self);
+        }
+        let known = Known { name: self.shipment.name.clone(), bundle: self.recipe.bundle.clone() };
+        let startable = RuntimeStartable::new(&self.runtime, known);
+        Box::new(Starting::new(Box::new(self), Box::new(startable)))
+    }
+
     /// Bundle, network, hook: all that can exist before the memory arrives.
     fn make(&mut self, note: &mut Note<'_>) -> Result<(), EngineError> {
         let namespace = self.recipe.namespace.clone();
@@ -229,108 +280,74 @@ impl RuncArrival {
         note(&written(&remains)?).map_err(EngineError::io("note what is made in", &self.shipment.job))
     }
 
-    /// The options that runc's command line cannot pass on. CRIU reads the file that the environment names.
-    fn write_criu_config(&self) -> Result<PathBuf, EngineError> {
-        let hook = self.shipment.job.join(crate::hold::HOOK_NAME);
-        let path = self.shipment.job.join("criu.conf");
-        write_private(
-            &path,
-            format!("action-script {}\nmanage-cgroups ignore\n", hook.display()).as_bytes(),
-        )?;
-        Ok(path)
-    }
-
-    /// Starts `runc restore`; it waits for [`Restoration::finish`] as soon as it needs CRIU.
-    fn start_runc(&mut self, request: &RestoreRequest) -> Result<Restoration, EngineError> {
-        let config = self.write_criu_config()?;
+    /// Starts its `restore`; it waits for [`Restoration::finish`] as soon as it needs CRIU.
+    fn start_runtime(&mut self, request: &RestoreRequest) -> Result<Restoration, EngineError> {
+        let config = write_criu_config(&self.shipment.job)?;
         let pid_file = self.pid_file();
         // an old one makes CRIU fail at the very end
         let _ = std::fs::remove_file(&pid_file);
-        // what runc has to say stays with the migration
+        // what the runtime has to say stays with the migration
         let mut log = OsString::from("--log=");
-        log.push(request.work.join("runc.log"));
+        log.push(request.work.join(format!("{}.log", self.runtime.flavor.kind())));
         let mut args = vec![log];
         args.extend(["restore", "--detach", "--bundle"].map(OsString::from));
         args.push(self.recipe.bundle.clone().into());
-        for (flag, value) in
-            [("--image-path", &request.images), ("--work-path", &request.work), ("--pid-file", &pid_file)]
-        {
-            args.extend([flag.into(), value.into()]);
-        }
-        let carry = &self.shipment.carry;
-        for (wanted, flag) in [
-            (carry.tcp_established, "--tcp-established"),
-            (carry.ext_unix_sk, "--ext-unix-sk"),
-            (carry.file_locks, "--file-locks"),
-            (carry.shell_job, "--shell-job"),
-            (request.lazy, "--lazy-pages"),
-        ] {
-            if wanted {
-                args.push(flag.into());
-            }
-        }
+        args.extend(["--pid-file".into(), pid_file.into()]);
+        args.extend(options(self.runtime.flavor, request, &self.shipment.carry));
         args.push(self.shipment.name.clone().into());
         self.attempted = true;
         without_groups()?;
         let (job, guardian) = (&self.shipment.job, self.arrival.guardian());
-        Restoration::start(&self.runc.program, &args, &config, &job.join("criu"), request, guardian)
+        let relay = job.join("criu");
+        let adaptation = self.adaptation(request);
+        Restoration::start(&config, &relay, adaptation, request, guardian, |environment| {
+            Ok(Box::new(Running::start(&self.runtime.program, &args, environment)?))
+        })
+    }
+
+    /// What CRIU must be told that the runtime does not tell.
+    fn adaptation(&self, request: &RestoreRequest) -> Adaptation {
+        let flavor = self.runtime.flavor;
+        let path = config::plain_cgroup(&self.recipe.config, &self.shipment.name);
+        let cgroup = || path.and_then(|path| cgroup_at(&path));
+        Adaptation {
+            cgroup: if flavor.places_criu() { None } else { cgroup() },
+            lazy_pages: request.lazy && !flavor.takes_lazy_pages(),
+        }
+    }
+
+    /// A runtime may keep what it has noted of a restore that was broken off, and then takes it for a container.
+    fn forget_broken_off(&self) {
+        let name = &self.shipment.name;
+        if !self.runtime.flavor.state_directory().join(name).exists() {
+            return;
+        }
+        if let Err(error) = self.runtime.run(&["delete", "--force", name], QUESTION) {
+            tracing::debug!(%error, "what is left of the restore that was begun stays");
+        }
     }
 
     fn pid_file(&self) -> PathBuf {
         self.shipment.job.join("pid")
     }
 
-    /// What runc is shown as `descriptors.json` before the images are here; none if the source did not tell.
-    fn descriptors(&self) -> Option<Vec<u8>> {
-        serde_json::to_vec(self.recipe.descriptors.as_ref()?).ok()
-    }
-
-    /// Starts runc without the images, with nothing but the one file that it reads itself.
-    fn start_early(&mut self, request: &RestoreRequest) -> Result<Option<Restoration>, EngineError> {
-        let Some(descriptors) = self.descriptors() else { return Ok(None) };
-        let mut builder = std::fs::DirBuilder::new();
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.recursive(true).create(&request.images).map_err(EngineError::io("make", &request.images))?;
-        let path = request.images.join(DESCRIPTORS);
-        write_private(&path, &descriptors)?;
-        let started = self.start_runc(request);
-        let ready = started.map(|mut started| (started.is_ready(), started));
-        // the images bring their own
-        let removed = std::fs::remove_file(&path).map_err(EngineError::io("remove", &path));
-        let (ready, started) = ready?;
-        if ready && removed.is_ok() {
-            return Ok(Some(started));
-        }
-        started.abandon();
-        removed.map(|()| None)
-    }
-
-    /// The restore that was begun, if it is the one that is wanted.
-    fn take_begun(&mut self, request: &RestoreRequest) -> Option<Restoration> {
-        let begun = self.begun.take()?;
-        let came: Option<Vec<String>> = std::fs::read(request.images.join(DESCRIPTORS))
-            .ok()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        if begun.is_for(request) && came.is_some() && came == self.recipe.descriptors {
-            return Some(begun);
-        }
-        tracing::info!("runc is started again: the images are not those that it was started for");
-        begun.abandon();
-        None
-    }
-
-    fn restore_with_runc(
+    fn restore_with_runtime(
         &mut self,
         request: &RestoreRequest,
         restored: &mut dyn FnMut(i32),
     ) -> Result<i32, EngineError> {
-        if let Some(group) = oci::mapped_group(&self.recipe.config) {
+        if let Some(group) = config::mapped_group(&self.recipe.config) {
             let_read(&request.images, group)?;
         }
-        let restoration = match self.take_begun(request) {
-            Some(begun) => begun,
-            None => self.start_runc(request)?,
-        };
+        let begun = self.begun.take();
+        let restoration =
+            match begun.and_then(|begun| begun.if_it_fits(request, self.recipe.descriptors.as_deref())) {
+                Some(begun) => begun,
+                None => {
+                    self.forget_broken_off();
+                    self.start_runtime(request)?
+                }
+            };
         restoration.finish(RESTORE, restored).map_err(|error| explain(error, &request.work))?;
         let pid_file = self.pid_file();
         let text = std::fs::read_to_string(&pid_file).map_err(EngineError::io("read", &pid_file))?;
@@ -355,27 +372,12 @@ fn let_read(dir: &Path, group: u32) -> Result<(), EngineError> {
     allow(dir, 0o750)
 }
 
-/// runc says only that CRIU failed: the reason is in CRIU's log.
-fn explain(error: EngineError, work: &Path) -> EngineError {
-    let EngineError::Tool { program, what } = error else { return error };
-    let log = work.join("restore.log");
-    let explanation = godwit_criu::log::explain_file(Some(&log), &what);
-    let hint = explanation.hint.map_or(String::new(), |hint| format!(" ({hint})"));
-    EngineError::Tool { program, what: format!("{what}; criu: {}{hint}", explanation.cause) }
-}
-
-fn write_private(path: &Path, bytes: &[u8]) -> Result<(), EngineError> {
-    let mut options = std::fs::OpenOptions::new();
-    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
-    file.and_then(|mut file| std::io::Write::write_all(&mut file, bytes))
-        .map_err(EngineError::io("write", path))
-}
-
-impl DestinationContainer for RuncArrival {
+impl DestinationContainer for RuntimeArrival {
     fn begin(&mut self, request: &RestoreRequest) {
-        match self.start_early(request) {
+        let Some(descriptors) = self.recipe.descriptors.clone() else { return };
+        match Restoration::start_early(request, &descriptors, || self.start_runtime(request)) {
             Ok(begun) => self.begun = begun,
-            Err(error) => tracing::warn!(%error, "runc could not be started early"),
+            Err(error) => tracing::warn!(%error, "the runtime could not be started early"),
         }
     }
 
@@ -384,7 +386,7 @@ impl DestinationContainer for RuncArrival {
         request: &RestoreRequest,
         restored: &mut dyn FnMut(i32),
     ) -> Result<Given, EngineError> {
-        let pid = self.restore_with_runc(request, restored)?;
+        let pid = self.restore_with_runtime(request, restored)?;
         let freezer = Freezer::of_pid(pid)?;
         freezer.verify_held(&process_tree(pid))?;
         self.arrival.held(freezer);
@@ -404,6 +406,10 @@ impl DestinationContainer for RuncArrival {
         self.arrival.go(frames)
     }
 
+    fn connect(&mut self) -> Result<(), EngineError> {
+        self.arrival.connect()
+    }
+
     fn settle(&mut self) -> Vec<String> {
         self.arrival.settle()
     }
@@ -420,7 +426,7 @@ impl DestinationContainer for RuncArrival {
         }
         if self.attempted {
             // a restore that failed late may have left a held tree that was never reported
-            if let Ok(state) = self.runc.state(&self.shipment.name) {
+            if let Ok(state) = self.runtime.state(&self.shipment.name) {
                 if !self.arrival.is_held()
                     && let Ok(freezer) = Freezer::of_pid(state.pid)
                 {
@@ -429,23 +435,19 @@ impl DestinationContainer for RuncArrival {
                 keep("held tasks", self.arrival.kill_held());
                 keep(
                     "container",
-                    self.runc.run(&["delete", "--force", &self.shipment.name], QUESTION).map(drop),
+                    self.runtime.run(&["delete", "--force", &self.shipment.name], QUESTION).map(drop),
                 );
             }
-            // runc forgets the cgroups of a restore that failed
+            // a runtime forgets the cgroups of a restore that failed
             let made = cgroups_named(&cgroup_name(&self.shipment, &self.recipe));
             let made = made.difference(&self.before.cgroups);
-            for freezer in made.clone().filter_map(|cgroup| Freezer::at(cgroup).ok()) {
-                // the tasks of a CRIU that was killed, of which it knows nothing
-                keep("restored tasks", freezer.kill_frozen().map_err(EngineError::from));
-            }
             for cgroup in made {
-                keep("cgroup", remove_cgroup(cgroup).map_err(EngineError::from));
+                keep("cgroup", self.arrival.clear_cgroup(cgroup));
             }
             self.attempted = false;
             self.arrival.sweep(&self.shipment.job.join("work"));
-            // where runc keeps its containers, unless it is told otherwise
-            crate::cure::sweep_runtime(&Path::new("/run/runc").join(&self.shipment.name));
+            let state = self.runtime.flavor.state_directory();
+            crate::cure::sweep_runtime(&state.join(&self.shipment.name));
         }
         keep("network", self.arrival.remove_network());
         if std::mem::take(&mut self.begun_to_make) {
@@ -466,5 +468,23 @@ impl DestinationContainer for RuncArrival {
             }
         }
         leftovers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn crun_wants_one_hierarchy_and_a_path_and_runc_takes_what_there_is() {
+        let systemd = json!({"linux": {"cgroupsPath": "system.slice:crun:web"}});
+        let nothing = json!({});
+        let reasons = |flavor, config, cgroups| cgroup_of_its_own(flavor, config, "web", cgroups).len();
+        for cgroups in [Some("v1"), Some("v2"), None] {
+            assert_eq!(reasons(Flavor::Runc, &systemd, cgroups), 0);
+            assert_eq!(reasons(Flavor::Crun, &nothing, cgroups), usize::from(cgroups != Some("v2")));
+        }
+        assert_eq!(reasons(Flavor::Crun, &systemd, Some("v2")), 1);
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// A mount that the runtime makes from a path of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct BindMount {
+pub(crate) struct BindMount {
     /// On the host; a relative one is relative to the bundle.
     pub source: PathBuf,
     /// In the container.
@@ -15,7 +15,7 @@ pub(super) struct BindMount {
 }
 
 /// All bind mounts, in their order.
-pub(super) fn bind_mounts(config: &Value, bundle: &Path) -> Vec<BindMount> {
+pub(crate) fn bind_mounts(config: &Value, bundle: &Path) -> Vec<BindMount> {
     let mounts = config["mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
     let text = |value: &Value| value.as_str().map(str::to_owned);
     mounts
@@ -41,7 +41,7 @@ pub(super) fn bind_mounts(config: &Value, bundle: &Path) -> Vec<BindMount> {
 }
 
 /// Where cgroup file systems are mounted in the container.
-pub(super) fn cgroup_mounts(config: &Value) -> Vec<PathBuf> {
+pub(crate) fn cgroup_mounts(config: &Value) -> Vec<PathBuf> {
     let mounts = config["mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
     let cgroup = |mount: &&Value| mount["type"] == "cgroup" || mount["type"] == "cgroup2";
     mounts
@@ -52,13 +52,25 @@ pub(super) fn cgroup_mounts(config: &Value) -> Vec<PathBuf> {
 }
 
 /// Where the runtime puts the container's cgroup, if the bundle says so.
-pub(super) fn cgroup_path(config: &Value) -> Option<PathBuf> {
+pub(crate) fn cgroup_path(config: &Value) -> Option<PathBuf> {
     config["linux"]["cgroupsPath"].as_str().map(PathBuf::from)
+}
+
+/// The same below the root of the hierarchy, `name` if the bundle does not say; none if it is no plain path: systemd's form
+/// `SLICE:PREFIX:NAME`, or one that leads elsewhere.
+pub(crate) fn plain_cgroup(config: &Value, name: &str) -> Option<PathBuf> {
+    let path = cgroup_path(config).unwrap_or_else(|| name.into());
+    let path = path.strip_prefix("/").unwrap_or(&path);
+    let is_plain = |part: std::path::Component<'_>| match part {
+        std::path::Component::Normal(name) => !name.to_string_lossy().contains(':'),
+        _ => false,
+    };
+    (path.components().next().is_some() && path.components().all(is_plain)).then(|| path.to_owned())
 }
 
 /// The device nodes of a container: those that every container has (runtime-spec, config-linux.md, Default Devices) and those
 /// it asks for.
-pub(super) fn devices(config: &Value) -> Vec<PathBuf> {
+pub(crate) fn devices(config: &Value) -> Vec<PathBuf> {
     let default = ["null", "zero", "full", "random", "urandom", "tty", "console"];
     let asked = config.pointer("/linux/devices").and_then(Value::as_array).into_iter().flatten();
     let asked = asked.filter_map(|device| device.get("path")?.as_str());
@@ -66,18 +78,18 @@ pub(super) fn devices(config: &Value) -> Vec<PathBuf> {
 }
 
 /// Paths that the runtime hides.
-pub(super) fn masked_paths(config: &Value) -> Vec<PathBuf> {
+pub(crate) fn masked_paths(config: &Value) -> Vec<PathBuf> {
     let paths = config["linux"]["maskedPaths"].as_array().map(Vec::as_slice).unwrap_or_default();
     paths.iter().filter_map(|path| path.as_str().map(PathBuf::from)).collect()
 }
 
 /// Whether the root file system is read-only.
-pub(super) fn root_is_read_only(config: &Value) -> bool {
+pub(crate) fn root_is_read_only(config: &Value) -> bool {
     config["root"]["readonly"].as_bool().unwrap_or(false)
 }
 
 /// Whether its process has a terminal.
-pub(super) fn has_terminal(config: &Value) -> bool {
+pub(crate) fn has_terminal(config: &Value) -> bool {
     config["process"]["terminal"].as_bool().unwrap_or(false)
 }
 
@@ -87,12 +99,12 @@ fn namespace<'a>(config: &'a Value, kind: &str) -> Option<&'a Value> {
 }
 
 /// Whether the container has a namespace of its own of that type.
-pub(super) fn has_namespace(config: &Value, kind: &str) -> bool {
+pub(crate) fn has_namespace(config: &Value, kind: &str) -> bool {
     namespace(config, kind).is_some()
 }
 
 /// What group 0 of the container's user namespace is outside.
-pub(super) fn mapped_group(config: &Value) -> Option<u32> {
+pub(crate) fn mapped_group(config: &Value) -> Option<u32> {
     namespace(config, "user")?;
     let mappings = config["linux"]["gidMappings"].as_array()?;
     let first = mappings.iter().find(|mapping| mapping["containerID"] == 0)?;
@@ -100,12 +112,25 @@ pub(super) fn mapped_group(config: &Value) -> Option<u32> {
 }
 
 /// The path of its network namespace when somebody else makes it.
-pub(super) fn network_namespace_path(config: &Value) -> Option<PathBuf> {
+pub(crate) fn network_namespace_path(config: &Value) -> Option<PathBuf> {
     namespace(config, "network")?["path"].as_str().filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
+/// Names what is bound by its own path where it is a symbolic link: CRIU makes no mount point for one.
+pub(crate) fn resolve_bind_sources(config: &mut Value) {
+    let bound: Vec<PathBuf> =
+        bind_mounts(config, Path::new("/")).into_iter().map(|bind| bind.source).collect();
+    let mounts = config.pointer_mut("/mounts").and_then(Value::as_array_mut).into_iter().flatten();
+    for source in mounts.filter_map(|mount| mount.get_mut("source")) {
+        let path = source.as_str().map(PathBuf::from).filter(|path| bound.contains(path));
+        if let Some(real) = path.and_then(|path| path.canonicalize().ok()) {
+            *source = json!(real);
+        }
+    }
+}
+
 /// Points the container's network namespace to a path, where godwit has made it.
-pub(super) fn set_network_namespace_path(config: &mut Value, path: &Path) {
+pub(crate) fn set_network_namespace_path(config: &mut Value, path: &Path) {
     // by pointer: indexing what is no object would panic, and this is the peer's text
     let Some(namespaces) = config.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut) else {
         return;
@@ -159,6 +184,22 @@ mod tests {
     }
 
     #[test]
+    fn a_link_that_is_bound_is_named_by_what_it_leads_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        std::fs::write(&real, "").unwrap();
+        std::os::unix::fs::symlink("real", &link).unwrap();
+        let mut config = json!({"mounts": [
+            {"destination": "/a", "type": "bind", "source": link},
+            {"destination": "/b", "type": "bind", "source": "/nonexistent"},
+            {"destination": "/proc", "type": "proc", "source": "proc"}]});
+        resolve_bind_sources(&mut config);
+        let sources: Vec<_> =
+            config["mounts"].as_array().unwrap().iter().map(|mount| mount["source"].clone()).collect();
+        assert_eq!(sources, [json!(real.canonicalize().unwrap()), json!("/nonexistent"), json!("proc")]);
+    }
+
+    #[test]
     fn root_of_a_user_namespace_is_somebody_else_outside() {
         let mut config = config();
         config["linux"]["gidMappings"] = json!([
@@ -167,6 +208,16 @@ mod tests {
         assert_eq!(mapped_group(&config), None, "it has no user namespace");
         config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
         assert_eq!(mapped_group(&config), Some(100_000));
+    }
+
+    #[test]
+    fn a_cgroup_is_a_plain_path_or_none_that_godwit_makes() {
+        let of = |path: &str| plain_cgroup(&json!({"linux": {"cgroupsPath": path}}), "web");
+        assert_eq!(of("/a/b"), Some("a/b".into()));
+        assert_eq!(plain_cgroup(&json!({}), "web"), Some("web".into()));
+        for odd in ["machine.slice:libpod:x", "/a/../../etc", "..", "/", ""] {
+            assert_eq!(of(odd), None, "{odd}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! What a container of runc needs of its host beside the files that are copied: cgroups as they were, its security profile,
+//! What a container of a runtime needs of its host beside the files that are copied: cgroups as they were, its security profile,
 //! and the programs that were left out of the copy.
 
-use super::oci::BindMount;
+use super::config::BindMount;
 use crate::obstacles::{locks, numbers, ports};
 use crate::process::same_namespace;
 use godwit_transfer::message::Refusal;
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 /// What the source tells.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Needs {
+pub(crate) struct Needs {
     /// `v1` or `v2`.
     #[serde(default)]
     cgroups: Option<String>,
@@ -35,7 +35,7 @@ const OWN_NUMBERS: &str = "give the container a pid namespace of its own: `{\"ty
 
 /// What a destination has.
 #[derive(Debug)]
-pub(super) struct Host {
+pub(crate) struct Host {
     cgroups: Option<&'static str>,
     /// /sys/kernel/security/apparmor/profiles: `NAME (MODE)`, a line each; none without AppArmor.
     profiles: Option<String>,
@@ -46,7 +46,7 @@ pub(super) struct Host {
 
 impl Host {
     /// This one.
-    pub(super) fn this() -> Self {
+    pub(crate) fn this() -> Self {
         Self {
             cgroups: cgroups(),
             profiles: std::fs::read_to_string("/sys/kernel/security/apparmor/profiles").ok(),
@@ -57,14 +57,14 @@ impl Host {
 }
 
 /// Which cgroups runc uses here: those of version 2 when they alone are mounted (runc, libcontainer/cgroups).
-fn cgroups() -> Option<&'static str> {
+pub(crate) fn cgroups() -> Option<&'static str> {
     let kind = statfs("/sys/fs/cgroup").ok()?.filesystem_type();
     Some(if kind == CGROUP2_SUPER_MAGIC { "v2" } else { "v1" })
 }
 
 impl Needs {
     /// Those of a running container. `binds` are its bind mounts that are not copied.
-    pub(super) fn of(pids: &BTreeSet<i32>, binds: &[&BindMount], in_host_network: bool) -> Self {
+    pub(crate) fn of(pids: &BTreeSet<i32>, binds: &[&BindMount], in_host_network: bool) -> Self {
         let listeners = if in_host_network { ports::listening(pids) } else { Vec::new() };
         let in_host_pids = |pid: &i32| same_namespace(&pid.to_string(), "self", "pid");
         let numbers = if pids.first().is_some_and(in_host_pids) { numbers::of(pids) } else { Vec::new() };
@@ -72,7 +72,7 @@ impl Needs {
     }
 
     /// What of it, and of what the bundle says, a host lacks.
-    pub(super) fn lacking(&self, config: &Value, host: &Host) -> Vec<Refusal> {
+    pub(crate) fn lacking(&self, config: &Value, host: &Host) -> Vec<Refusal> {
         let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
         let process = &config["process"];
         let reasons = [

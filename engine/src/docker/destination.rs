@@ -1,0 +1,698 @@
+//! A container of docker at the destination.
+
+use super::{Docker, KIND, MEND, QUESTION, Recipe, layer, network};
+use crate::arrival::Arrival;
+use crate::container::{DestinationContainer, Given, Note, RestoreRequest, Shipment};
+use crate::error::EngineError;
+use crate::freezer::{Freezer, cgroup_at, process_tree, remove_cgroup};
+use crate::hold::install_hook;
+use crate::network::{NetworkRecord, Screen};
+use crate::published;
+use crate::remains::{understood, written};
+use crate::runtime::restoration::{Process, Restoration, explain, options, write_criu_config};
+use crate::runtime::{Flavor, config, needs, read_config, write_private};
+use crate::stand_in::{self, expect, expect_no_more};
+use crate::start::{Door, Start};
+use crate::volumes::VolumeRoot;
+use godwit_criu::images::rename_cgroups;
+use godwit_criu::relay::Adaptation;
+use godwit_migration::ownership::Presence;
+use godwit_transfer::message::Refusal;
+use godwit_transfer::tree::empty_plainly;
+use godwit_transfer::wire::HeldFrames;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Time that a restore may take.
+const RESTORE: Duration = Duration::from_secs(300);
+
+/// A container of docker on its way into this host.
+struct DockerArrival {
+    docker: Docker,
+    shipment: Shipment,
+    recipe: Recipe,
+    arrival: Arrival,
+    /// Volumes that docker did not have before.
+    made_volumes: Vec<String>,
+    /// There may be a container and volumes to remove.
+    begun_to_make: bool,
+    /// The id that docker has given it.
+    id: Option<String>,
+    /// Where what docker has made for it is: how that is called on the wire, and its place here.
+    places: Vec<(PathBuf, PathBuf)>,
+    /// Where docker will have its root file system mounted.
+    merged: PathBuf,
+    /// Keeps the container's frames off the bridge until godwit's own gate stands.
+    screen: Option<Screen>,
+    /// docker's start, waiting for the restore.
+    start: Option<Start>,
+    /// The same, with a runtime that waits for the images.
+    begun: Option<Restoration>,
+    /// docker's start, which has got what it waited for.
+    starting: Option<Box<dyn Process>>,
+    /// Where the runtime keeps its containers.
+    runtime_root: Option<PathBuf>,
+    /// Where docker has the runtime note the first process.
+    pid_file: Option<PathBuf>,
+    /// The first process, once restored.
+    pid: Option<i32>,
+}
+
+/// What outlasts the process that receives.
+#[derive(Serialize, Deserialize)]
+struct Remains {
+    shipment: Shipment,
+    made_volumes: Vec<String>,
+    id: Option<String>,
+    #[serde(default)]
+    runtime_root: Option<PathBuf>,
+    network: Option<NetworkRecord>,
+}
+
+fn parse(shipment: &Shipment) -> Result<Recipe, Refusal> {
+    let recipe: Recipe = serde_json::from_str(&shipment.recipe)
+        .map_err(|error| Refusal::new(format!("the container's recipe cannot be understood: {error}")))?;
+    // they become parts of paths and queries, and are the peer's text
+    let names = recipe.volumes.iter().map(|volume| volume.name.as_str()).chain([shipment.name.as_str()]);
+    let odd = names.chain(recipe.record.networks()).find(|name| !super::is_name(name));
+    let (image, image_name) = recipe.record.image();
+    let odd = odd.or(Some(recipe.id.as_str()).filter(|id| !is_id(id)));
+    let odd = odd.or(Some(image).filter(|image| !image.strip_prefix("sha256:").is_some_and(is_id)));
+    match odd.or(Some(image_name).filter(|name| !is_image_name(name))).map(str::to_owned) {
+        Some(name) => Err(Refusal::new(format!("`{}` is no name for docker", name.escape_debug()))),
+        None => Ok(recipe),
+    }
+}
+
+/// Whether it is the whole id of a container or an image.
+fn is_id(id: &str) -> bool {
+    id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+/// Whether it can be the name of an image, and no more (distribution/reference).
+fn is_image_name(name: &str) -> bool {
+    name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/:@".contains(&byte))
+        && !name.split('/').any(|part| matches!(part, "" | "." | ".."))
+}
+
+/// The recipe of a shipment that was examined.
+fn parse_known(shipment: &Shipment) -> Result<Recipe, EngineError> {
+    parse(shipment)
+        .map_err(|refusal| EngineError::Unreadable { path: "recipe".into(), reason: refusal.reason })
+}
+
+/// What the container is given of this host.
+pub(super) fn places(shipment: &Shipment) -> Vec<PathBuf> {
+    let Ok(recipe) = parse(shipment) else { return vec![PathBuf::new()] };
+    let mut places = recipe.record.host_paths();
+    // a volume may be anything that is mounted
+    let devices = recipe.volumes.iter().filter_map(|volume| volume.options.get("device"));
+    places.extend(devices.filter(|device| device.starts_with('/')).map(PathBuf::from));
+    places.extend(recipe.binds);
+    places
+}
+
+pub(super) fn examine(docker: &Docker, shipment: &Shipment) -> Vec<Refusal> {
+    let recipe = match parse(shipment) {
+        Ok(recipe) => recipe,
+        Err(refusal) => return vec![refusal],
+    };
+    let mut reasons = Vec::new();
+    match docker.find(&shipment.name) {
+        Ok(None) => {}
+        Ok(Some(_)) => reasons.push(
+            Refusal::new(format!("docker has a container `{}` there already", shipment.name))
+                .hint(format!("remove it there: `docker rm {}`", shipment.name)),
+        ),
+        Err(error) => return vec![Refusal::new(format!("docker there cannot be asked: {error}"))],
+    }
+    match docker.setting() {
+        Ok(setting) => {
+            reasons.extend(setting.unsuitable("there"));
+            if setting.stand_in().is_none() {
+                reasons.push(
+                    Refusal::new("docker there has no runtime that restores what godwit brings").hint(MEND),
+                );
+            }
+            if setting.cgroup_driver != recipe.cgroup_driver {
+                reasons.push(
+                    Refusal::new(format!(
+                        "docker's cgroups are made by `{}` there, and by `{}` at the source",
+                        setting.cgroup_driver, recipe.cgroup_driver
+                    ))
+                    .hint("set the same `native.cgroupdriver` in /etc/docker/daemon.json of both hosts"),
+                );
+            }
+        }
+        Err(error) => reasons.push(Refusal::new(format!("docker there cannot be asked: {error}"))),
+    }
+    for name in recipe.record.networks() {
+        if !matches!(docker.api.get(&format!("/networks/{name}")), Ok(Some(_))) {
+            reasons.push(
+                Refusal::new(format!("there is no network `{name}`"))
+                    .hint(format!("make it there as it is at the source: `docker network inspect {name}`")),
+            );
+        }
+    }
+    reasons.extend(published::taken(&recipe.record.published()));
+    for volume in &recipe.volumes {
+        match docker.volume(&volume.name) {
+            Ok(Some(there)) if there.driver != volume.driver || there.options != volume.options => {
+                reasons.push(
+                    Refusal::new(format!(
+                        "the volume `{}` exists there with other options: driver `{}`, {:?}",
+                        volume.name, there.driver, there.options
+                    ))
+                    .hint(format!("remove it there: `docker volume rm {}`", volume.name)),
+                );
+            }
+            Ok(_) => {}
+            Err(error) => {
+                reasons.push(Refusal::new(format!("docker's volumes cannot be looked at: {error}")))
+            }
+        }
+    }
+    reasons.extend(recipe.needs.lacking(&recipe.config, &needs::Host::this()));
+    for path in recipe.binds.iter().filter(|path| !path.exists()) {
+        reasons.push(
+            Refusal::new(format!("`{}` does not exist, and it is not copied", path.display()))
+                .hint("make it there first"),
+        );
+    }
+    reasons
+}
+
+pub(super) fn lacks_image(docker: &Docker, shipment: &Shipment) -> Result<Option<String>, EngineError> {
+    match docker.image(parse_known(shipment)?.record.image().0)? {
+        Some(_) => Ok(None),
+        None => docker.layers_here().map(Some),
+    }
+}
+
+pub(super) fn take_image(docker: &Docker, shipment: &Shipment, dir: &Path) -> Result<(), EngineError> {
+    docker.import(parse_known(shipment)?.record.image().0, dir)
+}
+
+pub(super) fn prepare(
+    docker: &Docker,
+    shipment: &Shipment,
+    note: &mut Note<'_>,
+) -> Result<Box<dyn DestinationContainer>, EngineError> {
+    let mut arrival = DockerArrival::new(docker, shipment)?;
+    match arrival.make(note) {
+        Ok(()) => Ok(Box::new(arrival)),
+        Err(error) => {
+            for leftover in arrival.abandon() {
+                tracing::warn!(%leftover, "could not be removed");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Finds again what another process has made or restored.
+pub(super) fn reopen(docker: &Docker, remains: &str) -> Result<Box<dyn DestinationContainer>, EngineError> {
+    let Remains { shipment, made_volumes, id, runtime_root, network } = understood(remains)?;
+    let mut arrival = DockerArrival::new(docker, &shipment)?;
+    arrival.made_volumes = made_volumes;
+    arrival.begun_to_make = true;
+    arrival.id = id;
+    arrival.runtime_root = runtime_root;
+    arrival.arrival = Arrival::reopen(network);
+    if let Some(pid) = arrival.pid_of_docker()
+        && let Ok(freezer) = Freezer::of_pid(pid)
+    {
+        arrival.pid = Some(pid);
+        arrival.arrival.held(freezer);
+    }
+    Ok(Box::new(arrival))
+}
+
+/// docker's own start of a container: a question that is answered when the runtime has ended.
+struct Starting(JoinHandle<Result<(), EngineError>>);
+
+impl Starting {
+    fn begin(docker: &Docker, id: &str) -> Result<Self, EngineError> {
+        let (api, path) = (docker.api.clone(), format!("/containers/{id}/start"));
+        let asking =
+            std::thread::Builder::new().name("docker-start".into()).spawn(move || api.post_patiently(&path));
+        asking.map(Self).map_err(EngineError::io("start a thread for", KIND))
+    }
+}
+
+impl Process for Starting {
+    fn is_alive(&mut self) -> bool {
+        !self.0.is_finished()
+    }
+
+    fn wait(self: Box<Self>, limit: Duration) -> Result<(), EngineError> {
+        let failed = |what: String| Err(EngineError::Tool { program: format!("{KIND} start"), what });
+        let begun = Instant::now();
+        while !self.0.is_finished() {
+            if begun.elapsed() > limit {
+                return failed(format!("did not end within {} s", limit.as_secs()));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.0.join().unwrap_or_else(|_| failed("came to no end".into()))
+    }
+}
+
+impl DockerArrival {
+    fn new(docker: &Docker, shipment: &Shipment) -> Result<Self, EngineError> {
+        Ok(Self {
+            docker: docker.clone(),
+            recipe: parse_known(shipment)?,
+            shipment: shipment.clone(),
+            arrival: Arrival::default(),
+            made_volumes: Vec::new(),
+            begun_to_make: false,
+            id: None,
+            places: Vec::new(),
+            merged: PathBuf::new(),
+            screen: None,
+            start: None,
+            begun: None,
+            starting: None,
+            runtime_root: None,
+            pid_file: None,
+            pid: None,
+        })
+    }
+
+    /// The container as docker knows it, with its volumes and its root file system: all that can exist before its memory.
+    fn make(&mut self, note: &mut Note<'_>) -> Result<(), EngineError> {
+        for volume in &self.recipe.volumes {
+            if self.docker.volume(&volume.name)?.is_none() {
+                self.made_volumes.push(volume.name.clone());
+            }
+        }
+        self.note(note, None)?;
+        self.begun_to_make = true;
+        let roots = self.volume_roots();
+        for volume in self.recipe.volumes.iter().filter(|volume| self.made_volumes.contains(&volume.name)) {
+            let asked = json!({"Name": volume.name, "Driver": volume.driver, "Labels": volume.labels, "DriverOpts": volume.options});
+            self.docker.api.post("/volumes/create", Some(&asked))?;
+        }
+        let id = self.make_container()?;
+        self.id = Some(id.clone());
+        self.note(note, None)?;
+        self.docker.api.post(&format!("/containers/{id}/rename?name={}", self.shipment.name), None)?;
+        for root in roots {
+            root.put_back()?;
+        }
+        self.find_places(&id)?;
+        install_hook(&self.shipment.job).map(drop)
+    }
+
+    /// Has docker make it, under a name that is nobody else's until its id is noted.
+    fn make_container(&self) -> Result<String, EngineError> {
+        let setting = self.docker.setting()?;
+        let (runtime, _) = setting.stand_in().ok_or_else(|| EngineError::Unreadable {
+            path: Path::new(KIND).join("info"),
+            reason: "there is no runtime that restores any more".into(),
+        })?;
+        let (image, name) = self.recipe.record.image();
+        let image = self.docker.named(image, name)?;
+        let asked = self.recipe.record.to_create(image, runtime);
+        let made =
+            self.docker.api.post(&format!("/containers/create?name={}", self.first_name()), Some(&asked))?;
+        for warning in made["Warnings"].as_array().into_iter().flatten() {
+            tracing::info!(%warning, "docker has made the container");
+        }
+        let id = made["Id"].as_str().filter(|id| is_id(id)).map(str::to_owned);
+        id.ok_or_else(|| EngineError::Unreadable {
+            path: Path::new(KIND).join("containers/create"),
+            reason: format!("it names no container: {made}"),
+        })
+    }
+
+    /// What it is called before its id is known to outlast this process: after the migration.
+    fn first_name(&self) -> String {
+        let migration = self.shipment.job.file_name().unwrap_or_default().to_string_lossy();
+        format!("godwit-{migration}")
+    }
+
+    /// Where docker has put what it makes with the container. Nothing of the image is left in its volumes: the rounds bring it all.
+    fn find_places(&mut self, id: &str) -> Result<(), EngineError> {
+        let shown = self.docker.inspect(id)?;
+        let text = |pointer: &str| shown.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let merged = PathBuf::from(text("/GraphDriver/Data/MergedDir"));
+        let place = layer::place_of(&self.shipment.job);
+        layer::mount_at(Path::new(text("/GraphDriver/Data/UpperDir")), &place)?;
+        self.merged = merged;
+        self.places.push((self.recipe.merged.clone(), place));
+        for mount in shown["Mounts"].as_array().into_iter().flatten() {
+            let at = mount["Destination"].as_str().map(Path::new);
+            let known =
+                self.recipe.anonymous.iter().find(|(destination, _)| Some(destination.as_path()) == at);
+            if let (Some((_, called)), Some(source)) = (known, mount["Source"].as_str()) {
+                empty_plainly(Path::new(source))
+                    .map_err(|error| EngineError::io("empty", source)(std::io::Error::other(error)))?;
+                self.places.push((called.clone(), source.into()));
+            }
+        }
+        if let Some(called) = &self.recipe.log {
+            // before the first start docker does not tell where it keeps what (moby: container.GetRootResourcePath)
+            let dir = self.docker.setting()?.docker_root_dir.join("containers").join(id);
+            self.places.push((called.clone(), dir.join(called.file_name().unwrap_or_default())));
+        }
+        Ok(())
+    }
+
+    fn volume_roots(&self) -> Vec<VolumeRoot> {
+        self.shipment.trees.iter().filter_map(|path| VolumeRoot::of(path)).collect()
+    }
+
+    fn note(&self, note: &mut Note<'_>, network: Option<NetworkRecord>) -> Result<(), EngineError> {
+        let remains = Remains {
+            shipment: self.shipment.clone(),
+            made_volumes: self.made_volumes.clone(),
+            id: self.id.clone(),
+            runtime_root: self.runtime_root.clone(),
+            network,
+        };
+        note(&written(&remains)?).map_err(EngineError::io("note what is made in", &self.shipment.job))
+    }
+
+    fn known_id(&self) -> Result<&str, EngineError> {
+        self.id.as_deref().ok_or_else(|| EngineError::NotHeld("docker has made no container".into()))
+    }
+
+    /// Where its log arrives, which has the source's id in its name.
+    fn arriving_log(&self) -> Option<PathBuf> {
+        self.recipe.log.as_ref().and_then(|called| self.place(called))
+    }
+
+    /// Gives the log that has arrived the name that docker goes on with: two names of one file, until it runs here.
+    fn join_log(&self) -> Result<(), EngineError> {
+        let Some(arriving) = self.arriving_log().filter(|log| log.exists()) else { return Ok(()) };
+        // moby: daemon/logs.go
+        let log = arriving.with_file_name(format!("{}-json.log", self.known_id()?));
+        std::fs::hard_link(&arriving, &log).map_err(EngineError::io("make", log))
+    }
+
+    /// Has docker start it, as far as the runtime.
+    fn start(&self) -> Result<Start, EngineError> {
+        let id = self.known_id()?;
+        let door = Door::open(&self.shipment.job)?;
+        expect(id, door.dir()).map_err(EngineError::io("note that godwit waits for", id))?;
+        door.wait_for(Box::new(Starting::begin(&self.docker, id)?))
+    }
+
+    /// Takes the network that docker makes under godwit's own gate. The bundle is made fit for a restore with it.
+    fn make_network(&mut self, id: &str, bundle: &Path) -> Result<(), EngineError> {
+        let file = bundle.join("config.json");
+        let mut config = read_config(&file)?;
+        let made = network::make(id, bundle, &mut config)?;
+        config::resolve_bind_sources(&mut config);
+        write_private(&file, config.to_string().as_bytes())?;
+        if let (Some(path), Some(wanted)) = (made, &self.shipment.network) {
+            self.arrival.adopt_network(wanted, &path)?;
+        }
+        Ok(())
+    }
+
+    /// Has the runtime start its restore, which waits for [`Restoration::finish`] as soon as it needs CRIU.
+    fn start_runtime(&mut self, request: &RestoreRequest) -> Result<Restoration, EngineError> {
+        let start = self
+            .start
+            .take()
+            .ok_or_else(|| EngineError::NotHeld("docker does not wait for a restore".into()))?;
+        let job = &self.shipment.job;
+        let criu_config = write_criu_config(job)?;
+        let options = options(Flavor::Runc, request, &self.shipment.carry);
+        self.pid_file = Some(start.asked.pid_file.clone());
+        let guardian = self.arrival.guardian();
+        let starting = &mut self.starting;
+        Restoration::start(
+            &criu_config,
+            &job.join("criu"),
+            Adaptation::default(),
+            request,
+            guardian,
+            |environment| {
+                let (docker, stand_in) = start.restore(Flavor::Runc, &options, environment)?;
+                *starting = Some(docker);
+                Ok(Box::new(stand_in) as _)
+            },
+        )
+    }
+
+    /// The container that was or may have been made.
+    fn found(&self) -> Result<Option<Value>, EngineError> {
+        match &self.id {
+            Some(id) => self.docker.find(id),
+            None => self.docker.find(&self.first_name()),
+        }
+    }
+
+    /// Where its cgroup is: as at the source, with the new id.
+    fn cgroup(&self) -> Option<PathBuf> {
+        let path = config::plain_cgroup(&self.recipe.config, &self.recipe.id)?;
+        let parent =
+            path.parent().filter(|_| path.file_name().is_some_and(|name| name == self.recipe.id.as_str()))?;
+        cgroup_at(&parent.join(self.id.as_ref()?))
+    }
+
+    /// The first process, as docker knows it.
+    fn pid_of_docker(&self) -> Option<i32> {
+        let shown = self.found().ok()??;
+        let pid = shown.pointer("/State/Pid").and_then(Value::as_i64)?;
+        i32::try_from(pid).ok().filter(|pid| *pid > 0)
+    }
+}
+
+impl DestinationContainer for DockerArrival {
+    fn place(&self, tree: &Path) -> Option<PathBuf> {
+        self.places.iter().find(|(called, _)| called == tree).map(|(_, place)| place.clone())
+    }
+
+    fn get_ready(&mut self, note: &mut Note<'_>) -> Result<(), EngineError> {
+        let id = self.known_id()?.to_owned();
+        if let Some(network) = &self.shipment.network {
+            self.screen = Screen::put_up(&id, network)?;
+        }
+        let roots = self.volume_roots();
+        self.join_log()?;
+        layer::unmount(&layer::place_of(&self.shipment.job))?;
+        let start = self.start()?;
+        if !layer::is_mounted(&self.merged) {
+            let reason =
+                "docker has not mounted it in this mount namespace: godwit and dockerd must share one".into();
+            self.start = Some(start);
+            return Err(EngineError::Unreadable { path: self.merged.clone(), reason });
+        }
+        if let Some((_, place)) = self.places.iter_mut().find(|(called, _)| *called == self.recipe.merged) {
+            place.clone_from(&self.merged);
+        }
+        for root in roots {
+            root.put_back()?;
+        }
+        let bundle = start.asked.bundle.clone();
+        self.runtime_root = start.asked.root();
+        self.start = Some(start);
+        self.make_network(&id, &bundle)?;
+        self.screen = None;
+        self.note(note, self.arrival.record())
+    }
+
+    fn begin(&mut self, request: &RestoreRequest) {
+        let descriptors = self.recipe.descriptors.clone();
+        match Restoration::start_early(request, &descriptors, || self.start_runtime(request)) {
+            Ok(begun) => self.begun = begun,
+            Err(error) => tracing::warn!(%error, "the runtime could not be started early"),
+        }
+    }
+
+    fn restore(
+        &mut self,
+        request: &RestoreRequest,
+        restored: &mut dyn FnMut(i32),
+    ) -> Result<Given, EngineError> {
+        let renamed = rename_cgroups(&request.images, &self.recipe.id, self.known_id()?);
+        renamed.map_err(|error| EngineError::Unreadable {
+            path: "cgroup.img".into(),
+            reason: error.to_string(),
+        })?;
+        let descriptors = Some(self.recipe.descriptors.as_slice());
+        let restoration = match self.begun.take().and_then(|begun| begun.if_it_fits(request, descriptors)) {
+            Some(begun) => begun,
+            None => self.start_runtime(request)?,
+        };
+        restoration.finish(RESTORE, restored).map_err(|error| explain(error, &request.work))?;
+        let pid =
+            self.pid_file.as_ref().and_then(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok());
+        let pid = pid.ok_or_else(|| EngineError::NotHeld("runc has noted no process of it".into()))?;
+        let freezer = Freezer::of_pid(pid)?;
+        freezer.verify_held(&process_tree(pid))?;
+        self.arrival.held(freezer);
+        self.pid = Some(pid);
+        Ok(Given { pid })
+    }
+
+    fn presence(&self) -> Presence {
+        self.pid.map_or(Presence::Gone, |pid| self.arrival.presence(pid))
+    }
+
+    fn pid(&self) -> Option<i32> {
+        self.pid
+    }
+
+    fn go(&mut self, frames: &[HeldFrames]) -> Result<(), EngineError> {
+        self.arrival.go(frames)
+    }
+
+    fn settle(&mut self) -> Vec<String> {
+        let mut leftovers = self.arrival.settle();
+        let mut keep = |what: &str, result: Result<(), EngineError>| {
+            if let Err(error) = result {
+                leftovers.push(format!("{what}: {error}"));
+            }
+        };
+        if let Some(starting) = self.starting.take() {
+            keep("docker start", starting.wait(QUESTION));
+        }
+        if let Some(id) = &self.id {
+            keep("stand-in", expect_no_more(id).map_err(EngineError::io("remove the link of", id)));
+            keep("network namespace", network::forget(id));
+            if let Some(policy) = self.recipe.record.restart_policy() {
+                // not before: nobody but the source decides when it runs here
+                keep("restart policy", self.docker.set_restart_policy(id, policy));
+            }
+        }
+        if let Some(log) = self.arriving_log().filter(|log| log.exists()) {
+            keep("log", std::fs::remove_file(&log).map_err(EngineError::io("remove", log)));
+        }
+        let _ = std::fs::remove_dir_all(self.shipment.job.join(stand_in::DIRECTORY));
+        leftovers
+    }
+
+    fn abandon(&mut self) -> Vec<String> {
+        let mut leftovers = Vec::new();
+        let mut keep = |what: &str, result: Result<(), EngineError>| {
+            if let Err(error) = result {
+                leftovers.push(format!("{what}: {error}"));
+            }
+        };
+        if let Some(begun) = self.begun.take() {
+            begun.abandon();
+        }
+        if let Some(start) = self.start.take() {
+            start.give_up();
+        }
+        keep("root file system", layer::unmount(&layer::place_of(&self.shipment.job)));
+        if !self.arrival.is_held()
+            && self.begun_to_make
+            && let Some(freezer) = self.pid_of_docker().and_then(|pid| Freezer::of_pid(pid).ok())
+        {
+            self.arrival.held(freezer);
+        }
+        keep("held tasks", self.arrival.kill_held());
+        if let Some(starting) = self.starting.take()
+            && let Err(error) = starting.wait(QUESTION)
+        {
+            tracing::debug!(%error, "docker gave up, as it should");
+        }
+        if std::mem::take(&mut self.begun_to_make) {
+            match self.found() {
+                Ok(Some(shown)) => {
+                    let id = shown["Id"].as_str().unwrap_or_default().to_owned();
+                    keep("container", self.docker.remove(&id));
+                    self.id = Some(id);
+                }
+                Ok(None) => {}
+                Err(error) => keep("container", Err(error)),
+            }
+            // what a restore that was broken off has left, of which docker does not know
+            if let (Some(root), Some(id)) = (&self.runtime_root, &self.id) {
+                // runc binds the root file system there while it restores: nothing must be removed through that
+                keep("runc's root", layer::unmount(&root.join(id).join("criu-root")));
+                let _ = std::fs::remove_dir(root.join(id));
+            }
+            if let Some(cgroup) = self.cgroup() {
+                keep("cgroup", remove_cgroup(&cgroup).map_err(EngineError::from));
+            }
+            for volume in std::mem::take(&mut self.made_volumes) {
+                keep("volume", self.docker.api.delete(&format!("/volumes/{volume}?force=true")));
+            }
+            self.arrival.sweep(&self.shipment.job.join("work"));
+        }
+        keep("network", self.arrival.remove_network());
+        self.screen = None;
+        if let Some(id) = &self.id {
+            keep("stand-in", expect_no_more(id).map_err(EngineError::io("remove the link of", id)));
+            keep("network namespace", network::forget(id));
+            keep("screen", Screen::take_down(id).map_err(EngineError::from));
+        }
+        leftovers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::NetworkPlan;
+
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    /// A shipment as a source would make it, after `change`.
+    fn shipment(change: impl FnOnce(&mut Value)) -> Shipment {
+        let mut recipe = json!({
+            "id": ID, "config": {}, "descriptors": [], "merged": "/m", "log": null, "binds": ["/srv/socket"], "needs": {},
+            "volumes": [{"Name": "data", "Driver": "local", "Options": {"type": "none", "device": "/srv/device"}}],
+            "anonymous": [["/x", "/v/x"]], "cgroup_driver": "cgroupfs",
+            "record": {
+                "image": format!("sha256:{ID}"), "networks": {"lab": {}}, "config": {"Image": "localhost/redis:test"},
+                "host": {"Binds": ["/etc:/x", "data:/data"]}},
+        });
+        change(&mut recipe);
+        Shipment {
+            name: "web".into(),
+            recipe: recipe.to_string(),
+            network: None,
+            network_plan: NetworkPlan::Same,
+            trees: vec![],
+            carry: Default::default(),
+            restart: false,
+            job: "/nonexistent/01abc".into(),
+        }
+    }
+
+    #[test]
+    fn a_peers_words_become_neither_paths_nor_queries() {
+        parse(&shipment(|_| {})).unwrap();
+        for (pointer, odd) in [
+            ("/id", "../../etc"),
+            ("/id", "web"),
+            ("/volumes/0/Name", "../x"),
+            ("/volumes/0/Name", "x?force=1"),
+            ("/record/image", "sha256:x"),
+            ("/record/config/Image", "x/../../containers"),
+            ("/record/config/Image", "a b"),
+            ("/record/config/Image", "a?b"),
+        ] {
+            let odd_one = shipment(|recipe| *recipe.pointer_mut(pointer).unwrap() = odd.into());
+            assert!(parse(&odd_one).unwrap_err().reason.contains(odd), "{pointer} `{odd}`");
+        }
+        let networks = shipment(|recipe| recipe["record"]["networks"] = json!({"a/b": {}}));
+        assert!(parse(&networks).is_err());
+        assert!(parse(&Shipment { name: "a/b".into(), ..shipment(|_| {}) }).is_err());
+    }
+
+    #[test]
+    fn the_policy_hears_of_all_that_the_container_is_given() {
+        assert_eq!(places(&shipment(|_| {})), ["/etc", "/srv/device", "/srv/socket"].map(PathBuf::from));
+        assert_eq!(places(&shipment(|recipe| *recipe = json!(7))), [PathBuf::new()]);
+    }
+
+    #[test]
+    fn until_its_id_is_noted_it_is_found_by_the_migrations_name() {
+        let arrival = DockerArrival::new(&Docker::default(), &shipment(|_| {})).unwrap();
+        assert_eq!(arrival.first_name(), "godwit-01abc");
+    }
+}

@@ -1,0 +1,309 @@
+//! What docker says of a container, of which docker makes it again elsewhere: `Config` and `HostConfig` as they are, and its
+//! networks with the addresses that it has.
+
+use super::{KIND, understood};
+use crate::error::EngineError;
+use crate::published::Published;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+/// Network modes that are no networks.
+const NO_NETWORKS: [&str; 4] = ["none", "host", "default", "bridge"];
+
+/// A container's record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Record {
+    config: Map<String, Value>,
+    host: Map<String, Value>,
+    /// By name, as a new container is asked to be connected.
+    networks: Map<String, Value>,
+    /// The whole id of its image: `sha256:…`.
+    image: String,
+}
+
+impl Record {
+    /// Takes it from what docker shows of a container.
+    ///
+    /// # Errors
+    /// When something is missing in it.
+    pub(super) fn of(shown: &Value) -> Result<Self, EngineError> {
+        let part = |pointer: &str| shown.pointer(pointer).cloned().unwrap_or_default();
+        let id = shown["Id"].as_str().unwrap_or_default();
+        let networks: Map<String, Value> = understood("networks", part("/NetworkSettings/Networks"))?;
+        let networks = networks.into_iter().filter(|(name, _)| !NO_NETWORKS.contains(&name.as_str()));
+        Ok(Self {
+            config: understood("Config", part("/Config"))?,
+            host: understood("HostConfig", part("/HostConfig"))?,
+            networks: networks.map(|(name, network)| (name, connection(&network, id))).collect(),
+            image: understood("Image", part("/Image"))?,
+        })
+    }
+
+    /// What to ask docker for: a container of this image that the runtime `runtime` runs. Whatever becomes of it, docker does not
+    /// start it by itself.
+    pub(super) fn to_create(&self, image: &str, runtime: &str) -> Value {
+        let mut body = self.config.clone();
+        // an older word for what the networks say
+        body.remove("MacAddress");
+        body.insert("Image".into(), image.into());
+        let mut host = self.host.clone();
+        host.insert("Runtime".into(), runtime.into());
+        host.insert("RestartPolicy".into(), no_restart());
+        if !self.networks.is_empty() && !self.networks.contains_key(self.network_mode()) {
+            // the source may have called the network by its id, which is another one here
+            host.insert("NetworkMode".into(), self.networks.keys().next().cloned().into());
+        }
+        body.insert("HostConfig".into(), host.into());
+        body.insert("NetworkingConfig".into(), json!({"EndpointsConfig": self.networks}));
+        body.into()
+    }
+
+    /// The whole id of its image, and the name that the image was asked for by.
+    pub(super) fn image(&self) -> (&str, &str) {
+        (&self.image, self.config.get("Image").and_then(Value::as_str).unwrap_or_default())
+    }
+
+    /// The networks that it is in.
+    pub(super) fn networks(&self) -> impl Iterator<Item = &str> {
+        self.networks.keys().map(String::as_str)
+    }
+
+    /// What docker does when it ends; none if nothing.
+    pub(super) fn restart_policy(&self) -> Option<&Value> {
+        let policy = self.host.get("RestartPolicy")?;
+        policy["Name"].as_str().filter(|name| !matches!(*name, "" | "no")).map(|_| policy)
+    }
+
+    /// What of the host is to lead to it.
+    pub(super) fn published(&self) -> Vec<Published> {
+        Published::of_map(self.host.get("PortBindings"))
+    }
+
+    pub(super) fn network_mode(&self) -> &str {
+        self.host("NetworkMode")
+    }
+
+    /// A text of `HostConfig`.
+    fn host(&self, key: &str) -> &str {
+        self.host.get(key).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    fn all(&self, key: &str) -> impl Iterator<Item = &Value> {
+        self.host.get(key).and_then(Value::as_array).into_iter().flatten()
+    }
+
+    /// Whether its standard streams go to a file that docker keeps for it.
+    pub(super) fn has_log_file(&self) -> bool {
+        self.log_driver() == "json-file"
+    }
+
+    pub(super) fn log_driver(&self) -> &str {
+        self.host.get("LogConfig").and_then(|log| log["Type"].as_str()).unwrap_or_default()
+    }
+
+    /// The volumes and paths of the host that it was asked to be given: `SOURCE:DESTINATION[:OPTIONS]`, or in more words.
+    fn given(&self) -> impl Iterator<Item = &str> {
+        let binds = self.all("Binds").filter_map(|bind| bind.as_str()?.split(':').next());
+        let mounts = self.all("Mounts").filter(|mount| mount["Type"] == "bind" || mount["Type"] == "volume");
+        binds.chain(mounts.filter_map(|mount| mount["Source"].as_str())).filter(|given| !given.is_empty())
+    }
+
+    /// Paths of the host that it is given.
+    pub(super) fn host_paths(&self) -> Vec<PathBuf> {
+        let devices = self.all("Devices").filter_map(|device| device["PathOnHost"].as_str());
+        let log = self.host.get("LogConfig").and_then(|log| log["Config"].as_object()).into_iter();
+        // options of log drivers lead to sockets and keys of the host
+        let log = log.flat_map(Map::values).filter_map(Value::as_str).filter(|value| value.starts_with('/'));
+        self.given()
+            .filter(|given| given.starts_with('/'))
+            .chain(devices)
+            .chain(log)
+            .map(PathBuf::from)
+            .collect()
+    }
+
+    /// The volumes that have a name. All others docker makes with the container.
+    pub(super) fn named_volumes(&self) -> BTreeSet<&str> {
+        self.given().filter(|given| !given.starts_with('/')).collect()
+    }
+
+    /// Why it cannot be made again by itself, and what to do about it.
+    pub(super) fn obstacles(&self) -> Vec<(String, &'static str)> {
+        let mut obstacles = Vec::new();
+        let mut add = |what: String, hint| obstacles.push((what, hint));
+        let is = |map: &Map<String, Value>, key: &str| map.get(key).and_then(Value::as_bool).unwrap_or(false);
+        if is(&self.host, "Privileged") {
+            add(
+                "it is privileged: it holds the source's devices".into(),
+                "start it without `--privileged`, with the capabilities that it needs (`--cap-add`)",
+            );
+        }
+        if is(&self.config, "Tty") {
+            add("it has a terminal".into(), "start it without `-t`");
+        }
+        for (key, flag) in [("PidMode", "--pid"), ("UTSMode", "--uts"), ("UsernsMode", "--userns")] {
+            if !self.host(key).is_empty() {
+                add(
+                    format!("it shares a namespace (`{flag} {}`)", self.host(key)),
+                    "give it namespaces of its own",
+                );
+            }
+        }
+        if !matches!(self.host("IpcMode"), "" | "private" | "none") {
+            add(
+                format!("it shares a namespace (`--ipc {}`)", self.host("IpcMode")),
+                "start it with `--ipc private`",
+            );
+        }
+        if self.network_mode().starts_with("container:") {
+            add(
+                "it shares the network of another container".into(),
+                "only containers that stand alone can be moved yet",
+            );
+        }
+        if matches!(self.network_mode(), "default" | "bridge") {
+            add(
+                format!(
+                    "it is in {KIND}'s default network, where nobody can choose an address: it could not keep its own"
+                ),
+                "connect it to a network with a subnet of its own, on both hosts: `docker network create --subnet …`",
+            );
+        }
+        for (key, flag) in [("Links", "--link"), ("VolumesFrom", "--volumes-from")] {
+            if self.all(key).next().is_some() {
+                add(
+                    format!("it depends on other containers (`{flag}`)"),
+                    "use a network and named volumes instead",
+                );
+            }
+        }
+        if self
+            .all("Mounts")
+            .any(|mount| mount.pointer("/VolumeOptions/Subpath").is_some_and(|path| path != ""))
+        {
+            add("it is given a part of a volume (`volume-subpath`)".into(), "give it the whole volume");
+        }
+        if self.all("DeviceRequests").next().is_some() {
+            add("it is given devices by a driver (`--gpus`)".into(), "start it without");
+        }
+        obstacles
+    }
+}
+
+/// No restart by docker.
+pub(super) fn no_restart() -> Value {
+    json!({"Name": "no"})
+}
+
+/// How a container is connected so that it has the same addresses again.
+fn connection(network: &Value, id: &str) -> Value {
+    let text = |key: &str| network[key].as_str().filter(|text| !text.is_empty());
+    let mut addresses = network["IPAMConfig"].as_object().cloned().unwrap_or_default();
+    for (key, value) in [("IPv4Address", text("IPAddress")), ("IPv6Address", text("GlobalIPv6Address"))] {
+        if let Some(value) = value {
+            addresses.insert(key.into(), value.into());
+        }
+    }
+    let aliases = network["Aliases"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    // docker adds the short id by itself
+    let aliases: Vec<&str> = aliases.filter(|alias| !id.starts_with(alias)).collect();
+    let aliases = Some(aliases).filter(|aliases| !aliases.is_empty());
+    json!({
+        "IPAMConfig": addresses, "MacAddress": text("MacAddress"), "Aliases": aliases,
+        "DriverOpts": network["DriverOpts"], "Links": network["Links"],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(change: impl FnOnce(&mut Value)) -> Record {
+        let mut shown = json!({
+            "Id": "abcdef0123456789", "Image": "sha256:00",
+            "Config": {"Hostname": "abcdef012345", "Image": "redis:7", "MacAddress": "02:00:00:00:00:01", "Env": ["A=b"]},
+            "HostConfig": {
+                "NetworkMode": "lab", "Runtime": "runc", "IpcMode": "private", "Memory": 5,
+                "RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": 3},
+                "Binds": ["data:/data", "/srv/ro:/ro:ro"], "Mounts": [{"Type": "volume", "Source": "more", "Target": "/more"},
+                    {"Type": "volume", "Target": "/none"}, {"Type": "tmpfs", "Target": "/t"}],
+                "Devices": [{"PathOnHost": "/dev/fuse"}], "LogConfig": {"Type": "json-file", "Config": {"tag": "x"}}},
+            "NetworkSettings": {"Networks": {"lab": {
+                "IPAMConfig": null, "IPAddress": "10.77.0.9", "GlobalIPv6Address": "", "MacAddress": "02:00:00:00:00:09",
+                "Aliases": ["web", "abcdef012345"], "Links": null, "DriverOpts": null, "NetworkID": "77"}}},
+        });
+        change(&mut shown);
+        Record::of(&shown).unwrap()
+    }
+
+    #[test]
+    fn what_is_asked_for_is_what_it_was_with_its_addresses() {
+        let asked = shown(|_| {}).to_create("redis:7", "godwit");
+        assert_eq!((&asked["Hostname"], &asked["Env"]), (&json!("abcdef012345"), &json!(["A=b"])));
+        assert_eq!((asked.get("MacAddress"), &asked["HostConfig"]["Memory"]), (None, &json!(5)));
+        assert_eq!(asked["HostConfig"]["Runtime"], "godwit");
+        assert_eq!(
+            asked["HostConfig"]["RestartPolicy"],
+            json!({"Name": "no"}),
+            "docker starts nothing before Go"
+        );
+        assert_eq!(
+            asked["NetworkingConfig"]["EndpointsConfig"],
+            json!({"lab": {"IPAMConfig": {"IPv4Address": "10.77.0.9"}, "MacAddress": "02:00:00:00:00:09",
+                "Aliases": ["web"], "Links": null, "DriverOpts": null}})
+        );
+        let by_id =
+            shown(|shown| shown["HostConfig"]["NetworkMode"] = "7700".into()).to_create("redis:7", "godwit");
+        assert_eq!(by_id["HostConfig"]["NetworkMode"], "lab");
+        let none = shown(|shown| {
+            shown["HostConfig"]["NetworkMode"] = "none".into();
+            shown["NetworkSettings"]["Networks"] = json!({"none": {"IPAddress": ""}});
+        });
+        let none = none.to_create("redis:7", "godwit");
+        assert_eq!(
+            (&none["HostConfig"]["NetworkMode"], &none["NetworkingConfig"]["EndpointsConfig"]),
+            (&json!("none"), &json!({}))
+        );
+    }
+
+    #[test]
+    fn what_it_is_given_is_told() {
+        let record = shown(|_| {});
+        assert_eq!(record.named_volumes(), BTreeSet::from(["data", "more"]));
+        assert_eq!(record.host_paths(), ["/srv/ro", "/dev/fuse"].map(PathBuf::from));
+        assert_eq!(record.restart_policy().unwrap()["MaximumRetryCount"], 3);
+        assert_eq!(
+            shown(|shown| shown["HostConfig"]["RestartPolicy"]["Name"] = "no".into()).restart_policy(),
+            None
+        );
+        assert!(record.has_log_file());
+    }
+
+    #[test]
+    fn what_cannot_stand_alone_is_refused() {
+        assert_eq!(shown(|_| {}).obstacles(), []);
+        for (pointer, value, words) in [
+            ("/HostConfig/NetworkMode", json!("bridge"), "default network"),
+            ("/HostConfig/NetworkMode", json!("container:x"), "network of another container"),
+            ("/HostConfig/IpcMode", json!("shareable"), "--ipc shareable"),
+            ("/HostConfig/Runtime", json!("runc"), ""),
+        ] {
+            let record = shown(|shown| *shown.pointer_mut(pointer).unwrap() = value);
+            let told: String = record.obstacles().into_iter().map(|(what, _)| what).collect();
+            assert!(told.contains(words) && told.is_empty() == words.is_empty(), "{pointer}: {told}");
+        }
+        for (key, value, words) in [
+            ("Privileged", json!(true), "privileged"),
+            ("PidMode", json!("host"), "--pid host"),
+            ("Links", json!(["/db:/web/db"]), "--link"),
+            ("VolumesFrom", json!(["db"]), "--volumes-from"),
+            ("DeviceRequests", json!([{}]), "--gpus"),
+        ] {
+            let record = shown(|shown| shown["HostConfig"][key] = value);
+            assert!(record.obstacles().remove(0).0.contains(words), "{key}");
+        }
+        assert!(shown(|shown| shown["Config"]["Tty"] = true.into()).obstacles()[0].0.contains("terminal"));
+    }
+}

@@ -1,0 +1,338 @@
+//! A container of docker at the source.
+
+use super::record::{Record, no_restart};
+use super::{Docker, KIND, Recipe};
+use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
+use crate::error::EngineError;
+use crate::freezer::Freezer;
+use crate::live::{Kin, LiveContainer, Remains, SourceNetwork};
+use crate::process;
+use crate::published::{Published, what_breaks};
+use crate::runtime::config::{self, BindMount};
+use crate::runtime::needs::Needs;
+use crate::runtime::source::{Look, container_pids, external, write_descriptors};
+use crate::runtime::{Flavor, read_config};
+use crate::volumes::{self, Volume};
+use godwit_transfer::message::{Refusal, TreeKind};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Where the bundles are: of the containerd that docker starts, and of one that the host has.
+const BUNDLES: [&str; 2] = [
+    "/run/docker/containerd/daemon/io.containerd.runtime.v2.task/moby",
+    "/run/containerd/io.containerd.runtime.v2.task/moby",
+];
+
+/// What docker and CRIU must be told about one container.
+struct DockerKin {
+    docker: Docker,
+    id: String,
+    pid: i32,
+    external: Vec<String>,
+    descriptors: Vec<String>,
+    /// The id of the image that it was made of.
+    image: String,
+}
+
+pub(super) fn open(
+    docker: &Docker,
+    name: &str,
+    request: &OpenRequest,
+) -> Result<Box<dyn SourceContainer>, EngineError> {
+    let shown = docker.inspect(name)?;
+    let text = |pointer: &str| shown.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let (id, name) = (text("/Id"), text("/Name").trim_start_matches('/'));
+    let full = format!("{KIND}:{name}");
+    let pid = shown.pointer("/State/Pid").and_then(Value::as_i64).and_then(|pid| i32::try_from(pid).ok());
+    let (status, Some(pid)) = (text("/State/Status"), pid) else {
+        return Err(EngineError::NotFound(full));
+    };
+    if status != "running" || pid <= 0 {
+        return Err(EngineError::NotRunning { name: full, status: status.into() });
+    }
+    let setting = docker.setting()?;
+    let record = Record::of(&shown)?;
+    let mut blockers = setting.unsuitable("here");
+    blockers.extend(unsuitable(&shown, &record));
+    if request.restart.is_some() {
+        blockers.push(
+            Refusal::new("godwit cannot stop a container of docker's here and start it there yet (`--strategy restart`)")
+                .hint("leave the strategy out: it is moved while it runs"),
+        );
+    }
+    if !setting.is_runc(text("/HostConfig/Runtime")) {
+        blockers.push(
+            Refusal::new(format!("its runtime is `{}`, and not runc", text("/HostConfig/Runtime")))
+                .hint("run it with docker's own runtime (`--runtime runc`)"),
+        );
+    }
+    if !blockers.is_empty() {
+        return Err(EngineError::Blocked { name: full, blockers });
+    }
+
+    let bundle = BUNDLES.iter().map(|all| Path::new(all).join(id)).find(|bundle| bundle.exists());
+    let bundle = bundle.ok_or_else(|| EngineError::Unreadable {
+        path: Path::new(BUNDLES[0]).join(id),
+        reason: format!("neither it nor `{}` is there", Path::new(BUNDLES[1]).join(id).display()),
+    })?;
+    let config = read_config(&bundle.join("config.json"))?;
+    let Look { binds, pids, mut blockers, namespace, network, descriptors } =
+        Look::at(pid, &config, &bundle, request)?;
+    // docker knows of no network: one that somebody else has made would be lost
+    let is_connected = network.as_ref().is_some_and(|state| state.interfaces().next().is_some());
+    if is_connected && record.networks().next().is_none() {
+        blockers.push(
+            Refusal::new("docker has not made its network, and does not know of it")
+                .hint("use a network of docker's, the host's, or none"),
+        );
+    }
+    let mut warnings = Vec::new();
+    match what_breaks(&Published::of_map(shown.pointer("/NetworkSettings/Ports"))) {
+        Some(breaks) if request.ip_change => warnings.push(breaks.reason),
+        breaks => blockers.extend(breaks),
+    }
+    let found = Volumes::of(docker, &shown, &record, id, &mut warnings)?;
+    blockers.extend(found.shared);
+    if !blockers.is_empty() {
+        return Err(EngineError::Blocked { name: full, blockers });
+    }
+    let log = PathBuf::from(text("/LogPath"));
+    let log = Some(log).filter(|log| record.has_log_file() && log.is_file());
+    if log.is_none() && record.log_driver() != "none" {
+        warnings.push(format!(
+            "its log until now stays here: only that of docker's `json-file` travels, and it has `{}`",
+            record.log_driver()
+        ));
+    }
+
+    let merged = PathBuf::from(text("/GraphDriver/Data/MergedDir"));
+    let mut trees = vec![Tree {
+        kind: TreeKind::Layer,
+        path: merged.clone(),
+        content: text("/GraphDriver/Data/UpperDir").into(),
+        single_file: false,
+        read_only: config::root_is_read_only(&config),
+        merged: Some(merged.clone()),
+        made_there: true,
+        gone: None,
+    }];
+    let mut add_made_there = |kind, path: &PathBuf, single_file| {
+        trees.push(Tree {
+            kind,
+            content: path.clone(),
+            path: path.clone(),
+            single_file,
+            read_only: false,
+            merged: None,
+            made_there: true,
+            gone: None,
+        });
+    };
+    if let Some(log) = &log {
+        add_made_there(TreeKind::Keepings, log, true);
+    }
+    for (_, path) in &found.anonymous {
+        add_made_there(TreeKind::Volume, path, false);
+    }
+    // what docker makes for it (/etc/hosts and the like) is made there again; so is all else that it was not asked to give
+    let own = Path::new(text("/HostsPath")).parent().unwrap_or(Path::new("/"));
+    let host_binds: Vec<&BindMount> = binds
+        .iter()
+        .filter(|bind| !bind.source.starts_with(own))
+        .filter(|bind| !found.anonymous.iter().any(|(_, path)| *path == bind.source))
+        .collect();
+    let elsewhere = volumes::not_local(&found.named);
+    let is_elsewhere = |bind: &BindMount| elsewhere.iter().any(|name| volumes::is_of_volume(bind, name));
+    for bind in
+        host_binds.iter().filter(|bind| found.given.contains(&bind.destination) && !is_elsewhere(bind))
+    {
+        let (path, read_only) = volumes::whole(bind, &found.named);
+        volumes::add_tree(&mut trees, path.to_owned(), read_only, request, &mut warnings);
+    }
+    for volume in &request.volumes {
+        volumes::add_tree(&mut trees, volume.clone(), false, request, &mut warnings);
+    }
+    let not_copied: Vec<&BindMount> = host_binds
+        .iter()
+        .filter(|bind| !trees.iter().any(|tree| bind.source.starts_with(&tree.path)))
+        .copied()
+        .collect();
+    let binds_there = not_copied.iter().filter(|bind| !is_elsewhere(bind)).map(|bind| bind.source.clone());
+    let has_own_network = config::has_namespace(&config, "network") && !namespace.is_own()?;
+    let (image_id, image_name) = record.image();
+    let image = if image_name.is_empty() { image_id } else { image_name }.to_owned();
+    let kin = DockerKin {
+        docker: docker.clone(),
+        id: id.into(),
+        pid,
+        external: external(Flavor::Runc, pid, &config, &binds, has_own_network)?,
+        descriptors: descriptors.clone(),
+        image: image_id.to_owned(),
+    };
+    let recipe = Recipe {
+        id: id.into(),
+        binds: binds_there.collect(),
+        needs: Needs::of(&pids, &not_copied, !has_own_network),
+        record,
+        config,
+        volumes: found.named,
+        anonymous: found.anonymous,
+        descriptors,
+        merged,
+        log,
+        cgroup_driver: setting.cgroup_driver,
+    };
+    let facts = Facts {
+        engine: KIND,
+        name: name.to_owned(),
+        pid,
+        memory_bytes: process::memory_bytes(&pids),
+        trees,
+        network,
+        recipe: crate::remains::written(&recipe)?,
+        warnings,
+        starts_slowly: true,
+        annotations: Facts::for_godwit(shown.pointer("/Config/Labels")),
+        image: Some(image),
+    };
+    let network = SourceNetwork::new(&facts, namespace)?;
+    Ok(Box::new(LiveContainer::new(facts, request.carry, Box::new(kin), network)))
+}
+
+/// Finds a container again that another process had opened, or what is left of it.
+pub(super) fn reopen(docker: &Docker, remains: &str) -> Result<Box<dyn SourceContainer>, EngineError> {
+    let remains = Remains::understand(remains)?;
+    let kin = DockerKin {
+        docker: docker.clone(),
+        id: remains.kin.as_str().unwrap_or(&remains.name).to_owned(),
+        pid: remains.born.pid(),
+        external: Vec::new(),
+        descriptors: Vec::new(),
+        image: String::new(),
+    };
+    Ok(Box::new(remains.reopen(KIND, Box::new(kin))))
+}
+
+/// What of a container cannot be moved.
+fn unsuitable(shown: &Value, record: &Record) -> Vec<Refusal> {
+    let obstacles = record.obstacles().into_iter();
+    let mut reasons: Vec<Refusal> = obstacles.map(|(what, hint)| Refusal::new(what).hint(hint)).collect();
+    let sessions = shown["ExecIDs"].as_array().map_or(0, Vec::len);
+    if sessions > 0 {
+        reasons.push(
+            Refusal::new(format!("{sessions} `docker exec` sessions are open in it")).hint("end them first"),
+        );
+    }
+    reasons
+}
+
+/// The volumes of a container.
+#[derive(Default)]
+struct Volumes {
+    named: Vec<Volume>,
+    /// Where it is in the container, and on this host.
+    anonymous: Vec<(PathBuf, PathBuf)>,
+    /// Where the container has what it was asked to be given.
+    given: BTreeSet<PathBuf>,
+    /// Why one must not be taken from others.
+    shared: Vec<Refusal>,
+}
+
+impl Volumes {
+    fn of(
+        docker: &Docker,
+        shown: &Value,
+        record: &Record,
+        id: &str,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self, EngineError> {
+        let mut found = Self::default();
+        let has_name = record.named_volumes();
+        for mount in shown["Mounts"].as_array().into_iter().flatten() {
+            let text = |key: &str| mount[key].as_str().unwrap_or_default();
+            found.given.insert(text("Destination").into());
+            let name = text("Name");
+            if mount["Type"] != "volume" || found.named.iter().any(|known| known.name == name) {
+                continue;
+            }
+            let Some(volume) = docker.volume(name)? else { continue };
+            if !volume.is_local() {
+                warnings.push(format!(
+                    "the volume `{name}` is not copied: its content is elsewhere (driver `{}`, options {:?})",
+                    volume.driver, volume.options
+                ));
+            } else if is_used_by_others(docker, name, id)? {
+                found.shared.push(
+                    Refusal::new(format!("another running container uses the volume `{name}`"))
+                        .hint("stop the other one first: a volume has one owner"),
+                );
+            }
+            match has_name.contains(name) {
+                true => found.named.push(volume),
+                false => found.anonymous.push((text("Destination").into(), text("Source").into())),
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Whether another container that runs has the volume.
+fn is_used_by_others(docker: &Docker, volume: &str, id: &str) -> Result<bool, EngineError> {
+    // `{"volume":["NAME"]}`, as a query has it; a volume's name needs no more
+    let users =
+        docker.api.get(&format!("/containers/json?filters=%7B%22volume%22%3A%5B%22{volume}%22%5D%7D"))?;
+    let users = users.unwrap_or_default();
+    let is_other = |user: &Value| {
+        user["Id"] != id
+            // the filter takes a part of a name for the name
+            && user["Mounts"].as_array().is_some_and(|mounts| mounts.iter().any(|mount| mount["Name"] == volume))
+    };
+    Ok(users.as_array().is_some_and(|users| users.iter().any(is_other)))
+}
+
+impl Kin for DockerKin {
+    fn freezer(&mut self) -> Result<Freezer, EngineError> {
+        Ok(Freezer::of_pid(self.pid)?)
+    }
+
+    fn pids(&self) -> Result<BTreeSet<i32>, EngineError> {
+        container_pids(self.pid)
+    }
+
+    fn external(&self) -> Vec<String> {
+        self.external.clone()
+    }
+
+    fn complete_images(&self, images: &Path) -> Result<(), EngineError> {
+        write_descriptors(images, &self.descriptors)
+    }
+
+    fn bring_image(&self, lacks: &str, dir: &Path) -> Result<(), EngineError> {
+        self.docker.export(&self.image, lacks, dir)
+    }
+
+    fn remains(&self) -> Value {
+        self.id.clone().into()
+    }
+
+    fn relent(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// docker must not start it again when its tasks are gone.
+    fn expect_end(&mut self) -> Result<(), EngineError> {
+        let policy =
+            |shown: &Value| shown.pointer("/HostConfig/RestartPolicy/Name").cloned().unwrap_or_default();
+        match self.docker.find(&self.id)? {
+            Some(shown) if !matches!(policy(&shown).as_str(), Some("no" | "")) => {
+                self.docker.set_restart_policy(&self.id, &no_restart())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn forget(&mut self) -> Result<(), EngineError> {
+        self.docker.remove(&self.id)
+    }
+}

@@ -1,0 +1,616 @@
+//! A container of podman at the destination.
+
+use super::restart::{Known, PodmanStartable};
+use super::start;
+use super::{KIND, Podman, QUESTION, Recipe};
+use crate::arrival::Arrival;
+use crate::container::{DestinationContainer, Given, Note, RestoreRequest, Shipment};
+use crate::error::EngineError;
+use crate::freezer::{Freezer, cgroup_at, process_tree};
+use crate::hold::install_hook;
+use crate::network::{NetworkRecord, Screen};
+use crate::published;
+use crate::remains::{understood, written};
+use crate::restart::Starting;
+use crate::runtime::destination::cgroup_of_its_own;
+use crate::runtime::restoration::{Process, Restoration, explain, options, write_criu_config};
+use crate::runtime::{config, needs, read_config, write_private};
+use crate::start::Start;
+use crate::tool;
+use crate::volumes::VolumeRoot;
+use godwit_criu::relay::Adaptation;
+use godwit_migration::ownership::Presence;
+use godwit_transfer::message::Refusal;
+use godwit_transfer::wire::HeldFrames;
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Time that a restore may take.
+const RESTORE: Duration = Duration::from_secs(300);
+/// How podman says that a checkpoint holds no images: it has made the container by then.
+const NO_IMAGES: &str = "a complete checkpoint for this container cannot be found";
+
+/// A container of podman on its way into this host.
+struct PodmanArrival {
+    podman: Podman,
+    shipment: Shipment,
+    recipe: Recipe,
+    arrival: Arrival,
+    /// Volumes that podman did not have before.
+    made_volumes: Vec<String>,
+    /// There may be a container and volumes to remove.
+    begun_to_make: bool,
+    /// Where the container's root file system is mounted.
+    merged: Option<PathBuf>,
+    /// The directory that podman keeps for the container here.
+    directory: PathBuf,
+    /// Keeps the container's frames off the bridge until godwit's own gate stands.
+    screen: Option<Screen>,
+    /// `podman start`, waiting for the restore.
+    start: Option<Start>,
+    /// The same, with a runtime that waits for the images.
+    begun: Option<Restoration>,
+    /// `podman start`, which has got what it waited for.
+    starting: Option<Box<dyn Process>>,
+    /// Where podman has the runtime note the first process.
+    pid_file: Option<PathBuf>,
+    /// The first process, once restored.
+    pid: Option<i32>,
+}
+
+/// What outlasts the process that receives.
+#[derive(Serialize, Deserialize)]
+struct Remains {
+    shipment: Shipment,
+    made_volumes: Vec<String>,
+    network: Option<NetworkRecord>,
+}
+
+fn parse(shipment: &Shipment) -> Result<Recipe, Refusal> {
+    let recipe: Recipe = serde_json::from_str(&shipment.recipe)
+        .map_err(|error| Refusal::new(format!("the container's recipe cannot be understood: {error}")))?;
+    // they become arguments and paths, and are the peer's text
+    let names = recipe.volumes.iter().map(|volume| volume.name.as_str()).chain([shipment.name.as_str()]);
+    let odd = names.chain(recipe.record.networks()).find(|name| !super::is_name(name));
+    let (image, image_name) = recipe.record.image();
+    let odd = odd.or([recipe.id.as_str(), image].into_iter().find(|id| !is_id(id)));
+    let odd =
+        odd.or(Some(image_name).filter(|name| name.starts_with('-') || name.contains(char::is_whitespace)));
+    match odd.map(str::to_owned) {
+        Some(name) => Err(Refusal::new(format!("`{}` is no name for podman", name.escape_debug()))),
+        None => Ok(recipe),
+    }
+}
+
+/// Whether it is the whole id of a container or an image.
+fn is_id(id: &str) -> bool {
+    id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The recipe of a shipment that was examined.
+fn parse_known(shipment: &Shipment) -> Result<Recipe, EngineError> {
+    parse(shipment)
+        .map_err(|refusal| EngineError::Unreadable { path: "recipe".into(), reason: refusal.reason })
+}
+
+/// What the container is given of this host.
+pub(super) fn places(shipment: &Shipment) -> Vec<PathBuf> {
+    let Ok(recipe) = parse(shipment) else { return vec![PathBuf::new()] };
+    let mut places = recipe.record.host_paths();
+    places.extend(recipe.binds);
+    places
+}
+
+pub(super) fn examine(podman: &Podman, shipment: &Shipment) -> Vec<Refusal> {
+    let recipe = match parse(shipment) {
+        Ok(recipe) => recipe,
+        Err(refusal) => return vec![refusal],
+    };
+    let mut reasons = Vec::new();
+    for name in [&shipment.name, &recipe.id] {
+        if podman.run(&["container", "exists", name]).is_ok() {
+            reasons.push(
+                Refusal::new(format!("podman has a container `{name}` there already"))
+                    .hint(format!("remove it there: `podman rm {name}`")),
+            );
+            break;
+        }
+    }
+    match podman.setting() {
+        Ok(setting) if setting.cgroups != "v2" || setting.storage != "overlay" => reasons.push(
+            Refusal::new(format!(
+                "podman there uses cgroups {} and storage `{}`, not v2 and `overlay`",
+                setting.cgroups, setting.storage
+            ))
+            .hint("set that host up as the source is"),
+        ),
+        Ok(_) => {}
+        Err(error) => reasons.push(Refusal::new(format!("podman there cannot be asked: {error}"))),
+    }
+    if tool::run(Path::new(recipe.flavor.kind()), &["--version"], QUESTION).is_err() {
+        let kind = recipe.flavor.kind();
+        reasons.push(
+            Refusal::new(format!("its runtime `{kind}` is not there")).hint(format!("install {kind} there")),
+        );
+    }
+    for network in recipe.record.networks() {
+        if podman.run(&["network", "exists", network]).is_err() {
+            reasons.push(
+                Refusal::new(format!("there is no network `{network}`")).hint(format!(
+                    "make it there as it is at the source: `podman network inspect {network}`"
+                )),
+            );
+        }
+    }
+    reasons.extend(published::taken(&recipe.record.published()));
+    for volume in &recipe.volumes {
+        match podman.volume(&volume.name) {
+            Ok(Some(there)) if there.driver != volume.driver || there.options != volume.options => {
+                reasons.push(
+                    Refusal::new(format!(
+                        "the volume `{}` exists there with other options: driver `{}`, {:?}",
+                        volume.name, there.driver, there.options
+                    ))
+                    .hint(format!("remove it there: `podman volume rm {}`", volume.name)),
+                );
+            }
+            Ok(_) => {}
+            Err(error) => {
+                reasons.push(Refusal::new(format!("podman's volumes cannot be looked at: {error}")))
+            }
+        }
+    }
+    if !shipment.restart {
+        reasons.extend(cgroup_of_its_own(recipe.flavor, &recipe.config, &recipe.id, needs::cgroups()));
+    }
+    reasons.extend(recipe.needs.lacking(&recipe.config, &needs::Host::this()));
+    for path in recipe.binds.iter().filter(|path| !path.exists()) {
+        reasons.push(
+            Refusal::new(format!("`{}` does not exist, and it is not copied", path.display()))
+                .hint("make it there first"),
+        );
+    }
+    reasons
+}
+
+pub(super) fn lacks_image(podman: &Podman, shipment: &Shipment) -> Result<Option<String>, EngineError> {
+    let recipe = parse_known(shipment)?;
+    let (image, _) = recipe.record.image();
+    match podman.run(&["image", "exists", image]) {
+        Ok(_) => Ok(None),
+        Err(_) => podman.layers_here().map(Some),
+    }
+}
+
+pub(super) fn take_image(podman: &Podman, shipment: &Shipment, dir: &Path) -> Result<(), EngineError> {
+    podman.import(parse_known(shipment)?.record.image().0, dir)
+}
+
+pub(super) fn prepare(
+    podman: &Podman,
+    shipment: &Shipment,
+    note: &mut Note<'_>,
+) -> Result<Box<dyn DestinationContainer>, EngineError> {
+    let mut arrival = PodmanArrival::new(podman, shipment)?;
+    match arrival.make(note) {
+        Ok(()) => Ok(arrival.boxed()),
+        Err(error) => {
+            for leftover in arrival.abandon() {
+                tracing::warn!(%leftover, "could not be removed");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Finds again what another process has made or restored.
+pub(super) fn reopen(podman: &Podman, remains: &str) -> Result<Box<dyn DestinationContainer>, EngineError> {
+    let Remains { shipment, made_volumes, network } = understood(remains)?;
+    let mut arrival = PodmanArrival::new(podman, &shipment)?;
+    arrival.made_volumes = made_volumes;
+    arrival.begun_to_make = true;
+    arrival.arrival = Arrival::reopen(network);
+    if let Some(pid) = arrival.pid_of_runtime()
+        && let Ok(freezer) = Freezer::of_pid(pid)
+    {
+        arrival.pid = Some(pid);
+        arrival.arrival.held(freezer);
+    }
+    Ok(arrival.boxed())
+}
+
+impl PodmanArrival {
+    /// What will restore it, or start it.
+    fn boxed(self) -> Box<dyn DestinationContainer> {
+        if !self.shipment.restart {
+            return Box::new(self);
+        }
+        // its restart policy is given back when it has settled
+        let known = Known { id: self.recipe.id.clone(), policy: None, image: String::new() };
+        let startable = PodmanStartable::new(&self.podman, known);
+        Box::new(Starting::new(Box::new(self), Box::new(startable)))
+    }
+
+    fn new(podman: &Podman, shipment: &Shipment) -> Result<Self, EngineError> {
+        Ok(Self {
+            podman: podman.clone(),
+            recipe: parse_known(shipment)?,
+            shipment: shipment.clone(),
+            arrival: Arrival::default(),
+            made_volumes: Vec::new(),
+            begun_to_make: false,
+            merged: None,
+            directory: PathBuf::new(),
+            screen: None,
+            start: None,
+            begun: None,
+            starting: None,
+            pid_file: None,
+            pid: None,
+        })
+    }
+
+    /// The container as podman knows it, with its volumes and its root file system: all that can exist before its memory.
+    fn make(&mut self, note: &mut Note<'_>) -> Result<(), EngineError> {
+        for volume in &self.recipe.volumes {
+            if self.podman.volume(&volume.name)?.is_none() {
+                self.made_volumes.push(volume.name.clone());
+            }
+        }
+        self.note(note, None)?;
+        self.begun_to_make = true;
+        for volume in self.recipe.volumes.iter().filter(|volume| self.made_volumes.contains(&volume.name)) {
+            if volume.anonymous {
+                // podman makes it with the container, and removes it with it
+                continue;
+            }
+            let mut args = vec!["volume".to_owned(), "create".into(), format!("--driver={}", volume.driver)];
+            args.extend(volume.labels.iter().map(|(key, value)| format!("--label={key}={value}")));
+            args.extend(volume.options.iter().map(|(key, value)| format!("--opt={key}={value}")));
+            args.push(volume.name.clone());
+            tool::run(&self.podman.program, &args, QUESTION)?;
+        }
+        let (image, name) = self.recipe.record.image();
+        if self.podman.run(&["image", "exists", name]).is_err() {
+            // podman would look for it in a registry
+            self.podman.run(&["tag", image, name])?;
+        }
+        self.make_container()?;
+        let merged = self.podman.run(&["mount", &self.recipe.id])?;
+        self.merged = Some(merged.trim().into());
+        let containers = self.podman.setting()?.graph_root.join("overlay-containers");
+        self.directory = containers.join(&self.recipe.id).join("userdata");
+        self.make_keepings()?;
+        install_hook(&self.shipment.job).map(drop)
+    }
+
+    /// Has podman read a checkpoint that holds no images: it makes the container, and gives up then.
+    fn make_container(&self) -> Result<(), EngineError> {
+        let dir = self.shipment.job.join("record");
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .recursive(true)
+            .create(&dir)
+            .map_err(EngineError::io("make", &dir))?;
+        let volumes = self.recipe.volumes.iter();
+        let anonymous: Vec<&str> =
+            volumes.filter(|volume| volume.anonymous).map(|volume| volume.name.as_str()).collect();
+        let files = self.recipe.record.files(&anonymous)?;
+        for (name, bytes) in &files {
+            write_private(&dir.join(name), bytes)?;
+        }
+        let archive = self.shipment.job.join("record.tar");
+        write_private(&archive, b"")?;
+        let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        let mut tar = words(&["--create", "--file"]);
+        tar.extend([archive.clone().into(), "--directory".into(), dir.clone().into()]);
+        tar.extend(files.iter().map(|(name, _)| (*name).into()));
+        tool::run(Path::new("tar"), &tar, QUESTION)?;
+        let mut args = words(&["--runtime", self.recipe.flavor.kind(), "container", "restore"]);
+        args.extend(words(&["--ignore-volumes", "--ignore-rootfs", "--import"]));
+        args.push(archive.into());
+        let made = tool::run(&self.podman.program, &args, QUESTION);
+        // it has the container's environment in it
+        let _ = std::fs::remove_dir_all(&dir);
+        let _ = std::fs::remove_file(self.shipment.job.join("record.tar"));
+        match made {
+            Ok(_) => Err(EngineError::Unreadable {
+                path: Path::new(KIND).join("container restore"),
+                reason: "it has restored a container out of nothing".into(),
+            }),
+            Err(EngineError::Tool { what, .. }) if what.contains(NO_IMAGES) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What podman would make when it starts the container, and uses when it is there.
+    fn make_keepings(&self) -> Result<(), EngineError> {
+        if let Some(log) = self.log() {
+            write_private(&log, b"")?;
+        }
+        let Some((_, size)) = self.recipe.record.shm() else { return Ok(()) };
+        let dir = self.shm();
+        let options = format!("mode=1777,size={size},nosuid,nodev,noexec");
+        std::fs::create_dir_all(&dir).map_err(EngineError::io("make", &dir))?;
+        let words = ["-t", "tmpfs", "-o", &options, "shm"].map(OsString::from);
+        let args: Vec<OsString> = words.into_iter().chain([dir.clone().into()]).collect();
+        tool::run(Path::new("mount"), &args, QUESTION)?;
+        std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o1777))
+            .map_err(EngineError::io("set the mode of", dir))
+    }
+
+    /// Where podman keeps the log here, if it keeps one (libpod: `ctr.log` in the container's directory).
+    fn log(&self) -> Option<PathBuf> {
+        self.recipe.record.log().map(|_| self.directory.join("ctr.log"))
+    }
+
+    /// Where podman has the container's /dev/shm here (libpod: `shm` in its directory).
+    fn shm(&self) -> PathBuf {
+        self.directory.join("shm")
+    }
+
+    fn note(&self, note: &mut Note<'_>, network: Option<NetworkRecord>) -> Result<(), EngineError> {
+        let remains =
+            Remains { shipment: self.shipment.clone(), made_volumes: self.made_volumes.clone(), network };
+        note(&written(&remains)?).map_err(EngineError::io("note what is made in", &self.shipment.job))
+    }
+
+    /// Takes the network that podman has made under godwit's own gate.
+    fn take_network(&mut self, bundle: &Path) -> Result<(), EngineError> {
+        let Some(wanted) = &self.shipment.network else { return Ok(()) };
+        let made = read_config(&bundle.join("config.json"))?;
+        let path = config::network_namespace_path(&made).ok_or_else(|| EngineError::Unreadable {
+            path: bundle.join("config.json"),
+            reason: "it names no network namespace".into(),
+        })?;
+        self.arrival.adopt_network(wanted, &path)?;
+        self.screen = None;
+        Ok(())
+    }
+
+    fn adaptation(&self, request: &RestoreRequest) -> Adaptation {
+        let flavor = self.recipe.flavor;
+        // the id is the same, and so is the name of the cgroup
+        let path = config::plain_cgroup(&self.recipe.config, &self.recipe.id);
+        let cgroup = path.and_then(|path| cgroup_at(&path));
+        Adaptation {
+            cgroup: cgroup.filter(|_| !flavor.places_criu()),
+            lazy_pages: request.lazy && !flavor.takes_lazy_pages(),
+        }
+    }
+
+    /// Has the runtime start its restore, which waits for [`Restoration::finish`] as soon as it needs CRIU.
+    fn start_runtime(&mut self, request: &RestoreRequest) -> Result<Restoration, EngineError> {
+        let start = self
+            .start
+            .take()
+            .ok_or_else(|| EngineError::NotHeld("podman does not wait for a restore".into()))?;
+        let job = &self.shipment.job;
+        let config = write_criu_config(job)?;
+        let flavor = self.recipe.flavor;
+        let options = options(flavor, request, &self.shipment.carry);
+        self.pid_file = Some(start.asked.pid_file.clone());
+        let guardian = self.arrival.guardian();
+        let adaptation = self.adaptation(request);
+        let starting = &mut self.starting;
+        let run = |environment: &[(&str, OsString)]| {
+            let (podman, stand_in) = start.restore(flavor, &options, environment)?;
+            *starting = Some(podman);
+            Ok(Box::new(stand_in) as _)
+        };
+        Restoration::start(&config, &job.join("criu"), adaptation, request, guardian, run)
+    }
+
+    /// The first process, as the runtime has noted it.
+    fn pid_of_runtime(&self) -> Option<i32> {
+        let state =
+            tool::run(Path::new(self.recipe.flavor.kind()), &["state", &self.recipe.id], QUESTION).ok()?;
+        let state: serde_json::Value = serde_json::from_str(&state).ok()?;
+        state["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0)
+    }
+}
+
+impl DestinationContainer for PodmanArrival {
+    fn place(&self, tree: &Path) -> Option<PathBuf> {
+        if tree == self.recipe.merged {
+            return self.merged.clone();
+        }
+        if self.recipe.record.log().is_some_and(|log| log == tree) {
+            return self.log();
+        }
+        self.recipe.record.shm().is_some_and(|(shm, _)| shm == tree).then(|| self.shm())
+    }
+
+    fn get_ready(&mut self, note: &mut Note<'_>) -> Result<(), EngineError> {
+        if let Some(network) = &self.shipment.network {
+            self.screen = Screen::put_up(&self.recipe.id, network)?;
+        }
+        let roots: Vec<VolumeRoot> =
+            self.shipment.trees.iter().filter_map(|path| VolumeRoot::of(path)).collect();
+        let start =
+            start::begin(&self.podman.program, &self.recipe.id, self.recipe.flavor, &self.shipment.job)?;
+        for root in roots {
+            root.put_back()?;
+        }
+        let bundle = start.asked.bundle.clone();
+        self.start = Some(start);
+        self.take_network(&bundle)?;
+        self.note(note, self.arrival.record())
+    }
+
+    fn begin(&mut self, request: &RestoreRequest) {
+        let descriptors = self.recipe.descriptors.clone();
+        match Restoration::start_early(request, &descriptors, || self.start_runtime(request)) {
+            Ok(begun) => self.begun = begun,
+            Err(error) => tracing::warn!(%error, "the runtime could not be started early"),
+        }
+    }
+
+    fn restore(
+        &mut self,
+        request: &RestoreRequest,
+        restored: &mut dyn FnMut(i32),
+    ) -> Result<Given, EngineError> {
+        let descriptors = Some(self.recipe.descriptors.as_slice());
+        let restoration = match self.begun.take().and_then(|begun| begun.if_it_fits(request, descriptors)) {
+            Some(begun) => begun,
+            None => self.start_runtime(request)?,
+        };
+        restoration.finish(RESTORE, restored).map_err(|error| explain(error, &request.work))?;
+        let pid =
+            self.pid_file.as_ref().and_then(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok());
+        let pid = pid.ok_or_else(|| {
+            EngineError::NotHeld(format!("{} has noted no process of it", self.recipe.flavor.kind()))
+        })?;
+        let freezer = Freezer::of_pid(pid)?;
+        freezer.verify_held(&process_tree(pid))?;
+        self.arrival.held(freezer);
+        self.pid = Some(pid);
+        Ok(Given { pid })
+    }
+
+    fn presence(&self) -> Presence {
+        self.pid.map_or(Presence::Gone, |pid| self.arrival.presence(pid))
+    }
+
+    fn pid(&self) -> Option<i32> {
+        self.pid
+    }
+
+    fn go(&mut self, frames: &[HeldFrames]) -> Result<(), EngineError> {
+        self.arrival.go(frames)
+    }
+
+    fn settle(&mut self) -> Vec<String> {
+        let mut leftovers = self.arrival.settle();
+        let mut keep = |what: &str, result: Result<(), EngineError>| {
+            if let Err(error) = result {
+                leftovers.push(format!("{what}: {error}"));
+            }
+        };
+        if let Some(starting) = self.starting.take() {
+            keep("podman start", starting.wait(QUESTION));
+        }
+        if let Some(policy) = self.recipe.record.restart_policy() {
+            // not before: nobody but the source decides when it runs here
+            let policy = format!("--restart={policy}");
+            keep("restart policy", self.podman.run(&["update", &policy, &self.recipe.id]).map(drop));
+        }
+        if self.merged.take().is_some() {
+            // podman itself has it mounted now
+            keep("mount", self.podman.run(&["umount", &self.recipe.id]).map(drop));
+        }
+        let _ = std::fs::remove_dir_all(self.shipment.job.join(crate::stand_in::DIRECTORY));
+        leftovers
+    }
+
+    fn abandon(&mut self) -> Vec<String> {
+        let mut leftovers = Vec::new();
+        let mut keep = |what: &str, result: Result<(), EngineError>| {
+            if let Err(error) = result {
+                leftovers.push(format!("{what}: {error}"));
+            }
+        };
+        if let Some(begun) = self.begun.take() {
+            begun.abandon();
+        }
+        if let Some(start) = self.start.take() {
+            start.give_up();
+        }
+        let cgroup = config::plain_cgroup(&self.recipe.config, &self.recipe.id);
+        let cgroup = cgroup.and_then(|path| cgroup_at(&path));
+        if !self.arrival.is_held() && self.begun_to_make {
+            // of a restore that failed the runtime knows nothing; what CRIU has made by then is in the cgroup of this id
+            let known = self.pid_of_runtime().and_then(|pid| Freezer::of_pid(pid).ok());
+            let unknown = || Freezer::at(cgroup.as_ref().filter(|cgroup| cgroup.is_dir())?).ok();
+            if let Some(freezer) = known.or_else(unknown) {
+                self.arrival.held(freezer);
+            }
+        }
+        keep("held tasks", self.arrival.kill_held());
+        if let Some(starting) = self.starting.take()
+            && let Err(error) = starting.wait(QUESTION)
+        {
+            tracing::debug!(%error, "podman gave up, as it should");
+        }
+        if std::mem::take(&mut self.begun_to_make) {
+            let args = ["rm", "--force", "--time", "0", "--volumes", "--ignore", &self.recipe.id];
+            keep("container", self.podman.run(&args).map(drop));
+            for volume in std::mem::take(&mut self.made_volumes) {
+                if self.podman.run(&["volume", "exists", &volume]).is_ok() {
+                    keep("volume", self.podman.run(&["volume", "rm", "--force", &volume]).map(drop));
+                }
+            }
+            // what podman leaves of a start that fails (libpod, `PersistDir`)
+            let _ = std::fs::remove_dir_all(Path::new("/run/libpod/persist").join(&self.recipe.id));
+            // what CRIU was put into before the runtime knew of it
+            if let Some(cgroup) = cgroup {
+                keep("cgroup", self.arrival.clear_cgroup(&cgroup));
+            }
+            self.arrival.sweep(&self.shipment.job.join("work"));
+        }
+        keep("network", self.arrival.remove_network());
+        self.screen = None;
+        keep("screen", Screen::take_down(&self.recipe.id).map_err(EngineError::from));
+        leftovers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::NetworkPlan;
+    use serde_json::{Value, json};
+
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    /// A shipment as a source would make it, after `change`.
+    fn shipment(change: impl FnOnce(&mut Value)) -> Shipment {
+        let mut recipe = json!({
+            "id": ID, "flavor": "crun", "config": {}, "descriptors": [], "merged": "/m", "binds": ["/srv/socket"], "needs": {},
+            "volumes": [{"Name": "data", "Driver": "local"}],
+            "record": {
+                "rootfsImageID": ID, "rootfsImageName": "localhost/redis:test", "newNetworks": {"lab": {}},
+                "spec": {"mounts": [{"destination": "/x", "type": "bind", "source": "/etc"}]}},
+        });
+        change(&mut recipe);
+        Shipment {
+            name: "web".into(),
+            recipe: recipe.to_string(),
+            network: None,
+            network_plan: NetworkPlan::Same,
+            trees: vec![],
+            carry: Default::default(),
+            restart: false,
+            job: "/nonexistent".into(),
+        }
+    }
+
+    #[test]
+    fn a_peers_words_become_neither_options_nor_paths() {
+        parse(&shipment(|_| {})).unwrap();
+        for (pointer, odd) in [
+            ("/id", "../../etc"),
+            ("/id", "web"),
+            ("/volumes/0/Name", "../x"),
+            ("/volumes/0/Name", "--driver=x"),
+            ("/record/rootfsImageID", "--help"),
+            ("/record/rootfsImageName", "--help"),
+            ("/record/rootfsImageName", "a b"),
+        ] {
+            let odd_one = shipment(|recipe| *recipe.pointer_mut(pointer).unwrap() = odd.into());
+            assert!(parse(&odd_one).unwrap_err().reason.contains(odd), "{pointer} `{odd}`");
+        }
+        let networks = shipment(|recipe| recipe["record"]["newNetworks"] = json!({"-x": {}}));
+        assert!(parse(&networks).is_err());
+    }
+
+    #[test]
+    fn the_policy_hears_of_all_that_the_record_binds() {
+        assert_eq!(places(&shipment(|_| {})), ["/etc", "/srv/socket"].map(PathBuf::from));
+        assert_eq!(places(&shipment(|recipe| *recipe = json!(7))), [PathBuf::new()]);
+    }
+}

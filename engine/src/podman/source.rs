@@ -1,0 +1,391 @@
+//! A container of podman at the source.
+
+use super::record::{Address, Record};
+use super::restart::{Known, PodmanStartable};
+use super::{KIND, Podman, Recipe};
+use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
+use crate::error::EngineError;
+use crate::freezer::Freezer;
+use crate::live::{Kin, LiveContainer, Remains, SourceNetwork};
+use crate::process;
+use crate::published::what_breaks;
+use crate::restart::{Stoppable, StoppableRemains};
+use crate::runtime::config::{self, BindMount};
+use crate::runtime::needs::Needs;
+use crate::runtime::source::{Look, container_pids, external, write_descriptors};
+use crate::runtime::{Flavor, read_config};
+use crate::volumes::{self, Volume};
+use godwit_transfer::message::{Refusal, TreeKind};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long podman may take to notice that a container has ended, and to take down its network and mounts.
+const RETIRE: Duration = Duration::from_secs(30);
+
+/// What podman and CRIU must be told about one container.
+struct PodmanKin {
+    podman: Podman,
+    id: String,
+    pid: i32,
+    external: Vec<String>,
+    descriptors: Vec<String>,
+    /// The id of the image that it was made of.
+    image: String,
+}
+
+pub(super) fn open(
+    podman: &Podman,
+    name: &str,
+    request: &OpenRequest,
+) -> Result<Box<dyn SourceContainer>, EngineError> {
+    let shown = podman.inspect(name)?;
+    let text = |pointer: &str| shown.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let (id, name) = (text("/Id"), text("/Name"));
+    let full = format!("{KIND}:{name}");
+    let pid = shown.pointer("/State/Pid").and_then(Value::as_i64).and_then(|pid| i32::try_from(pid).ok());
+    let (status, Some(pid)) = (text("/State/Status"), pid) else {
+        return Err(EngineError::NotFound(full));
+    };
+    if status != "running" || pid <= 0 {
+        return Err(EngineError::NotRunning { name: full, status: status.into() });
+    }
+    let setting = podman.setting()?;
+    let flavor = flavor_of(text("/OCIRuntime"));
+    let path = PathBuf::from(text("/OCIConfigPath"));
+    let bundle = path.parent().map(Path::to_owned).unwrap_or_default();
+    let config = read_config(&path)?;
+    let Look { binds, pids, mut blockers, namespace, network, descriptors } =
+        Look::at(pid, &config, &bundle, request)?;
+    if request.restart.is_none() {
+        blockers.extend(unsuitable(&shown, &setting));
+    }
+    if request.keep && shown.pointer("/HostConfig/AutoRemove").and_then(Value::as_bool).unwrap_or(false) {
+        blockers.push(
+            Refusal::new("podman removes it when it ends (`--rm`), so it cannot be kept")
+                .hint("leave `--keep-source` out"),
+        );
+    }
+    // a network namespace that podman has not made (`--network none`) is CRIU's to make again, with nothing in it
+    let is_podmans = config::network_namespace_path(&config).is_some();
+    if !is_podmans && network.as_ref().is_some_and(|state| state.interfaces().next().is_some()) {
+        blockers.push(
+            Refusal::new("podman has not made its network, and does not know of it")
+                .hint("use a bridge network, the host's, or none"),
+        );
+    }
+    let in_host_network = namespace.is_own()?;
+    let network = network.filter(|_| is_podmans);
+    let Some(flavor) = flavor else {
+        blockers.push(
+            Refusal::new(format!("its runtime is `{}`, of which nothing is known", text("/OCIRuntime")))
+                .hint("run it with `--runtime crun` or `--runtime runc`"),
+        );
+        return Err(EngineError::Blocked { name: full, blockers });
+    };
+    let record = match setting.database.as_str() {
+        "sqlite" => Some(Record::read(&setting.graph_root, id)?),
+        other => {
+            blockers.push(
+                Refusal::new(format!("podman keeps its records in `{other}`"))
+                    .hint("podman 5 keeps them in sqlite: `database_backend = \"sqlite\"` in containers.conf, after `podman system reset`"),
+            );
+            None
+        }
+    };
+    if let Some(why) = record.as_ref().and_then(Record::needs_others) {
+        blockers.push(Refusal::new(why).hint("only containers that stand alone can be moved yet"));
+    }
+    let mut warnings = Vec::new();
+    match what_breaks(&record.as_ref().map(Record::published).unwrap_or_default()) {
+        Some(breaks) if request.ip_change => warnings.push(breaks.reason),
+        breaks => blockers.extend(breaks),
+    }
+    let (volumes, shared) = volumes_of(podman, &shown, id, &mut warnings)?;
+    blockers.extend(shared);
+    let Some(mut record) = record.filter(|_| blockers.is_empty()) else {
+        return Err(EngineError::Blocked { name: full, blockers });
+    };
+    record.make_ready(&addresses(&shown));
+
+    let merged = PathBuf::from(config.pointer("/root/path").and_then(Value::as_str).unwrap_or_default());
+    let upper = PathBuf::from(text("/GraphDriver/Data/UpperDir"));
+    // what podman makes for it: /etc/hosts and the like
+    let mut own: Vec<PathBuf> = record.directory().into_iter().collect();
+    own.extend(["/HostsPath", "/ResolvConfPath", "/HostnamePath"].iter().filter_map(|pointer| {
+        Some(Path::new(text(pointer)).parent()?.to_owned()).filter(|dir| dir.ends_with("userdata"))
+    }));
+    let host_binds: Vec<&BindMount> =
+        binds.iter().filter(|bind| !own.iter().any(|own| bind.source.starts_with(own))).collect();
+    let mut trees = vec![Tree {
+        kind: TreeKind::Layer,
+        path: merged.clone(),
+        content: upper,
+        single_file: false,
+        read_only: config::root_is_read_only(&config),
+        merged: Some(merged.clone()),
+        made_there: true,
+        gone: None,
+    }];
+    // what is in /dev/shm does not outlast a stop
+    let shm = record.shm().filter(|_| request.restart.is_none());
+    let kept = shm.map(|(path, _)| (path, false)).into_iter();
+    for (path, single_file) in kept.chain(record.log().map(|path| (path, true))) {
+        trees.push(Tree {
+            kind: TreeKind::Keepings,
+            content: path.clone(),
+            path,
+            single_file,
+            read_only: false,
+            merged: None,
+            made_there: true,
+            gone: None,
+        });
+    }
+    let elsewhere: Vec<&str> = volumes::not_local(&volumes);
+    let copied =
+        host_binds.iter().filter(|bind| !elsewhere.iter().any(|name| volumes::is_of_volume(bind, name)));
+    for bind in copied {
+        let (path, read_only) = volumes::whole(bind, &volumes);
+        volumes::add_tree(&mut trees, path.to_owned(), read_only, request, &mut warnings);
+    }
+    for volume in &request.volumes {
+        volumes::add_tree(&mut trees, volume.clone(), false, request, &mut warnings);
+    }
+    let not_copied: Vec<&BindMount> = host_binds
+        .iter()
+        .filter(|bind| !trees.iter().any(|tree| bind.source.starts_with(&tree.path)))
+        .copied()
+        .collect();
+    let (image_id, image_name) = record.image();
+    let image = Some(if image_name.is_empty() { image_id } else { image_name }.to_owned());
+    let image_id = image_id.to_owned();
+    let kin = PodmanKin {
+        podman: podman.clone(),
+        id: id.into(),
+        pid,
+        external: match request.restart {
+            None => external(flavor, pid, &config, &binds, network.is_some())?,
+            Some(_) => Vec::new(),
+        },
+        descriptors: descriptors.clone(),
+        image: image_id.clone(),
+    };
+    let policy = record.restart_policy();
+    let recipe = Recipe {
+        id: id.into(),
+        flavor,
+        needs: match request.restart {
+            None => Needs::of(&pids, &not_copied, in_host_network),
+            Some(_) => Needs::default(),
+        },
+        binds: not_copied
+            .iter()
+            .filter(|bind| !elsewhere.iter().any(|name| volumes::is_of_volume(bind, name)))
+            .map(|bind| bind.source.clone())
+            .collect(),
+        record,
+        config,
+        volumes,
+        descriptors,
+        merged,
+    };
+    let facts = Facts {
+        engine: KIND,
+        name: name.to_owned(),
+        pid,
+        memory_bytes: process::memory_bytes(&pids),
+        trees,
+        network,
+        recipe: crate::remains::written(&recipe)?,
+        warnings,
+        starts_slowly: true,
+        annotations: Facts::for_godwit(shown.pointer("/Config/Labels")),
+        image,
+    };
+    if let Some(grace) = request.restart {
+        // podman takes its network down when it stops, and makes it again when it starts, with the same addresses
+        let facts = Facts { network: None, starts_slowly: false, ..facts };
+        let startable = PodmanStartable::new(podman, Known { id: id.into(), policy, image: image_id });
+        return Ok(Box::new(Stoppable::new(facts, Box::new(startable), grace, None)));
+    }
+    let network = SourceNetwork::new(&facts, namespace)?;
+    Ok(Box::new(LiveContainer::new(facts, request.carry, Box::new(kin), network)))
+}
+
+/// Finds a container again that another process had opened, or what is left of it.
+pub(super) fn reopen(podman: &Podman, remains: &str) -> Result<Box<dyn SourceContainer>, EngineError> {
+    if let Some(stopped) = StoppableRemains::understand(remains) {
+        let known: Known = serde_json::from_value(stopped.startable.clone())
+            .map_err(|error| EngineError::Unreadable { path: "remains".into(), reason: error.to_string() })?;
+        return Ok(Box::new(stopped.reopen(KIND, Box::new(PodmanStartable::new(podman, known)))));
+    }
+    let remains = Remains::understand(remains)?;
+    let kin = PodmanKin {
+        podman: podman.clone(),
+        id: remains.kin.as_str().unwrap_or(&remains.name).to_owned(),
+        pid: remains.born.pid(),
+        external: Vec::new(),
+        descriptors: Vec::new(),
+        image: String::new(),
+    };
+    Ok(Box::new(remains.reopen(KIND, Box::new(kin))))
+}
+
+fn flavor_of(runtime: &str) -> Option<Flavor> {
+    let name = Path::new(runtime).file_name()?.to_str()?;
+    [Flavor::Crun, Flavor::Runc].into_iter().find(|flavor| flavor.kind() == name)
+}
+
+/// What of a container, or of podman here, cannot be moved.
+fn unsuitable(shown: &Value, setting: &super::Setting) -> Vec<Refusal> {
+    let is = |pointer: &str| shown.pointer(pointer).and_then(Value::as_bool).unwrap_or(false);
+    let has =
+        |pointer: &str| shown.pointer(pointer).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
+    let mut reasons = Vec::new();
+    if setting.storage != "overlay" {
+        reasons.push(
+            Refusal::new(format!("podman's storage driver is `{}`, not `overlay`", setting.storage))
+                .hint("set `driver = \"overlay\"` in storage.conf and make the container again"),
+        );
+    }
+    if setting.cgroups != "v2" {
+        reasons.push(
+            Refusal::new(format!(
+                "cgroups are those of {}, and podman's containers move on v2 only",
+                setting.cgroups
+            ))
+            .hint("boot with `systemd.unified_cgroup_hierarchy=1` on the kernel's command line"),
+        );
+    }
+    if is("/HostConfig/Privileged") {
+        reasons.push(
+            Refusal::new("it is privileged: it holds the source's devices")
+                .hint("start it without `--privileged`, with the capabilities that it needs (`--cap-add`)"),
+        );
+    }
+    if is("/IsInfra") || is("/IsService") {
+        reasons.push(Refusal::new("it only serves other containers"));
+    }
+    if has("/Rootfs") {
+        reasons.push(
+            Refusal::new("its root is a directory of the host (`--rootfs`), not an image")
+                .hint("run it from an image"),
+        );
+    }
+    let sessions = shown.pointer("/ExecIDs").and_then(Value::as_array).map_or(0, Vec::len);
+    if sessions > 0 {
+        reasons.push(
+            Refusal::new(format!("{sessions} `podman exec` sessions are open in it")).hint("end them first"),
+        );
+    }
+    reasons
+}
+
+/// Its volumes as podman knows them, and why one must not be taken from others.
+fn volumes_of(
+    podman: &Podman,
+    shown: &Value,
+    id: &str,
+    warnings: &mut Vec<String>,
+) -> Result<(Vec<Volume>, Vec<Refusal>), EngineError> {
+    let mounts = shown.pointer("/Mounts").and_then(Value::as_array).into_iter().flatten();
+    let names: BTreeSet<&str> =
+        mounts.filter(|mount| mount["Type"] == "volume").filter_map(|mount| mount["Name"].as_str()).collect();
+    let (mut volumes, mut shared) = (Vec::new(), Vec::new());
+    for name in names {
+        let Some(volume) = podman.volume(name)? else { continue };
+        if !volume.is_local() {
+            warnings.push(format!(
+                "the volume `{name}` is not copied: its content is elsewhere (driver `{}`, options {:?})",
+                volume.driver, volume.options
+            ));
+        }
+        let users = podman.run(&["ps", "--quiet", "--no-trunc", "--filter", &format!("volume={name}")])?;
+        if users.lines().any(|user| user.trim() != id) && volume.is_local() {
+            shared.push(
+                Refusal::new(format!("another running container uses the volume `{name}`"))
+                    .hint("stop the other one first: a volume has one owner"),
+            );
+        }
+        volumes.push(volume);
+    }
+    Ok((volumes, shared))
+}
+
+/// The addresses that it has, by network.
+fn addresses(shown: &Value) -> BTreeMap<String, Address> {
+    let networks = shown.pointer("/NetworkSettings/Networks").and_then(Value::as_object);
+    let text =
+        |network: &Value, key: &str| network[key].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    let address = |(name, network): (&String, &Value)| {
+        let ips: Vec<String> =
+            ["IPAddress", "GlobalIPv6Address"].iter().filter_map(|key| text(network, key)).collect();
+        Some((name.clone(), Address { mac: text(network, "MacAddress")?, ips }))
+    };
+    networks.into_iter().flatten().filter_map(address).collect()
+}
+
+impl Kin for PodmanKin {
+    fn freezer(&mut self) -> Result<Freezer, EngineError> {
+        Ok(Freezer::of_pid(self.pid)?)
+    }
+
+    fn pids(&self) -> Result<BTreeSet<i32>, EngineError> {
+        container_pids(self.pid)
+    }
+
+    fn external(&self) -> Vec<String> {
+        self.external.clone()
+    }
+
+    fn complete_images(&self, images: &Path) -> Result<(), EngineError> {
+        write_descriptors(images, &self.descriptors)
+    }
+
+    fn bring_image(&self, lacks: &str, dir: &Path) -> Result<(), EngineError> {
+        self.podman.export(&self.image, lacks, dir)
+    }
+
+    fn remains(&self) -> Value {
+        self.id.clone().into()
+    }
+
+    fn relent(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// podman must not start it again when its tasks are gone.
+    fn expect_end(&mut self) -> Result<(), EngineError> {
+        match self.podman.inspect(&self.id) {
+            Err(EngineError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error),
+            Ok(shown) if shown.pointer("/HostConfig/RestartPolicy/Name").is_some_and(|name| name == "no") => {
+                Ok(())
+            }
+            Ok(_) => self.podman.run(&["update", "--restart=no", &self.id]).map(drop),
+        }
+    }
+
+    fn retire(&mut self) -> Result<(), EngineError> {
+        let until = Instant::now() + RETIRE;
+        loop {
+            let shown = self.podman.inspect(&self.id)?;
+            let status = shown.pointer("/State/Status").and_then(Value::as_str).unwrap_or_default();
+            if status == "exited" {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                let status = status.to_owned();
+                return Err(EngineError::NotRunning { name: format!("{KIND}:{}", self.id), status });
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn forget(&mut self) -> Result<(), EngineError> {
+        // with its anonymous volumes, as `podman rm` of a container that was started with `--rm` has it
+        self.podman.run(&["rm", "--force", "--time", "0", "--volumes", "--ignore", &self.id]).map(drop)
+    }
+}
