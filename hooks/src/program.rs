@@ -259,17 +259,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pids = dir.path().join("pids");
         let path = script(dir.path(), "sleep 60 & echo $! $$ > \"$OUT\"; echo begun >&2; wait");
+        // a full machine may let the script wait for a second before it comes to its sleep
+        let limit = Duration::from_secs(2);
         let begun = Instant::now();
-        let error =
-            run_checked(&path, &path, &[("OUT", pids.clone().into())], Duration::from_millis(300), None);
-        assert!(begun.elapsed() < Duration::from_secs(5));
+        let error = run_checked(&path, &path, &[("OUT", pids.clone().into())], limit, None);
+        assert!(begun.elapsed() < Duration::from_secs(20));
         let error = error.unwrap_err().to_string();
-        assert!(error.contains("did not end within 300 ms, and was killed: begun"), "{error}");
+        assert!(error.contains("did not end within 2 s, and was killed: begun"), "{error}");
         let text = std::fs::read_to_string(pids).unwrap();
         for pid in text.split_whitespace() {
-            // the orphan is reaped by somebody else, at some time
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            assert!(stat.is_empty() || stat.contains(") Z"), "{stat}");
+            // the orphan dies when it is next scheduled, and is reaped by somebody else, at some time
+            let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let dead = || stat().is_empty() || stat().contains(") Z") || stat().contains(") X");
+            while !dead() && begun.elapsed() < Duration::from_secs(20) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            assert!(dead(), "{}", stat());
         }
     }
 

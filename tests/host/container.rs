@@ -100,5 +100,5 @@ pub fn assert_runs_only_on(bed: &Bed, here: &str, name: &str) {
     let state = runc_state(bed, here, name).unwrap_or_else(|| panic!("{here} has no `{name}`"));
     assert_eq!(state["status"], "running");
     let there = if here == SRC { DST } else { SRC };
-    assert!(runc_state(bed, there, name).is_none(), "{there} has `{name}`, too");
+    assert!(runc_state(bed, there, name).is_none(), "PROMISE BROKEN: {there} has `{name}`, too");
 }

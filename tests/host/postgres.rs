@@ -73,8 +73,8 @@ fn assert_no_transaction_is_lost(bed: &Bed, host: &str, data: &str, exec: &str) 
     let run = |words: &str| bed.sh(host, &format!("{exec} /usr/lib/postgresql/17/bin/{words}"));
     let sums = run(&format!("psql -h /data -At -c '{SUMS}' bench"));
     let sums: Vec<i64> = sums.split('|').map(|sum| sum.parse().unwrap()).collect();
-    assert!(sums[..4].iter().all(|sum| *sum == sums[0]), "{sums:?}");
-    assert_eq!(sums[4], transactions as i64, "transactions that were told to the clients");
+    assert!(sums[..4].iter().all(|sum| *sum == sums[0]), "PROMISE BROKEN: {sums:?}");
+    assert_eq!(sums[4], transactions as i64, "PROMISE BROKEN: transactions that were told to the clients");
     assert!(transactions > 1000, "only {transactions}");
     assert_eq!(run("pg_amcheck -h /data --heapallindexed bench"), "");
     let log = bed.sh(host, &format!("cat {data}/server.log"));

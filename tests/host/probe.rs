@@ -52,7 +52,11 @@ impl<'a> Probe<'a> {
         let report = &reports[0];
         let writes = &report["writes"];
         assert!(writes["acknowledged"].as_u64().unwrap() > 200, "{report}");
-        assert_eq!((&writes["lost"], &writes["unverified"]), (&0.into(), &0.into()), "{report}");
+        assert_eq!(
+            (&writes["lost"], &writes["unverified"]),
+            (&0.into(), &0.into()),
+            "PROMISE BROKEN: {report}"
+        );
         assert_eq!(
             (&report["reconnects"], &report["connections_lost"], &report["errors"]),
             (&0.into(), &0.into(), &0.into()),

@@ -147,7 +147,12 @@ print(Popen(\"{words}\".split(), stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, 
         let ended =
             format!("cat /srv/{0}-data/*/ended.* /srv/{0}-data/error.* 2> /dev/null; true", self.name);
         for process in &found {
-            assert_eq!(process["pass"], true, "{what}: {process}\n{}", self.bed.sh(self.host, &ended));
+            assert_eq!(
+                process["pass"],
+                true,
+                "PROMISE BROKEN: {what}: {process}\n{}",
+                self.bed.sh(self.host, &ended)
+            );
         }
         found.iter().map(|process| process["pages"].as_u64().unwrap()).sum()
     }

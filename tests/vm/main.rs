@@ -65,7 +65,11 @@ fn redis_moves_there_and_back_with_every_tracker_of_this_kernel() {
     let report: Value = serde_json::from_str(out.lines().last().unwrap_or_default()).unwrap_or_default();
     assert_eq!(code, 0, "{out}{err}");
     assert!(report["writes"]["acknowledged"].as_u64().unwrap() > 50, "{report}");
-    assert_eq!((&report["writes"]["lost"], &report["reconnects"]), (&0.into(), &0.into()), "{report}");
+    assert_eq!(
+        (&report["writes"]["lost"], &report["reconnects"]),
+        (&0.into(), &0.into()),
+        "PROMISE BROKEN: {report}"
+    );
 
     // nothing is left at the source, and the destination's copy is whole
     assert_eq!(

@@ -60,7 +60,11 @@ fn a_container_of_podman_keeps_its_limits_under_load() {
     let (code, out, err) = probe.finish();
     let report: Value = serde_json::from_str(out.lines().last().unwrap_or_default()).unwrap_or_default();
     assert_eq!(code, 0, "{out}{err}");
-    assert_eq!((&report["writes"]["lost"], &report["reconnects"]), (&0.into(), &0.into()), "{report}");
+    assert_eq!(
+        (&report["writes"]["lost"], &report["reconnects"]),
+        (&0.into(), &0.into()),
+        "PROMISE BROKEN: {report}"
+    );
     // the limits bind: more than 200 MiB and 100 MiB of swap, of which there is none, it cannot have
     machines.run("client", &format!("timeout 60 redis-cli -h {ADDRESS} debug populate 1000 more 400000"));
     let events = "cat /sys/fs/cgroup/$(podman inspect -f '{{.State.CgroupPath}}' vmp)/memory.events | grep -q '^oom_kill [1-9]' || \

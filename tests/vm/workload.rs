@@ -72,7 +72,7 @@ impl<'a> Workload<'a> {
         assert_eq!(code, 0, "{what}: no answer: {err}{}", ended());
         let found: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         for process in &found {
-            assert_eq!(process["pass"], true, "{what}: {process}\n{}", ended());
+            assert_eq!(process["pass"], true, "PROMISE BROKEN: {what}: {process}\n{}", ended());
         }
         let pages: u64 = found.iter().map(|process| process["pages"].as_u64().unwrap()).sum();
         assert!(pages > 500, "{what}: only {pages} pages were compared");
