@@ -40,7 +40,7 @@ impl<'a> Workload<'a> {
         let other = self.other();
         let script = format!(
             "env GODWIT_REMOTE_COMMAND='env {there} godwit receive --stdio' {here} godwit --json migrate runc:vmt \
-             ssh://{other} --on-timeout switchover --no-copy /usr {flags}"
+             ssh://{other} --on-timeout switchover --pace full --no-copy /usr {flags}"
         );
         self.machines.run(self.host, &script)
     }
