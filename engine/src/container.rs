@@ -303,6 +303,15 @@ pub trait DestinationContainer: Send {
         Ok(())
     }
 
+    /// All of its files have come, and it will be started, not restored: its engine gets them. Nobody has anything open in its
+    /// places any more.
+    ///
+    /// # Errors
+    /// When the engine cannot take them; [`DestinationContainer::abandon`] cleans up.
+    fn release_files(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// Gets as far with the restore as is possible without the images, for whose directory there is a place already. All of
     /// its files have been here once; nothing else works in them until this returns. What fails is done in
     /// [`DestinationContainer::restore`].

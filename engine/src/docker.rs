@@ -10,6 +10,7 @@ mod image;
 mod layer;
 mod network;
 mod record;
+mod restart;
 mod source;
 
 use crate::container::{DestinationContainer, Engine, Note, OpenRequest, Shipment, SourceContainer};
@@ -20,7 +21,7 @@ use crate::tool;
 use crate::volumes::Volume;
 use api::Api;
 use godwit_transfer::message::Refusal;
-use record::Record;
+use record::{Record, no_restart};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -74,6 +75,9 @@ struct Recipe {
     binds: Vec<PathBuf>,
     /// Who makes its cgroup: `cgroupfs` or `systemd`.
     cgroup_driver: String,
+    /// The runtime that starts it there; none when it is restored, by the stand-in.
+    #[serde(default)]
+    runtime: Option<String>,
     needs: Needs,
 }
 
@@ -97,6 +101,16 @@ impl Setting {
             let path = Path::new(runtime["path"].as_str()?);
             (path.file_name()? == REGISTERED).then_some((name.as_str(), path))
         })
+    }
+
+    /// Whether a runtime of that name is here.
+    fn has_runtime(&self, name: &str) -> bool {
+        self.runtimes.get(name).is_some()
+    }
+
+    /// What starts a container with this runtime on another host: runc itself where it is runc under another name.
+    fn starts_with(&self, name: &str) -> String {
+        if self.is_runc(name) { "runc".into() } else { name.into() }
     }
 
     /// Whether a runtime's name means runc.

@@ -282,6 +282,7 @@ impl DestinationContainer for Starting {
     }
 
     fn restore(&mut self, _: &RestoreRequest, _: &mut dyn FnMut(i32)) -> Result<Given, EngineError> {
+        self.made.release_files()?;
         match self.startable.status()? {
             Status::Stopped => Ok(Given { pid: 0 }),
             other => Err(EngineError::NotHeld(format!("it was made to be started, and is {other:?}"))),

@@ -378,6 +378,10 @@ impl Destination<'_> {
         let job = self.job()?;
         let work = job.dir.join("work");
         job.journal.append(journal::Event::Restoring)?;
+        if job.shipment.restart {
+            // an engine mounts it itself, to start it
+            job.trees.close_made(&job.offer.trees);
+        }
         let container =
             job.container.as_mut().ok_or_else(|| WireError::Malformed("restore before prepare".into()))?;
         let lazy = job.pages.as_ref().is_some_and(IncomingPages::is_lazy);

@@ -11,11 +11,12 @@ use serde_json::Value;
 const IP: &str = "10.77.0.100";
 const NAME: &str = "web";
 const MOVES: usize = 5;
-const PID: &str = "docker inspect -f '{{.State.Pid}}' web";
+/// The first process of the container.
+pub const PID: &str = "docker inspect -f '{{.State.Pid}}' web";
 
 /// Nothing of a container is left on a host: neither with docker, nor in the kernel, nor of godwit's.
 #[track_caller]
-fn assert_nothing_left(bed: &Bed, host: &str) {
+pub fn assert_nothing_left(bed: &Bed, host: &str) {
     let left = "ls -d /sys/fs/cgroup/docker/*/ /run/netns/* /run/godwit-runc /sys/class/net/veth* \
         /var/lib/godwit/parked/* /var/lib/godwit/migrations/*/root 2> /dev/null
         pgrep -ax 'redis-server|containerd-shim|godwit|criu'; nft list ruleset | grep godwit
@@ -25,8 +26,33 @@ fn assert_nothing_left(bed: &Bed, host: &str) {
     assert_eq!(bed.sh(host, "ls /var/lib/docker/overlay2 | grep -e -init; true"), "", "{host}");
 }
 
+/// Another configuration of docker's on both hosts, as long as this lives; it counts when docker is started.
+pub struct Configured<'a>(&'a Bed);
+
+impl<'a> Configured<'a> {
+    /// Changes daemon.json with sed(1).
+    pub fn begin(bed: &'a Bed, change: &str) -> Self {
+        let this = Self(bed);
+        for host in [SRC, DST] {
+            bed.sh(
+                host,
+                &format!("cp /etc/docker/daemon.json /root; sed -i '{change}' /etc/docker/daemon.json"),
+            );
+        }
+        this
+    }
+}
+
+impl Drop for Configured<'_> {
+    fn drop(&mut self) {
+        for host in [SRC, DST] {
+            self.0.try_sh(host, "cp /root/daemon.json /etc/docker");
+        }
+    }
+}
+
 /// docker on both hosts, with nothing but the image.
-fn set_up(bed: &Bed) {
+pub fn set_up(bed: &Bed) {
     for host in [SRC, DST] {
         // what docker makes for its first container stays
         bed.sh(host, "testbed-container image --engine docker; docker run --rm --network testbed localhost/redis:test true");
@@ -57,7 +83,7 @@ pub fn docker_redis(bed: &Bed) -> Redis {
 }
 
 /// What `docker inspect` says, without what differs by nature.
-fn inspected(bed: &Bed, host: &str) -> Value {
+pub fn inspected(bed: &Bed, host: &str) -> Value {
     let text = bed.sh(host, &format!("docker container inspect {NAME}"));
     let mut all: Vec<Value> = serde_json::from_str(&text).unwrap();
     let mut shown = all.remove(0);

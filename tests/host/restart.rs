@@ -8,7 +8,8 @@ use serde_json::Value;
 
 const IP: &str = "10.77.0.100";
 
-fn migrate(bed: &Bed, from: &str, container: &str, more: &[&str]) -> Said {
+/// Moves a container by stopping it and starting it there.
+pub fn migrate(bed: &Bed, from: &str, container: &str, more: &[&str]) -> Said {
     let to = if from == SRC { "ssh://dst" } else { "ssh://src" };
     godwit_with(
         bed,
@@ -19,16 +20,21 @@ fn migrate(bed: &Bed, from: &str, container: &str, more: &[&str]) -> Said {
 }
 
 /// Waits until redis answers at its address, and gives a digest of all that it holds.
-fn digest(bed: &Bed) -> String {
+pub fn digest(bed: &Bed) -> String {
     let script = format!(
         "timeout 20 sh -c 'until redis-cli -h {IP} ping 2> /dev/null | grep -q PONG; do sleep 0.05; done'; redis-cli -h {IP} debug digest"
     );
     bed.sh(CLIENT, &script)
 }
 
-/// A redis of podman whose data are in its volume; unlike those of `debug populate`.
+/// A redis of podman whose data are in its volume.
 fn redis_with_data(bed: &Bed, runtime: &str) -> String {
     podman_redis(bed, runtime);
+    filled(bed)
+}
+
+/// Gives redis data that are in its volume, unlike those of `debug populate`; their digest.
+pub fn filled(bed: &Bed) -> String {
     let fill = "for i = 1, 2000 do redis.call('set', 'key:' .. i, string.rep('x', 1000) .. i) end";
     bed.sh(SRC, &format!("redis-cli -h {IP} flushall; redis-cli -h {IP} eval \"{fill}\" 0"));
     digest(bed)

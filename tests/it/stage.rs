@@ -184,7 +184,8 @@ pub fn play(play: Play) -> Ended {
         let wire = Wire::open(Box::new(source_link), play.source_cancel.clone(), Duration::from_secs(5));
         let source = wire.ok().map(|wire| {
             let memory_bytes = (64 << 10) + if play.busy { BUSY * 4096 } else { 0 };
-            let facts = container_facts(&volumes.0, &volumes.1, memory_bytes);
+            let mut facts = container_facts(&volumes.0, &volumes.1, memory_bytes);
+            facts.trees[0].made_there = play.made_there;
             let container = Source { witness: witness.clone(), facts, since: Instant::now() };
             let criu = Criu::new(witness.clone());
             let journal = begin(&job);

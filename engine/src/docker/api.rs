@@ -68,13 +68,13 @@ impl Api {
         self.ask(&asked, &body, Some(ANSWER))?.understood(&asked)
     }
 
-    /// Has docker do something that takes as long as it takes.
+    /// Has docker do something that takes long: until `limit`, or as long as it takes.
     ///
     /// # Errors
     /// When docker cannot be asked, or says no.
-    pub(super) fn post_patiently(&self, path: &str) -> Result<(), EngineError> {
+    pub(super) fn post_within(&self, path: &str, limit: Option<Duration>) -> Result<(), EngineError> {
         let asked = format!("POST {path}");
-        self.ask(&asked, &Body::None, None)?.understood(&asked).map(drop)
+        self.ask(&asked, &Body::None, limit)?.understood(&asked).map(drop)
     }
 
     /// Removes what is at `path`; what is not there, or is being removed, is passed over.

@@ -1,6 +1,7 @@
 //! A container of docker at the destination.
 
-use super::{Docker, KIND, MEND, QUESTION, Recipe, layer, network};
+use super::restart::{DockerStartable, Known};
+use super::{Docker, KIND, MEND, QUESTION, Recipe, Setting, layer, network};
 use crate::arrival::Arrival;
 use crate::container::{DestinationContainer, Given, Note, RestoreRequest, Shipment};
 use crate::error::EngineError;
@@ -133,12 +134,8 @@ pub(super) fn examine(docker: &Docker, shipment: &Shipment) -> Vec<Refusal> {
     match docker.setting() {
         Ok(setting) => {
             reasons.extend(setting.unsuitable("there"));
-            if setting.stand_in().is_none() {
-                reasons.push(
-                    Refusal::new("docker there has no runtime that restores what godwit brings").hint(MEND),
-                );
-            }
-            if setting.cgroup_driver != recipe.cgroup_driver {
+            reasons.extend(lacks_runtime(&setting, &recipe, shipment.restart));
+            if !shipment.restart && setting.cgroup_driver != recipe.cgroup_driver {
                 reasons.push(
                     Refusal::new(format!(
                         "docker's cgroups are made by `{}` there, and by `{}` at the source",
@@ -186,6 +183,21 @@ pub(super) fn examine(docker: &Docker, shipment: &Shipment) -> Vec<Refusal> {
     reasons
 }
 
+/// Why nothing there can restore it, or start it.
+fn lacks_runtime(setting: &Setting, recipe: &Recipe, restart: bool) -> Option<Refusal> {
+    match (&recipe.runtime, restart) {
+        (Some(name), true) => (!setting.has_runtime(name)).then(|| {
+            Refusal::new(format!("docker there has no runtime `{}`", name.escape_debug()))
+                .hint("add it to /etc/docker/daemon.json there, then `systemctl reload docker`")
+        }),
+        (None, true) => Some(Refusal::new("its recipe names no runtime to start it")),
+        (_, false) => setting
+            .stand_in()
+            .is_none()
+            .then(|| Refusal::new("docker there has no runtime that restores what godwit brings").hint(MEND)),
+    }
+}
+
 pub(super) fn lacks_image(docker: &Docker, shipment: &Shipment) -> Result<Option<String>, EngineError> {
     match docker.image(parse_known(shipment)?.record.image().0)? {
         Some(_) => Ok(None),
@@ -204,7 +216,7 @@ pub(super) fn prepare(
 ) -> Result<Box<dyn DestinationContainer>, EngineError> {
     let mut arrival = DockerArrival::new(docker, shipment)?;
     match arrival.make(note) {
-        Ok(()) => Ok(Box::new(arrival)),
+        Ok(()) => Ok(arrival.boxed()),
         Err(error) => {
             for leftover in arrival.abandon() {
                 tracing::warn!(%leftover, "could not be removed");
@@ -223,13 +235,17 @@ pub(super) fn reopen(docker: &Docker, remains: &str) -> Result<Box<dyn Destinati
     arrival.id = id;
     arrival.runtime_root = runtime_root;
     arrival.arrival = Arrival::reopen(network);
-    if let Some(pid) = arrival.pid_of_docker()
+    if let Some(id) = arrival.id.clone() {
+        arrival.find_log(&id)?;
+    }
+    if !arrival.shipment.restart
+        && let Some(pid) = arrival.pid_of_docker()
         && let Ok(freezer) = Freezer::of_pid(pid)
     {
         arrival.pid = Some(pid);
         arrival.arrival.held(freezer);
     }
-    Ok(Box::new(arrival))
+    Ok(arrival.boxed())
 }
 
 /// docker's own start of a container: a question that is answered when the runtime has ended.
@@ -238,8 +254,9 @@ struct Starting(JoinHandle<Result<(), EngineError>>);
 impl Starting {
     fn begin(docker: &Docker, id: &str) -> Result<Self, EngineError> {
         let (api, path) = (docker.api.clone(), format!("/containers/{id}/start"));
-        let asking =
-            std::thread::Builder::new().name("docker-start".into()).spawn(move || api.post_patiently(&path));
+        let asking = std::thread::Builder::new()
+            .name("docker-start".into())
+            .spawn(move || api.post_within(&path, None));
         asking.map(Self).map_err(EngineError::io("start a thread for", KIND))
     }
 }
@@ -263,6 +280,17 @@ impl Process for Starting {
 }
 
 impl DockerArrival {
+    /// What will restore it, or start it.
+    fn boxed(self) -> Box<dyn DestinationContainer> {
+        if !self.shipment.restart {
+            return Box::new(self);
+        }
+        // its restart policy is given back when it has settled
+        let id = self.id.clone().unwrap_or_else(|| self.first_name());
+        let startable = DockerStartable::new(&self.docker, Known { id, policy: None, image: String::new() });
+        Box::new(crate::restart::Starting::new(Box::new(self), Box::new(startable)))
+    }
+
     fn new(docker: &Docker, shipment: &Shipment) -> Result<Self, EngineError> {
         Ok(Self {
             docker: docker.clone(),
@@ -312,7 +340,9 @@ impl DockerArrival {
     /// Has docker make it, under a name that is nobody else's until its id is noted.
     fn make_container(&self) -> Result<String, EngineError> {
         let setting = self.docker.setting()?;
-        let (runtime, _) = setting.stand_in().ok_or_else(|| EngineError::Unreadable {
+        let starts = self.recipe.runtime.as_deref().filter(|_| self.shipment.restart);
+        let runtime = starts.or(setting.stand_in().map(|(name, _)| name));
+        let runtime = runtime.ok_or_else(|| EngineError::Unreadable {
             path: Path::new(KIND).join("info"),
             reason: "there is no runtime that restores any more".into(),
         })?;
@@ -356,6 +386,11 @@ impl DockerArrival {
                 self.places.push((called.clone(), source.into()));
             }
         }
+        self.find_log(id)
+    }
+
+    /// Where its log arrives.
+    fn find_log(&mut self, id: &str) -> Result<(), EngineError> {
         if let Some(called) = &self.recipe.log {
             // before the first start docker does not tell where it keeps what (moby: container.GetRootResourcePath)
             let dir = self.docker.setting()?.docker_root_dir.join("containers").join(id);
@@ -499,6 +534,11 @@ impl DestinationContainer for DockerArrival {
         self.make_network(&id, &bundle)?;
         self.screen = None;
         self.note(note, self.arrival.record())
+    }
+
+    fn release_files(&mut self) -> Result<(), EngineError> {
+        self.join_log()?;
+        layer::unmount(&layer::place_of(&self.shipment.job))
     }
 
     fn begin(&mut self, request: &RestoreRequest) {

@@ -1,7 +1,8 @@
 //! What docker says of a container, of which docker makes it again elsewhere: `Config` and `HostConfig` as they are, and its
 //! networks with the addresses that it has.
 
-use super::{KIND, understood};
+use super::understood;
+use crate::container::OpenRequest;
 use crate::error::EngineError;
 use crate::published::Published;
 use serde::{Deserialize, Serialize};
@@ -129,8 +130,34 @@ impl Record {
         self.given().filter(|given| !given.starts_with('/')).collect()
     }
 
+    /// Whether it is in the network where docker alone gives out addresses.
+    pub(super) fn is_in_default_network(&self) -> bool {
+        matches!(self.network_mode(), "default" | "bridge")
+    }
+
     /// Why it cannot be made again by itself, and what to do about it.
-    pub(super) fn obstacles(&self) -> Vec<(String, &'static str)> {
+    pub(super) fn obstacles(&self, request: &OpenRequest) -> Vec<(String, &'static str)> {
+        let (own, default) = (self.dependences(), self.default_network(request));
+        let dumped = if request.restart.is_none() { self.undumpable() } else { Vec::new() };
+        dumped.into_iter().chain(own).chain(default).collect()
+    }
+
+    /// Why it could not keep its address.
+    fn default_network(&self, request: &OpenRequest) -> Option<(String, &'static str)> {
+        let hint = match (self.is_in_default_network(), request.restart.is_some(), request.ip_change) {
+            (false, ..) | (_, true, true) => return None,
+            (_, true, false) => "`--ip-change allow` if clients may have to find it at another one",
+            (_, false, _) => {
+                "connect it to a network with a subnet of its own, on both hosts: `docker network create --subnet …`; \
+                              or stop it here and start it there: `--strategy restart --ip-change allow`"
+            }
+        };
+        let what = "it is in docker's default network, where nobody can choose an address: it could not keep its own";
+        Some((what.into(), hint))
+    }
+
+    /// What no restore can make again.
+    fn undumpable(&self) -> Vec<(String, &'static str)> {
         let mut obstacles = Vec::new();
         let mut add = |what: String, hint| obstacles.push((what, hint));
         let is = |map: &Map<String, Value>, key: &str| map.get(key).and_then(Value::as_bool).unwrap_or(false);
@@ -144,32 +171,39 @@ impl Record {
             add("it has a terminal".into(), "start it without `-t`");
         }
         for (key, flag) in [("PidMode", "--pid"), ("UTSMode", "--uts"), ("UsernsMode", "--userns")] {
-            if !self.host(key).is_empty() {
+            if !self.host(key).is_empty() && !is_anothers(self.host(key)) {
                 add(
                     format!("it shares a namespace (`{flag} {}`)", self.host(key)),
                     "give it namespaces of its own",
                 );
             }
         }
-        if !matches!(self.host("IpcMode"), "" | "private" | "none") {
+        if !matches!(self.host("IpcMode"), "" | "private" | "none") && !is_anothers(self.host("IpcMode")) {
             add(
                 format!("it shares a namespace (`--ipc {}`)", self.host("IpcMode")),
                 "start it with `--ipc private`",
             );
         }
-        if self.network_mode().starts_with("container:") {
+        obstacles
+    }
+
+    /// What of it is another container's, or only this host's.
+    fn dependences(&self) -> Vec<(String, &'static str)> {
+        let mut obstacles = Vec::new();
+        let mut add = |what: String, hint| obstacles.push((what, hint));
+        if is_anothers(self.network_mode()) {
             add(
                 "it shares the network of another container".into(),
                 "only containers that stand alone can be moved yet",
             );
         }
-        if matches!(self.network_mode(), "default" | "bridge") {
-            add(
-                format!(
-                    "it is in {KIND}'s default network, where nobody can choose an address: it could not keep its own"
-                ),
-                "connect it to a network with a subnet of its own, on both hosts: `docker network create --subnet …`",
-            );
+        for (key, flag) in [("PidMode", "--pid"), ("IpcMode", "--ipc")] {
+            if is_anothers(self.host(key)) {
+                add(
+                    format!("it shares a namespace (`{flag} {}`)", self.host(key)),
+                    "only containers that stand alone can be moved yet",
+                );
+            }
         }
         for (key, flag) in [("Links", "--link"), ("VolumesFrom", "--volumes-from")] {
             if self.all(key).next().is_some() {
@@ -190,6 +224,11 @@ impl Record {
         }
         obstacles
     }
+}
+
+/// Whether a mode means a namespace of another container.
+fn is_anothers(mode: &str) -> bool {
+    mode.starts_with("container:")
 }
 
 /// No restart by docker.
@@ -219,6 +258,7 @@ fn connection(network: &Value, id: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn shown(change: impl FnOnce(&mut Value)) -> Record {
         let mut shown = json!({
@@ -283,7 +323,8 @@ mod tests {
 
     #[test]
     fn what_cannot_stand_alone_is_refused() {
-        assert_eq!(shown(|_| {}).obstacles(), []);
+        let alive = OpenRequest::default();
+        assert_eq!(shown(|_| {}).obstacles(&alive), []);
         for (pointer, value, words) in [
             ("/HostConfig/NetworkMode", json!("bridge"), "default network"),
             ("/HostConfig/NetworkMode", json!("container:x"), "network of another container"),
@@ -291,7 +332,7 @@ mod tests {
             ("/HostConfig/Runtime", json!("runc"), ""),
         ] {
             let record = shown(|shown| *shown.pointer_mut(pointer).unwrap() = value);
-            let told: String = record.obstacles().into_iter().map(|(what, _)| what).collect();
+            let told: String = record.obstacles(&alive).into_iter().map(|(what, _)| what).collect();
             assert!(told.contains(words) && told.is_empty() == words.is_empty(), "{pointer}: {told}");
         }
         for (key, value, words) in [
@@ -302,8 +343,34 @@ mod tests {
             ("DeviceRequests", json!([{}]), "--gpus"),
         ] {
             let record = shown(|shown| shown["HostConfig"][key] = value);
-            assert!(record.obstacles().remove(0).0.contains(words), "{key}");
+            assert!(record.obstacles(&alive).remove(0).0.contains(words), "{key}");
         }
-        assert!(shown(|shown| shown["Config"]["Tty"] = true.into()).obstacles()[0].0.contains("terminal"));
+        let tty = shown(|shown| shown["Config"]["Tty"] = true.into());
+        assert!(tty.obstacles(&alive)[0].0.contains("terminal"));
+    }
+
+    #[test]
+    fn what_is_started_again_needs_nothing_that_criu_carries() {
+        let (some, more) = (Some(Duration::from_secs(10)), OpenRequest::default());
+        let started = OpenRequest { restart: some, ..more.clone() };
+        let elsewhere = OpenRequest { ip_change: true, ..started.clone() };
+        for (key, value, stays) in [
+            ("Privileged", json!(true), false),
+            ("PidMode", json!("host"), false),
+            ("IpcMode", json!("shareable"), false),
+            ("PidMode", json!("container:x"), true),
+            ("IpcMode", json!("container:x"), true),
+            ("VolumesFrom", json!(["db"]), true),
+        ] {
+            let record = shown(|shown| shown["HostConfig"][key] = value);
+            assert_eq!(record.obstacles(&more).len(), 1, "{key}");
+            assert_eq!(record.obstacles(&started).len(), usize::from(stays), "{key}");
+        }
+        let default = shown(|shown| shown["HostConfig"]["NetworkMode"] = "bridge".into());
+        let hints =
+            |request| default.obstacles(request).into_iter().map(|(_, hint)| hint).collect::<Vec<_>>();
+        assert!(hints(&OpenRequest { ip_change: true, ..more })[0].contains("--strategy restart"));
+        assert!(hints(&started)[0].contains("`--ip-change allow`"));
+        assert_eq!(hints(&elsewhere), [""; 0]);
     }
 }

@@ -1,13 +1,15 @@
 //! A container of docker at the source.
 
-use super::record::{Record, no_restart};
-use super::{Docker, KIND, Recipe};
+use super::record::Record;
+use super::restart::{DockerStartable, Known};
+use super::{Docker, KIND, Recipe, Setting, no_restart};
 use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
 use crate::error::EngineError;
 use crate::freezer::Freezer;
 use crate::live::{Kin, LiveContainer, Remains, SourceNetwork};
 use crate::process;
 use crate::published::{Published, what_breaks};
+use crate::restart::{Stoppable, StoppableRemains};
 use crate::runtime::config::{self, BindMount};
 use crate::runtime::needs::Needs;
 use crate::runtime::source::{Look, container_pids, external, write_descriptors};
@@ -17,12 +19,16 @@ use godwit_transfer::message::{Refusal, TreeKind};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Where the bundles are: of the containerd that docker starts, and of one that the host has.
 const BUNDLES: [&str; 2] = [
     "/run/docker/containerd/daemon/io.containerd.runtime.v2.task/moby",
     "/run/containerd/io.containerd.runtime.v2.task/moby",
 ];
+
+/// How long docker may take to notice that a container has ended, and to take down its network and mounts.
+const RETIRE: Duration = Duration::from_secs(30);
 
 /// What docker and CRIU must be told about one container.
 struct DockerKin {
@@ -54,19 +60,7 @@ pub(super) fn open(
     let setting = docker.setting()?;
     let record = Record::of(&shown)?;
     let mut blockers = setting.unsuitable("here");
-    blockers.extend(unsuitable(&shown, &record));
-    if request.restart.is_some() {
-        blockers.push(
-            Refusal::new("godwit cannot stop a container of docker's here and start it there yet (`--strategy restart`)")
-                .hint("leave the strategy out: it is moved while it runs"),
-        );
-    }
-    if !setting.is_runc(text("/HostConfig/Runtime")) {
-        blockers.push(
-            Refusal::new(format!("its runtime is `{}`, and not runc", text("/HostConfig/Runtime")))
-                .hint("run it with docker's own runtime (`--runtime runc`)"),
-        );
-    }
+    blockers.extend(unsuitable(&shown, &record, &setting, request));
     if !blockers.is_empty() {
         return Err(EngineError::Blocked { name: full, blockers });
     }
@@ -81,13 +75,18 @@ pub(super) fn open(
         Look::at(pid, &config, &bundle, request)?;
     // docker knows of no network: one that somebody else has made would be lost
     let is_connected = network.as_ref().is_some_and(|state| state.interfaces().next().is_some());
-    if is_connected && record.networks().next().is_none() {
+    if is_connected && record.networks().next().is_none() && !record.is_in_default_network() {
         blockers.push(
             Refusal::new("docker has not made its network, and does not know of it")
                 .hint("use a network of docker's, the host's, or none"),
         );
     }
     let mut warnings = Vec::new();
+    if record.is_in_default_network() {
+        warnings.push(
+            "docker gives it another address there: who finds it by that it has in docker's default network must be told".into(),
+        );
+    }
     match what_breaks(&Published::of_map(shown.pointer("/NetworkSettings/Ports"))) {
         Some(breaks) if request.ip_change => warnings.push(breaks.reason),
         breaks => blockers.extend(breaks),
@@ -166,14 +165,22 @@ pub(super) fn open(
         docker: docker.clone(),
         id: id.into(),
         pid,
-        external: external(Flavor::Runc, pid, &config, &binds, has_own_network)?,
+        external: match request.restart {
+            None => external(Flavor::Runc, pid, &config, &binds, has_own_network)?,
+            Some(_) => Vec::new(),
+        },
         descriptors: descriptors.clone(),
         image: image_id.to_owned(),
     };
+    let known = Known { id: id.into(), policy: record.restart_policy().cloned(), image: image_id.to_owned() };
     let recipe = Recipe {
         id: id.into(),
         binds: binds_there.collect(),
-        needs: Needs::of(&pids, &not_copied, !has_own_network),
+        needs: match request.restart {
+            None => Needs::of(&pids, &not_copied, !has_own_network),
+            Some(_) => Needs::default(),
+        },
+        runtime: request.restart.map(|_| setting.starts_with(text("/HostConfig/Runtime"))),
         record,
         config,
         volumes: found.named,
@@ -196,12 +203,27 @@ pub(super) fn open(
         annotations: Facts::for_godwit(shown.pointer("/Config/Labels")),
         image: Some(image),
     };
+    if let Some(grace) = request.restart {
+        // docker takes its network down when it stops, and makes it again when it starts, with the same addresses
+        let facts = Facts { network: None, starts_slowly: false, ..facts };
+        return Ok(Box::new(Stoppable::new(
+            facts,
+            Box::new(DockerStartable::new(docker, known)),
+            grace,
+            None,
+        )));
+    }
     let network = SourceNetwork::new(&facts, namespace)?;
     Ok(Box::new(LiveContainer::new(facts, request.carry, Box::new(kin), network)))
 }
 
 /// Finds a container again that another process had opened, or what is left of it.
 pub(super) fn reopen(docker: &Docker, remains: &str) -> Result<Box<dyn SourceContainer>, EngineError> {
+    if let Some(stopped) = StoppableRemains::understand(remains) {
+        let known: Known = serde_json::from_value(stopped.startable.clone())
+            .map_err(|error| EngineError::Unreadable { path: "remains".into(), reason: error.to_string() })?;
+        return Ok(Box::new(stopped.reopen(KIND, Box::new(DockerStartable::new(docker, known)))));
+    }
     let remains = Remains::understand(remains)?;
     let kin = DockerKin {
         docker: docker.clone(),
@@ -215,13 +237,37 @@ pub(super) fn reopen(docker: &Docker, remains: &str) -> Result<Box<dyn SourceCon
 }
 
 /// What of a container cannot be moved.
-fn unsuitable(shown: &Value, record: &Record) -> Vec<Refusal> {
-    let obstacles = record.obstacles().into_iter();
+fn unsuitable(shown: &Value, record: &Record, setting: &Setting, request: &OpenRequest) -> Vec<Refusal> {
+    let obstacles = record.obstacles(request).into_iter();
     let mut reasons: Vec<Refusal> = obstacles.map(|(what, hint)| Refusal::new(what).hint(hint)).collect();
+    let is_removed = shown.pointer("/HostConfig/AutoRemove").and_then(Value::as_bool).unwrap_or(false);
+    for (is_asked, what, hint) in [
+        (request.keep, "so it cannot be kept", "leave `--keep-source` out"),
+        (
+            request.restart.is_some(),
+            "so it could not be started again here",
+            "run it without `--rm`, or leave `--strategy restart` out",
+        ),
+    ] {
+        if is_asked && is_removed {
+            reasons.push(Refusal::new(format!("docker removes it when it ends (`--rm`), {what}")).hint(hint));
+        }
+    }
+    if request.restart.is_some() {
+        return reasons;
+    }
     let sessions = shown["ExecIDs"].as_array().map_or(0, Vec::len);
     if sessions > 0 {
         reasons.push(
             Refusal::new(format!("{sessions} `docker exec` sessions are open in it")).hint("end them first"),
+        );
+    }
+    let runtime = shown.pointer("/HostConfig/Runtime").and_then(Value::as_str).unwrap_or_default();
+    if !setting.is_runc(runtime) {
+        reasons.push(
+            Refusal::new(format!("its runtime is `{runtime}`, and not runc")).hint(
+                "run it with docker's own runtime (`--runtime runc`), or stop it here and start it there: `--strategy restart`",
+            ),
         );
     }
     reasons
@@ -329,6 +375,22 @@ impl Kin for DockerKin {
                 self.docker.set_restart_policy(&self.id, &no_restart())
             }
             _ => Ok(()),
+        }
+    }
+
+    fn retire(&mut self) -> Result<(), EngineError> {
+        let until = Instant::now() + RETIRE;
+        loop {
+            let shown = self.docker.inspect(&self.id)?;
+            let status = shown.pointer("/State/Status").and_then(Value::as_str).unwrap_or_default();
+            if status == "exited" {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                let status = status.to_owned();
+                return Err(EngineError::NotRunning { name: format!("{KIND}:{}", self.id), status });
+            }
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 

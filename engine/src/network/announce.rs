@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{MsgFlags, send};
 
 use super::netlink::Netlink;
+use super::rebuild::UP_LIMIT;
 use super::{Link, Namespace, NetworkError, NetworkState, Result};
 use crate::sys::packet::{self, PacketSocket};
 
@@ -15,6 +16,17 @@ const IPV6: u16 = 0x86dd;
 const BROADCAST: [u8; 6] = [0xff; 6];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+
+/// Tells the segment where the addresses of a namespace are that an engine has made and connected.
+///
+/// # Errors
+/// When the namespace cannot be read, or an interface does not come up.
+pub fn announce(namespace: &Namespace) -> Result<()> {
+    let state = NetworkState::capture(namespace)?;
+    let announcer = Announcer::open(namespace, &state)?;
+    announcer.wait_until_up(UP_LIMIT)?;
+    announcer.announce()
+}
 
 /// Sockets opened inside a namespace before the freeze, and the frames to send through them.
 #[derive(Debug)]

@@ -30,6 +30,7 @@ mod tests;
 use std::io;
 use std::path::PathBuf;
 
+pub use announce::announce;
 pub use attachment::NetworkAttachment;
 pub use criu_lock::remove_criu_lock;
 pub(crate) use criu_lock::{LockTable, lock_tables};

@@ -340,11 +340,11 @@ fn annotations_say_where_it_is_called_unless_the_command_line_does() {
     assert!(!bed.holds(SRC, "ls -d /var/lib/godwit/migrations/*"), "a migration was begun");
 }
 
-#[test]
-fn labels_of_podman_say_where_it_is_called() {
+/// Labels of an engine's container say where the application is called.
+fn labels_are_followed(engine: &str) {
     let Some(bed) = bed() else { return };
     for host in [SRC, DST] {
-        bed.sh(host, "testbed-container image");
+        bed.sh(host, &format!("testbed-container image --engine {engine}"));
     }
     bed.sh(SRC, "mkdir -p /srv/app-data");
     set_mode(&bed, "right");
@@ -356,15 +356,26 @@ fn labels_of_podman_say_where_it_is_called() {
     bed.sh(
         SRC,
         &format!(
-            "podman run -d --name app --network none {labels} -v /srv/app-data:/data -v /srv/app.py:/app.py:ro \
+            "{engine} run -d --name app --network none {labels} -v /srv/app-data:/data -v /srv/app.py:/app.py:ro \
              localhost/redis:test python3 /app.py"
         ),
     );
     await_ready(&bed);
-    let words = ["--json", "migrate", "podman:app", "ssh://dst", "--max-downtime", "60s", "--retries", "0"];
+    let container = format!("{engine}:app");
+    let words = ["--json", "migrate", &container, "ssh://dst", "--max-downtime", "60s", "--retries", "0"];
     godwit(&bed, &words).summary();
     assert_eq!(events(&bed, DST), ["shutdown", "quiesce", "resume"]);
     assert_eq!(answers(&bed, DST), [200]);
-    assert_eq!(bed.sh(DST, "podman ps --format '{{.Names}}'"), "app");
-    assert_eq!(bed.sh(SRC, "podman ps --all --format '{{.Names}}'"), "");
+    assert_eq!(bed.sh(DST, &format!("{engine} ps --format '{{{{.Names}}}}'")), "app");
+    assert_eq!(bed.sh(SRC, &format!("{engine} ps --all --format '{{{{.Names}}}}'")), "");
+}
+
+#[test]
+fn labels_of_podman_say_where_it_is_called() {
+    labels_are_followed("podman");
+}
+
+#[test]
+fn labels_of_docker_say_where_it_is_called() {
+    labels_are_followed("docker");
 }

@@ -1,10 +1,12 @@
 //! Words in the wrong order, from strangers, or of another version.
 
 use super::{SOON, listen, prepared, there};
-use crate::stage::{Play, play};
-use godwit_migration::{Cancel, MigrationId};
+use crate::stage::{Ended, Play, play};
+use godwit_migration::hooks::{Hooks, Target};
+use godwit_migration::plan::Strategy;
+use godwit_migration::{Cancel, FailureKind, MigrationId};
 use godwit_restore::Joins;
-use godwit_transfer::wire::{NEWEST, OLDEST, WireError};
+use godwit_transfer::wire::{ENGINE_PLACES, NEWEST, OLDEST, RESUME_HOOKS, WireError};
 use godwit_transfer::{Descriptors, Message, Wire};
 
 #[test]
@@ -93,6 +95,35 @@ fn one_version_back_is_spoken_and_two_are_refused_in_words() {
         ended.assert_sound(who);
         let error = WireError::Version { theirs_oldest: oldest, theirs_newest: newest }.to_string();
         assert!(error.contains(&format!("the godwit there is {who}")), "{error}");
+    }
+}
+
+/// What came with the newest version a godwit before it would not understand: it is refused before either side is touched, and
+/// with a godwit of today it is not.
+#[test]
+fn what_an_older_godwit_does_not_know_is_refused_before_anything_is_touched() {
+    let resume = Target::Url("http://127.0.0.1:8080/up".parse().unwrap());
+    let told = Play { hooks: Hooks { resume: Some(resume), ..Hooks::default() }, ..Play::pre_dump() };
+    let started = Play { strategy: Strategy::Restart, tracker: None, ..Play::pre_dump() };
+    let of_an_engine = Play { made_there: true, ..Play::pre_dump() };
+    for (scene, since, why) in [
+        (told, RESUME_HOOKS, "too old to tell the application that it goes on"),
+        (started, ENGINE_PLACES, "too old for `--strategy restart`"),
+        (of_an_engine, ENGINE_PLACES, "too old for containers of fake"),
+    ] {
+        let is_too_old = |ended: &Ended| matches!(&ended.source, Some(Err(failure)) if failure.causes.iter().any(|cause| cause.contains(why)));
+        let ended = play(Play { peers_speak: Some((OLDEST, since - 1)), ..scene.clone() });
+        ended.assert_sound(why);
+        assert!(is_too_old(&ended), "{why}: {:?}", ended.source);
+        let failure = ended.failure();
+        assert_eq!(failure.kind, FailureKind::Refused, "{why}");
+        assert!(failure.hints.iter().any(|hint| hint.contains("bring the godwit there up to date")), "{why}");
+        let touched: Vec<_> =
+            ended.calls().into_iter().filter(|call| *call != "destination.usable").collect();
+        assert_eq!(touched, [""; 0], "{why}");
+        assert!(ended.destination_journal.is_none(), "{why}");
+        let ended = play(Play { peers_speak: Some((OLDEST, since)), ..scene });
+        assert!(!is_too_old(&ended), "{why}: {:?}", ended.source);
     }
 }
 

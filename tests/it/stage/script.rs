@@ -67,6 +67,8 @@ pub struct Play {
     pub peers_speak: Option<(u16, u16)>,
     /// What the source says instead of one of its words.
     pub instead: Option<Instead>,
+    /// The destination's engine makes the place of the volume.
+    pub made_there: bool,
     /// Who answers instead of a real destination.
     pub liar: Option<Liar>,
     /// Looks at godwit's directories of both sides whenever something is told.
@@ -130,6 +132,7 @@ impl Play {
             interrupt_when_full: false,
             peers_speak: None,
             instead: None,
+            made_there: false,
             liar: None,
             look: None,
         }
