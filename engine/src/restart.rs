@@ -14,6 +14,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// How long an engine may take to see that SIGKILL has ended a container.
+const KILLED: Duration = Duration::from_secs(3);
+
 /// What an engine says of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
@@ -132,7 +135,7 @@ impl Stoppable {
         if !std::mem::take(&mut self.is_taken_over) {
             return;
         }
-        let until = Instant::now() + self.grace + Duration::from_secs(1);
+        let until = Instant::now() + self.grace + KILLED;
         while Instant::now() < until && matches!(self.startable.status(), Ok(Status::Running(_))) {
             std::thread::sleep(Duration::from_millis(100));
         }

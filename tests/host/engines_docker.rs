@@ -331,3 +331,93 @@ fn what_a_receiver_that_was_killed_has_made_goes() {
     }
     before.assert_unchanged_without(&bed, DST, "/run/docker");
 }
+
+/// In two networks, of which the second has another bridge on each host.
+#[test]
+fn a_container_of_docker_in_two_networks_keeps_both_addresses() {
+    let Some(bed) = bed() else { return };
+    set_up(&bed);
+    for host in [SRC, DST] {
+        bed.sh(host, "docker network create --subnet 10.88.0.0/24 zone");
+    }
+    let run = |networks: &str| {
+        bed.sh(
+            SRC,
+            &format!(
+                "docker run -d --name {NAME} {networks} localhost/redis:test \
+                    redis-server --bind 0.0.0.0 --protected-mode no --save '' --enable-debug-command yes
+                 until redis-cli -h {IP} ping; do sleep 0.05; done"
+            ),
+        )
+    };
+    let testbed = format!("--network name=testbed,ip={IP},mac-address=02:42:0a:4d:00:64");
+    run(&format!("{testbed} --network name=zone,alias=second"));
+    let network = |host: &str| {
+        let inside = format!("nsenter -t $({PID}) -n ip");
+        let links = "sed -n 's/.*\\(eth[0-9]\\).*ether \\([0-9a-f:]*\\).*/\\1 \\2/p'";
+        bed.sh(
+            host,
+            &format!(
+                "{inside} -o link | {links}; {inside} -o addr | awk '{{ print $2, $4 }}'; {inside} route"
+            ),
+        )
+    };
+    let before = network(SRC);
+    assert!(before.contains("eth1 10.88.0."), "{before}");
+    let redis = Redis { name: NAME.into(), ip: IP.into(), pid: 0 };
+    let probe = Probe::start(&bed, &redis);
+    let mut host = SRC;
+    for _ in 0..2 {
+        let said = migrate(&bed, host, "docker:web", &[]);
+        assert_eq!(said.summary()["leftovers"], Value::Array(vec![]), "{}", said.out);
+        assert_nothing_left(&bed, host);
+        host = other(host);
+        assert_eq!(network(host), before);
+        assert_eq!(
+            bed.sh(host, "docker inspect -f '{{.NetworkSettings.Networks.zone.Aliases}}' web"),
+            "[second]"
+        );
+        let bridge = "ip -o link show type bridge | grep -o 'br-[0-9a-f]*'";
+        assert_eq!(
+            bed.sh(host, &format!("ping -c 1 -W 5 -I $({bridge}) 10.88.0.2 | grep -c '1 received'")),
+            "1"
+        );
+    }
+    probe.assert_nothing_lost();
+    bed.sh(host, "docker rm -f web");
+    assert_nothing_left(&bed, host);
+
+    // docker numbers its interfaces by the networks' names when it starts it: here they came one after the other
+    let zone = "--network name=zone,ip=10.88.0.9";
+    bed.sh(SRC, &format!("docker run -d --name {NAME} {zone} localhost/redis:test tail -f /dev/null; docker network connect --ip {IP} testbed web"));
+    let pid = bed.sh(SRC, PID);
+    let said = migrate(&bed, SRC, "docker:web", &[]);
+    assert_eq!(said.code, 13, "{}{}", said.out, said.err);
+    assert!(said.out.contains("docker would number its interfaces in another order"), "{}", said.out);
+    assert!(said.out.contains("`docker restart web`"), "{}", said.out);
+    assert_eq!(bed.sh(SRC, PID), pid);
+    bed.sh(SRC, "docker restart -t 0 web");
+    migrate(&bed, SRC, "docker:web", &[]).summary();
+}
+
+/// The row of `godwit check` about docker on the other host.
+fn checked(bed: &Bed) -> String {
+    let said = godwit_with(bed, SRC, &[], &["--json", "check", "ssh://dst"]);
+    let report: Value =
+        serde_json::from_str(&said.out).unwrap_or_else(|_| panic!("{}{}", said.out, said.err));
+    let row = report["rows"].as_array().unwrap().iter().find(|row| row["name"] == "docker");
+    row.unwrap_or_else(|| panic!("{report}"))["there"].as_str().unwrap().into()
+}
+
+#[test]
+fn a_check_says_whether_docker_there_can_take_containers() {
+    let Some(bed) = bed() else { return };
+    assert_eq!(checked(&bed), "not there (no `docker:` can move)");
+    set_up(&bed);
+    assert!(checked(&bed).ends_with(", runtime `godwit` is godwit's"), "{}", checked(&bed));
+    let reload = "kill -HUP $(cat /run/docker.pid); sleep 1";
+    let _configured = Configured::begin(&bed, "s/godwit-runc/runc/");
+    bed.sh(DST, reload);
+    let said = "without godwit's runtime: containers can leave, none can come";
+    assert!(checked(&bed).contains(said), "{}", checked(&bed));
+}

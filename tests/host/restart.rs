@@ -158,6 +158,18 @@ fn what_cannot_be_started_there_is_started_again_here() {
     assert_eq!(bed.sh(DST, "/usr/bin/podman ps -aq; /usr/bin/podman volume ls -q"), "");
 }
 
+/// Somebody who ends it would end it for good.
+#[test]
+fn what_podman_removes_when_it_ends_is_refused_and_not_stopped() {
+    let Some(bed) = bed() else { return };
+    bed.sh(SRC, "testbed-container image; podman run -d --rm --name web --network none localhost/redis:test tail -f /dev/null");
+    let pid = bed.sh(SRC, "podman inspect -f '{{.State.Pid}}' web");
+    let said = migrate(&bed, SRC, "podman:web", &[]);
+    assert_eq!(said.code, 13, "{}{}", said.out, said.err);
+    assert!(said.out.contains("podman removes it when it ends (`--rm`)"), "{}", said.out);
+    assert_eq!(bed.sh(SRC, "podman inspect -f '{{.State.Pid}}' web"), pid);
+}
+
 /// Killed in each phase from the stop on, then `godwit resume`: one side runs it, and the other has nothing of it.
 #[test]
 fn after_a_kill_resume_leaves_one_that_runs() {

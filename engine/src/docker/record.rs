@@ -8,6 +8,7 @@ use crate::published::Published;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// Network modes that are no networks.
@@ -69,6 +70,12 @@ impl Record {
     /// The networks that it is in.
     pub(super) fn networks(&self) -> impl Iterator<Item = &str> {
         self.networks.keys().map(String::as_str)
+    }
+
+    /// Its IPv4 address in each of them.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = Option<IpAddr>> {
+        let address = |network: &Value| network.pointer("/IPAMConfig/IPv4Address")?.as_str()?.parse().ok();
+        self.networks.values().map(address)
     }
 
     /// What docker does when it ends; none if nothing.

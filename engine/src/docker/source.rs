@@ -7,6 +7,7 @@ use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
 use crate::error::EngineError;
 use crate::freezer::Freezer;
 use crate::live::{Kin, LiveContainer, Remains, SourceNetwork};
+use crate::network::{Link, NetworkState};
 use crate::process;
 use crate::published::{Published, what_breaks};
 use crate::restart::{Stoppable, StoppableRemains};
@@ -18,6 +19,7 @@ use crate::volumes::{self, Volume};
 use godwit_transfer::message::{Refusal, TreeKind};
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -80,6 +82,9 @@ pub(super) fn open(
             Refusal::new("docker has not made its network, and does not know of it")
                 .hint("use a network of docker's, the host's, or none"),
         );
+    }
+    if request.restart.is_none() {
+        blockers.extend(network.as_ref().and_then(|state| numbered_otherwise(state, &record, name)));
     }
     let mut warnings = Vec::new();
     if record.is_in_default_network() {
@@ -271,6 +276,22 @@ fn unsuitable(shown: &Value, record: &Record, setting: &Setting, request: &OpenR
         );
     }
     reasons
+}
+
+/// Of several networks: docker numbers the interfaces of a container that it starts by the networks' names (libnetwork:
+/// Endpoint.Less). One that was connected to a network later may have another order, which nobody could ask docker for.
+fn numbered_otherwise(state: &NetworkState, record: &Record, name: &str) -> Option<Refusal> {
+    let address =
+        |link: &Link| link.addresses.iter().find(|address| address.ip.is_ipv4()).map(|address| address.ip);
+    let mut links: Vec<&Link> = state.interfaces().collect();
+    links.sort_by_key(|link| (link.name.len(), &link.name));
+    let now: Vec<Option<IpAddr>> = links.into_iter().map(address).collect();
+    let numbered: Vec<Option<IpAddr>> = record.addresses().collect();
+    let is_same = numbered.len() < 2 || now == numbered;
+    (!is_same).then(|| {
+        Refusal::new("docker would number its interfaces in another order there: it was connected to a network after its start")
+            .hint(format!("`docker restart {name}` has them in the order that docker gives them"))
+    })
 }
 
 /// The volumes of a container.

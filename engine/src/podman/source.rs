@@ -61,10 +61,17 @@ pub(super) fn open(
     if request.restart.is_none() {
         blockers.extend(unsuitable(&shown, &setting));
     }
-    if request.keep && shown.pointer("/HostConfig/AutoRemove").and_then(Value::as_bool).unwrap_or(false) {
+    let is_removed = shown.pointer("/HostConfig/AutoRemove").and_then(Value::as_bool).unwrap_or(false);
+    if request.keep && is_removed {
         blockers.push(
             Refusal::new("podman removes it when it ends (`--rm`), so it cannot be kept")
                 .hint("leave `--keep-source` out"),
+        );
+    }
+    if request.restart.is_some() && is_removed {
+        blockers.push(
+            Refusal::new("podman removes it when it ends (`--rm`), so it could not be started again here")
+                .hint("run it without `--rm`, or leave `--strategy restart` out"),
         );
     }
     // a network namespace that podman has not made (`--network none`) is CRIU's to make again, with nothing in it
