@@ -9,6 +9,7 @@ mod destination;
 mod image;
 mod layer;
 mod network;
+mod offer;
 mod record;
 mod restart;
 mod source;
@@ -233,11 +234,11 @@ impl Engine for Docker {
     }
 
     fn examine(&self, shipment: &Shipment) -> Vec<Refusal> {
-        destination::examine(self, shipment)
+        offer::examine(self, shipment)
     }
 
     fn places(&self, shipment: &Shipment) -> Vec<PathBuf> {
-        destination::places(shipment)
+        offer::places(shipment)
     }
 
     fn lacks_image(&self, shipment: &Shipment) -> Result<Option<String>, EngineError> {

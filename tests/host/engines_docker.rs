@@ -338,7 +338,10 @@ fn a_container_of_docker_in_two_networks_keeps_both_addresses() {
     let Some(bed) = bed() else { return };
     set_up(&bed);
     for host in [SRC, DST] {
-        bed.sh(host, "docker network create --subnet 10.88.0.0/24 zone");
+        bed.sh(
+            host,
+            "docker network create --subnet 10.88.0.0/24 zone 2> /dev/null || docker network inspect zone",
+        );
     }
     let run = |networks: &str| {
         bed.sh(
@@ -398,6 +401,9 @@ fn a_container_of_docker_in_two_networks_keeps_both_addresses() {
     assert_eq!(bed.sh(SRC, PID), pid);
     bed.sh(SRC, "docker restart -t 0 web");
     migrate(&bed, SRC, "docker:web", &[]).summary();
+    for host in [SRC, DST] {
+        bed.sh(host, "docker ps -aq | xargs -r docker rm -f; docker network rm zone");
+    }
 }
 
 /// The row of `godwit check` about docker on the other host.
