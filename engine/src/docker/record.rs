@@ -12,7 +12,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// Network modes that are no networks.
-const NO_NETWORKS: [&str; 4] = ["none", "host", "default", "bridge"];
+const NO_NETWORKS: [&str; 4] = ["none", "host", "default", DEFAULT_NETWORK];
+/// The network that docker puts a container into that names none.
+const DEFAULT_NETWORK: &str = "bridge";
 
 /// A container's record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +23,9 @@ pub(super) struct Record {
     host: Map<String, Value>,
     /// By name, as a new container is asked to be connected.
     networks: Map<String, Value>,
+    /// docker's default network is one of them, which nobody can ask for an address in.
+    #[serde(default)]
+    has_default: bool,
     /// The whole id of its image: `sha256:…`.
     image: String,
 }
@@ -34,11 +39,13 @@ impl Record {
         let part = |pointer: &str| shown.pointer(pointer).cloned().unwrap_or_default();
         let id = shown["Id"].as_str().unwrap_or_default();
         let networks: Map<String, Value> = understood("networks", part("/NetworkSettings/Networks"))?;
+        let has_default = networks.contains_key(DEFAULT_NETWORK);
         let networks = networks.into_iter().filter(|(name, _)| !NO_NETWORKS.contains(&name.as_str()));
         Ok(Self {
             config: understood("Config", part("/Config"))?,
             host: understood("HostConfig", part("/HostConfig"))?,
             networks: networks.map(|(name, network)| (name, connection(&network, id))).collect(),
+            has_default,
             image: understood("Image", part("/Image"))?,
         })
     }
@@ -139,7 +146,7 @@ impl Record {
 
     /// Whether it is in the network where docker alone gives out addresses.
     pub(super) fn is_in_default_network(&self) -> bool {
-        matches!(self.network_mode(), "default" | "bridge")
+        self.has_default || matches!(self.network_mode(), "default" | "bridge")
     }
 
     /// Why it cannot be made again by itself, and what to do about it.
@@ -151,6 +158,11 @@ impl Record {
 
     /// Why it could not keep its address.
     fn default_network(&self, request: &OpenRequest) -> Option<(String, &'static str)> {
+        if self.is_in_default_network() && !self.networks.is_empty() {
+            let what =
+                "it is in docker's default network besides another: the two cannot be made again together";
+            return Some((what.into(), "leave the default one: `docker network disconnect bridge NAME`"));
+        }
         let hint = match (self.is_in_default_network(), request.restart.is_some(), request.ip_change) {
             (false, ..) | (_, true, true) => return None,
             (_, true, false) => "`--ip-change allow` if clients may have to find it at another one",
@@ -373,11 +385,20 @@ mod tests {
             assert_eq!(record.obstacles(&more).len(), 1, "{key}");
             assert_eq!(record.obstacles(&started).len(), usize::from(stays), "{key}");
         }
-        let default = shown(|shown| shown["HostConfig"]["NetworkMode"] = "bridge".into());
-        let hints =
-            |request| default.obstacles(request).into_iter().map(|(_, hint)| hint).collect::<Vec<_>>();
+        let in_bridge = json!({"bridge": {"IPAddress": "172.17.0.2"}});
+        let default = shown(|shown| {
+            shown["HostConfig"]["NetworkMode"] = "bridge".into();
+            shown["NetworkSettings"]["Networks"] = in_bridge.clone();
+        });
+        let hints = |request: &OpenRequest| {
+            default.obstacles(request).into_iter().map(|(_, hint)| hint).collect::<Vec<_>>()
+        };
         assert!(hints(&OpenRequest { ip_change: true, ..more })[0].contains("--strategy restart"));
         assert!(hints(&started)[0].contains("`--ip-change allow`"));
         assert_eq!(hints(&elsewhere), [""; 0]);
+        let besides = shown(|shown| {
+            shown["NetworkSettings"]["Networks"]["bridge"] = in_bridge["bridge"].clone();
+        });
+        assert!(besides.obstacles(&elsewhere)[0].1.contains("docker network disconnect bridge"));
     }
 }
