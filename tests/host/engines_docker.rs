@@ -361,7 +361,7 @@ fn a_container_of_docker_in_two_networks_keeps_both_addresses() {
         bed.sh(
             host,
             &format!(
-                "{inside} -o link | {links}; {inside} -o addr | awk '{{ print $2, $4 }}'; {inside} route"
+                "({inside} -o link | {links}; {inside} -o addr | awk '{{ print $2, $4 }}'; {inside} route) | sort"
             ),
         )
     };

@@ -6,7 +6,7 @@ use super::{Docker, KIND, QUESTION, Recipe, layer, network};
 use crate::arrival::Arrival;
 use crate::container::{DestinationContainer, Given, Note, RestoreRequest, Shipment};
 use crate::error::EngineError;
-use crate::freezer::{Freezer, cgroup_at, process_tree, remove_cgroup};
+use crate::freezer::{Freezer, cgroup_at, process_tree};
 use crate::hold::install_hook;
 use crate::network::{NetworkRecord, Screen};
 use crate::remains::{understood, written};
@@ -502,11 +502,13 @@ impl DestinationContainer for DockerArrival {
             start.give_up();
         }
         keep("root file system", layer::unmount(&layer::place_of(&self.shipment.job)));
-        if !self.arrival.is_held()
-            && self.begun_to_make
-            && let Some(freezer) = self.pid_of_docker().and_then(|pid| Freezer::of_pid(pid).ok())
-        {
-            self.arrival.held(freezer);
+        if !self.arrival.is_held() && self.begun_to_make {
+            // of a restore that failed docker knows nothing; what CRIU has made by then is in the cgroup of this id
+            let known = self.pid_of_docker().and_then(|pid| Freezer::of_pid(pid).ok());
+            let unknown = || Freezer::at(self.cgroup().filter(|cgroup| cgroup.is_dir())?).ok();
+            if let Some(freezer) = known.or_else(unknown) {
+                self.arrival.held(freezer);
+            }
         }
         keep("held tasks", self.arrival.kill_held());
         if let Some(starting) = self.starting.take()
@@ -530,8 +532,8 @@ impl DestinationContainer for DockerArrival {
                 keep("runc's root", layer::unmount(&root.join(id).join("criu-root")));
                 let _ = std::fs::remove_dir(root.join(id));
             }
-            if let Some(cgroup) = self.cgroup() {
-                keep("cgroup", remove_cgroup(&cgroup).map_err(EngineError::from));
+            if let Some(cgroup) = self.cgroup().filter(|cgroup| cgroup.is_dir()) {
+                keep("cgroup", self.arrival.clear_cgroup(&cgroup));
             }
             for volume in std::mem::take(&mut self.made_volumes) {
                 keep("volume", self.docker.api.delete(&format!("/volumes/{volume}?force=true")));
