@@ -56,7 +56,7 @@ pub(super) fn open(name: &str, request: &OpenRequest) -> Result<Box<dyn SourceCo
     }
     let connections = process::established_connections(&pids)?;
     blockers.extend(process::connection_blocker(&connections, &request.carry));
-    let namespace = Namespace::of_pid(pid)?;
+    let namespace = namespace_of(pid)?;
     let mut network = None;
     if !namespace.is_own()? {
         match NetworkState::capture(&namespace)
@@ -106,7 +106,7 @@ pub(super) fn open(name: &str, request: &OpenRequest) -> Result<Box<dyn SourceCo
         pid,
         tasks: numbers::of(&pids),
         files: files(&pids, &trees),
-        namespace: network.as_ref().map(|_| format!("godwit-{pid}")),
+        namespace: network.as_ref().map(|_| namespace_name(pid)),
         network_key,
         listeners: if network.is_none() { ports::listening(&pids) } else { Vec::new() },
     };
@@ -130,6 +130,20 @@ pub(super) fn open(name: &str, request: &OpenRequest) -> Result<Box<dyn SourceCo
     let network = SourceNetwork::new(&facts, namespace)?;
     let kin = BareKin { pid, own: None, arrived_in: None, external };
     Ok(Box::new(LiveContainer::new(facts, request.carry, Box::new(kin), network)))
+}
+
+/// Its network namespace: by the name that its arrival here has given to it, so that the name goes when it leaves.
+fn namespace_of(pid: i32) -> Result<Namespace, EngineError> {
+    let namespace = Namespace::of_pid(pid)?;
+    match Namespace::named(&namespace_name(pid)) {
+        Ok(named) if named.identity()? == namespace.identity()? => Ok(named),
+        _ => Ok(namespace),
+    }
+}
+
+/// What its network namespace is called where it arrives.
+fn namespace_name(pid: i32) -> String {
+    format!("godwit-{pid}")
 }
 
 /// Finds a tree again that another process had opened, or what is left of it.
