@@ -234,8 +234,11 @@ pub struct CheckpointArgs {
     #[arg(short = 'R', long)]
     pub leave_running: bool,
     /// Take the image along that it was made of, so that it need not be where it is restored
-    #[arg(long, conflicts_with = "recipients")]
+    #[arg(long)]
     pub with_image: bool,
+    /// An earlier checkpoint of the same container: what this one has in common with it is not stored again. It must be kept
+    #[arg(long, value_name = "DIR")]
+    pub parent: Option<PathBuf>,
     #[command(flatten)]
     pub carry: CarryArgs,
     /// A directory or file to take along, besides those that the engine knows

@@ -16,6 +16,7 @@ mod keys;
 mod limits;
 mod log;
 mod migrate;
+mod parent;
 mod park;
 mod parting;
 mod receive;

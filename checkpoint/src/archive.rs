@@ -12,25 +12,29 @@
 //! container-image/  the image, if it was asked for
 //! ```
 //!
+//! One that shares content with an earlier one has less in it: [`crate::chain`].
+//!
 //! It is written under another name and renamed at the end: a directory of that name is complete. Or it is one file:
 //! [`crate::sealed`] makes it of such a directory in memory.
 
-use crate::archive_journal::{CheckpointJournal, CheckpointJournalError};
+pub use crate::archive_error::ArchiveError;
+use crate::archive_error::io_error;
+use crate::archive_journal::CheckpointJournal;
 pub use crate::archived::{Archived, ArchivedImages};
-use crate::digests::{self, DigestError, Digests};
+use crate::chain;
+pub use crate::chain::{Chain, ParentName};
+use crate::copying::Copying;
+use crate::digests::{self, Digests};
 use crate::dumper::Dumper;
 use crate::layer_file;
 use crate::rollback::put_back;
 use crate::sealed::{self, Recipients, SealError};
-use godwit_criu::CriuError;
 use godwit_engine::network::NetworkState;
-use godwit_engine::{EngineError, Facts, SourceContainer, Tree};
+use godwit_engine::{Facts, SourceContainer, Tree};
 use godwit_migration::plan::Carry;
-use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Observer};
+use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Observer};
 use godwit_transfer::message::TreeKind;
-use godwit_transfer::tree::{Options, RoundError, TreeDestination, TreeError, TreeIndex, TreeSource};
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -38,6 +42,8 @@ use std::time::{Duration, Instant};
 
 /// The format of `checkpoint.json`.
 const VERSION: u32 = 2;
+/// The format of one that has a parent: who does not know of parents must not take it for a whole one.
+const WITH_PARENT: u32 = 3;
 /// The oldest that is read: it has no layers, no digests, and does not say when it was made.
 const OLDEST: u32 = 1;
 pub(crate) const MANIFEST: &str = "checkpoint.json";
@@ -50,6 +56,12 @@ pub(crate) const CONTAINER_IMAGE: &str = "container-image";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Manifest {
     godwit_checkpoint: u32,
+    /// Names this checkpoint.
+    #[serde(default)]
+    pub(crate) id: Option<String>,
+    /// The one that it shares content with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) parent: Option<ParentName>,
     pub(crate) engine: String,
     pub(crate) name: String,
     recipe: String,
@@ -68,6 +80,13 @@ pub(crate) struct Manifest {
     pub(crate) image: Option<String>,
     #[serde(default)]
     starts_slowly: bool,
+}
+
+impl Manifest {
+    /// The same for a checkpoint that has all of it.
+    pub(crate) fn without_parent(self) -> Self {
+        Self { godwit_checkpoint: VERSION, parent: None, ..self }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -97,6 +116,8 @@ pub struct Order<'a> {
     pub facts: godwit_transfer::HostFacts,
     /// The image that it was made of goes along.
     pub with_image: bool,
+    /// What this one has as well is not stored again.
+    pub parent: Option<&'a Chain>,
 }
 
 /// How a checkpoint is sealed.
@@ -118,118 +139,13 @@ pub struct Written {
     pub memory_bytes: u64,
     /// Bytes of files in it.
     pub file_bytes: u64,
+    /// Bytes of either that are not stored again, since its parent has them.
+    pub shared_bytes: u64,
 }
 
-/// Why a checkpoint could not be written or read.
-#[derive(Debug, thiserror::Error)]
-pub enum ArchiveError {
-    /// The container, its runtime or the kernel.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    /// CRIU.
-    #[error(transparent)]
-    Criu(#[from] CriuError),
-    /// The files.
-    #[error("cannot copy `{}`", path.display())]
-    Tree {
-        /// Which tree.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: TreeError,
-    },
-    /// The checkpoint's own files.
-    #[error("cannot {act} `{}`", path.display())]
-    Io {
-        /// What was tried.
-        act: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// It is not a checkpoint of this format.
-    #[error("`{}` is not a checkpoint: {reason}", path.display())]
-    NotOne {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// Its journal: nothing may be frozen without it.
-    #[error("the journal cannot be written")]
-    Journal(#[from] CheckpointJournalError),
-    /// Its digests.
-    #[error(transparent)]
-    Digest(#[from] DigestError),
-    /// It is not what was written.
-    #[error("`{}` is damaged: {}", path.display(), damages.join("; "))]
-    Damaged {
-        /// The directory.
-        path: PathBuf,
-        /// What of it, a line each.
-        damages: Vec<String>,
-    },
-    /// The seal.
-    #[error(transparent)]
-    Seal(#[from] SealError),
-    /// The user pressed Ctrl-C.
-    #[error("interrupted")]
-    Interrupted,
-}
-
-fn io_error(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ArchiveError {
-    let path = path.to_owned();
-    move |source| ArchiveError::Io { act, path, source }
-}
-
-fn make_private(path: &Path) -> Result<(), ArchiveError> {
+/// Makes a directory, 0700.
+pub(crate) fn make_private(path: &Path) -> Result<(), ArchiveError> {
     std::fs::DirBuilder::new().mode(0o700).create(path).map_err(io_error("make", path))
-}
-
-/// One tree on its way into the checkpoint.
-struct Copying {
-    tree: Tree,
-    source: TreeSource,
-    copy: TreeDestination,
-    /// The file for what it hides, if it is a layer.
-    gone: PathBuf,
-}
-
-impl Copying {
-    fn open(tree: &Tree, into: &Path) -> Result<Self, ArchiveError> {
-        make_private(into)?;
-        let failed = |source| ArchiveError::Tree { path: tree.content.clone(), source };
-        let (source, copy) = match (&tree.merged, tree.path.file_name()) {
-            (Some(merged), _) => (
-                TreeSource::of_layer(&tree.content, merged, Options::default()),
-                TreeDestination::open_changes(into),
-            ),
-            (None, name) => (
-                TreeSource::new(&tree.content, TreeIndex::default(), Options::default()),
-                match name.filter(|_| tree.single_file) {
-                    Some(name) => TreeDestination::open_file(&into.join(name)),
-                    None => TreeDestination::open(into),
-                },
-            ),
-        };
-        let (source, copy) = (source.map_err(failed)?, copy.map_err(failed)?);
-        Ok(Self { tree: tree.clone(), source, copy, gone: into.with_extension("gone") })
-    }
-
-    fn round(&mut self, also: &HashSet<(u64, u64)>, cancel: &Cancel) -> Result<u64, ArchiveError> {
-        let failed = |source| ArchiveError::Tree { path: self.tree.content.clone(), source };
-        let copy = &mut self.copy;
-        let stats = self.source.round(also, &mut |op| {
-            if cancel.is_raised() { Err(ArchiveError::Interrupted) } else { copy.apply(op).map_err(failed) }
-        });
-        match stats {
-            Ok(stats) => Ok(stats.bytes_sent),
-            Err(RoundError::Tree(source)) => Err(failed(source)),
-            Err(RoundError::Emit(error)) => Err(error),
-        }
-    }
 }
 
 /// Writes a checkpoint of a running container to `to`, which is new. With `leave_running` the container goes on, else it
@@ -275,17 +191,19 @@ pub fn write(
         // it need not stand still for what is done with the checkpoint now
         let put_back = put_back(&mut *container);
         written.stopped = begun.so_far();
-        return match order.complete(container.facts(), &partial, observer, cancel) {
-            Ok(()) if put_back.is_empty() => Ok((written, journal.close().into_iter().collect())),
-            Ok(()) => {
-                journal.undone("it was to run on", &put_back);
-                Ok((written, put_back))
-            }
-            Err(error) => Err(undo(&mut journal, &put_back, error)),
-        };
+        match order.complete(container.facts(), journal.id(), &partial, observer, cancel) {
+            Ok(shared_bytes) => written.shared_bytes = shared_bytes,
+            Err(error) => return Err(undo(&mut journal, &put_back, error)),
+        }
+        if put_back.is_empty() {
+            return Ok((written, journal.close().into_iter().collect()));
+        }
+        journal.undone("it was to run on", &put_back);
+        return Ok((written, put_back));
     }
-    if let Err(error) = order.complete(container.facts(), &partial, observer, cancel) {
-        return Err(undo(&mut journal, &put_back(&mut *container), error));
+    match order.complete(container.facts(), journal.id(), &partial, observer, cancel) {
+        Ok(shared_bytes) => written.shared_bytes = shared_bytes,
+        Err(error) => return Err(undo(&mut journal, &put_back(&mut *container), error)),
     }
     if let Err(error) = journal.committed() {
         // it runs on: what is in place already holds what it will not be any more
@@ -308,26 +226,32 @@ impl Order<'_> {
         }
     }
 
-    /// Says what it is and what is in it, and puts it in its place.
+    /// Says what it is and what is in it, and puts it in its place. Gives the bytes that it shares with its parent.
     fn complete(
         &self,
         facts: &Facts,
+        id: &MigrationId,
         partial: &Path,
         observer: &dyn Observer,
         cancel: &Cancel,
-    ) -> Result<(), ArchiveError> {
-        write_manifest(facts, self, partial)?;
+    ) -> Result<u64, ArchiveError> {
+        store_manifest(&manifest(facts, self, id)?, partial)?;
+        let mut shared_bytes = 0;
+        if let Some(parent) = self.parent {
+            observer.note(format!("comparing with {}", parent.dir().display()));
+            shared_bytes = chain::thin(partial, parent, cancel)?;
+        }
         digests::write(partial)?;
         match self.seal {
             Some(seal) => {
                 observer.note(format!("sealing {}", self.to.display()));
                 sealed::seal(partial, self.to, seal.recipients, cancel)?;
-                Ok(())
             }
             None => std::fs::rename(partial, self.to)
                 .and_then(|()| sync_parent(self.to))
-                .map_err(io_error("write", self.to)),
+                .map_err(io_error("write", self.to))?,
         }
+        Ok(shared_bytes)
     }
 }
 
@@ -402,11 +326,14 @@ impl Writing<'_> {
         self.container.verify_frozen()?;
         self.container.complete_images(&images)?;
         self.journal.dumped()?;
-        Ok(Written { stopped: stillness.so_far(), memory_bytes: dumped.memory_bytes, file_bytes })
+        let (stopped, memory_bytes) = (stillness.so_far(), dumped.memory_bytes);
+        Ok(Written { stopped, memory_bytes, file_bytes, shared_bytes: 0 })
     }
 }
 
-fn write_manifest(facts: &Facts, order: &Order<'_>, dir: &Path) -> Result<(), ArchiveError> {
+fn manifest(facts: &Facts, order: &Order<'_>, id: &MigrationId) -> Result<Manifest, ArchiveError> {
+    let beside = order.to.parent().unwrap_or(Path::new("/"));
+    let parent = order.parent.map(|parent| parent.name_for(beside)).transpose()?;
     let tree = |tree: &Tree| ManifestTree {
         kind: tree.kind,
         path: tree.path.clone(),
@@ -417,8 +344,10 @@ fn write_manifest(facts: &Facts, order: &Order<'_>, dir: &Path) -> Result<(), Ar
     };
     let engine = godwit_engine::by_kind(facts.engine);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let manifest = Manifest {
-        godwit_checkpoint: VERSION,
+    Ok(Manifest {
+        godwit_checkpoint: if parent.is_some() { WITH_PARENT } else { VERSION },
+        id: Some(id.to_string()),
+        parent,
         engine: facts.engine.to_owned(),
         name: facts.name.clone(),
         recipe: facts.recipe.clone(),
@@ -431,10 +360,13 @@ fn write_manifest(facts: &Facts, order: &Order<'_>, dir: &Path) -> Result<(), Ar
         engine_version: engine.and_then(|engine| engine.usable().ok()),
         image: facts.image.clone(),
         starts_slowly: facts.starts_slowly,
-    };
+    })
+}
+
+/// Writes `checkpoint.json`, which is new.
+pub(crate) fn store_manifest(manifest: &Manifest, dir: &Path) -> Result<(), ArchiveError> {
     let path = dir.join(MANIFEST);
-    let text =
-        serde_json::to_vec_pretty(&manifest).map_err(|error| io_error("write", &path)(error.into()))?;
+    let text = serde_json::to_vec_pretty(manifest).map_err(|error| io_error("write", &path)(error.into()))?;
     let mut options = std::fs::OpenOptions::new();
     let file = options.write(true).create_new(true).mode(0o600).open(&path);
     file.and_then(|mut file| {
@@ -473,7 +405,8 @@ pub(crate) fn read_manifest(dir: &Path) -> Result<Manifest, ArchiveError> {
         .map_err(|error| not_one(format!("`{MANIFEST}` cannot be read: {error}")))?;
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|error| not_one(error.to_string()))?;
     match manifest.godwit_checkpoint {
-        OLDEST..=VERSION => Ok(manifest),
+        OLDEST..=VERSION if manifest.parent.is_none() => Ok(manifest),
+        WITH_PARENT => Ok(manifest),
         other => Err(not_one(format!("format {other} is not known to this godwit"))),
     }
 }
@@ -482,28 +415,52 @@ pub(crate) fn read_manifest(dir: &Path) -> Result<Manifest, ArchiveError> {
 /// older godwit.
 ///
 /// # Errors
-/// [`ArchiveError::Damaged`] with all that is missing or different; when something cannot be read.
+/// [`ArchiveError::Damaged`] with all that is missing or different; [`ArchiveError::Parent`] when that is its parent; when something
+/// cannot be read.
 pub fn verify(dir: &Path) -> Result<usize, ArchiveError> {
-    let Some(digests) = Digests::read(dir)? else {
-        let made_with = read_manifest(dir)?.godwit_checkpoint > OLDEST;
-        let damages = vec![format!("`{}` is missing", digests::FILE)];
-        let damaged = ArchiveError::Damaged { path: dir.to_owned(), damages };
-        return if made_with { Err(damaged) } else { Ok(0) };
-    };
-    let damages = digests.compare(dir)?;
-    match damages.is_empty() {
-        true => Ok(digests.count()),
-        false => Err(ArchiveError::Damaged { path: dir.to_owned(), damages }),
+    // what says whether it has a parent may be what is damaged
+    match read_manifest(dir) {
+        Ok(manifest) => {
+            let count = verify_stored(dir, &manifest)?;
+            let of_parents = match manifest.parent {
+                Some(_) => Chain::open(dir)?.verify_shared(&Cancel::default())?,
+                None => 0,
+            };
+            Ok(count + of_parents)
+        }
+        Err(error) => match Digests::read(dir)?.map(|digests| digests.compare(dir)).transpose()? {
+            Some(damages) if !damages.is_empty() => {
+                Err(ArchiveError::Damaged { path: dir.to_owned(), damages })
+            }
+            _ => Err(error),
+        },
     }
 }
 
-/// Opens a checkpoint.
+/// The same for what lies in the directory, whatever it shares.
+pub(crate) fn verify_stored(dir: &Path, manifest: &Manifest) -> Result<usize, ArchiveError> {
+    let damaged = |damages| Err(ArchiveError::Damaged { path: dir.to_owned(), damages });
+    let Some(digests) = Digests::read(dir)? else {
+        return match manifest.godwit_checkpoint > OLDEST {
+            true => damaged(vec![format!("`{}` is missing", digests::FILE)]),
+            false => Ok(0),
+        };
+    };
+    let damages = digests.compare(dir)?;
+    if damages.is_empty() { Ok(digests.count()) } else { damaged(damages) }
+}
+
+/// Opens a checkpoint that has no parent, or was [assembled](Chain::assemble).
 ///
 /// # Errors
 /// When there is none at `dir`, or it is not whole.
 pub fn open(dir: &Path) -> Result<Archived, ArchiveError> {
     let not_one = |reason: String| ArchiveError::NotOne { path: dir.to_owned(), reason };
     let manifest = read_manifest(dir)?;
+    if let Some(parent) = manifest.parent {
+        let reason = "it was not made whole".to_owned();
+        return Err(ArchiveError::Parent { path: dir.to_owned(), id: parent.id, reason });
+    }
     let engine = godwit_engine::by_kind(&manifest.engine).map(|engine| engine.kind());
     let engine = engine.ok_or_else(|| not_one(format!("its engine `{}` is not known", manifest.engine)))?;
     let tree = |(number, tree): (usize, ManifestTree)| {

@@ -49,6 +49,11 @@ impl CheckpointJournal {
         Ok(Self { job, journal })
     }
 
+    /// Names the checkpoint.
+    pub(crate) fn id(&self) -> &MigrationId {
+        &self.job.id
+    }
+
     /// What whoever goes on after a crash must know is on disk when this returns.
     pub(crate) fn freezing(
         &mut self,

@@ -148,7 +148,7 @@ fn link_files(from: &Path, to: &Path) -> io::Result<u64> {
 }
 
 /// The same with all directories below.
-fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
     link_files(from, to)?;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;

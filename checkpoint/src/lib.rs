@@ -3,9 +3,12 @@
 //! [`source::migrate`] is the table of contents: each line of it is a phase.
 
 pub mod archive;
+mod archive_error;
 mod archive_journal;
 mod archived;
+pub mod chain;
 mod connections;
+mod copying;
 mod digests;
 pub mod directory_lock;
 mod discard;

@@ -188,7 +188,7 @@ fn dismantle(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes that a checkpoint of a container will have, about: its memory, and its files as far as they take room.
+/// Bytes that a checkpoint of a container will have, about, without its image: its memory, and its files as far as they take room.
 #[must_use]
 pub fn size(facts: &Facts) -> u64 {
     let trees: u64 = facts.trees.iter().map(|tree| size_of(&tree.content)).sum();

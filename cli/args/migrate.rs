@@ -72,9 +72,10 @@ pub struct MigrateArgs {
     pub highest_rung: Option<RungArg>,
     #[command(flatten)]
     pub carry: CarryArgs,
-    /// A directory or file to take along, besides those that the engine knows
-    #[arg(long = "volume", value_name = "PATH")]
-    pub volumes: Vec<PathBuf>,
+    /// Of a container: the volumes that move, all others are left as by `--skip-volume`. Of `pid:`: a directory or file to take
+    /// along. Repeatable
+    #[arg(long = "volume", value_name = "NAME|PATH")]
+    pub volumes: Vec<String>,
     /// A path that is at the destination already, by other means
     #[arg(long, value_name = "PATH")]
     pub no_copy: Vec<PathBuf>,

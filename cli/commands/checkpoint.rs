@@ -1,8 +1,8 @@
 //! `godwit checkpoint`.
 
 use super::earlier::settle_earlier;
-use super::sealing;
 use super::{Trouble, cancel_on_signal, open};
+use super::{parent, sealing};
 use crate::args::{Args, CheckpointArgs};
 use crate::draw::Draw;
 use crate::progress::Show;
@@ -28,6 +28,7 @@ pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Tro
     settle_earlier(&args.global.root, &command.container, &mut |text| draw.talk(&text))?;
     let recipients = sealing::recipients(&command.recipients).map_err(about)?;
     check_privilege().map_err(about)?;
+    let parent = parent::of(command).map_err(about)?;
     let criu = usable_criu().map_err(about)?;
     let request = OpenRequest {
         carry: command.carry.carry(),
@@ -44,6 +45,9 @@ pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Tro
     if command.with_image && container.facts().image.is_none() {
         let message = format!("{} knows no images", name.engine);
         return Err(about(Failure::new(FailureKind::Usage, message).hint("leave `--with-image` out")));
+    }
+    if let Some(parent) = &parent {
+        parent::is_of(parent, container.facts()).map_err(about)?;
     }
     for warning in &container.facts().warnings {
         draw.talk(&format!("warning: {warning}"));
@@ -64,7 +68,10 @@ pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Tro
     }
     let cancel = cancel_on_signal();
     let staging = match &recipients {
-        Some(_) => Some(sealing::staging_for(container.as_ref(), &args.global.root, draw).map_err(about)?),
+        Some(_) => {
+            let (root, with_image) = (&args.global.root, command.with_image);
+            Some(sealing::staging_for(container.as_ref(), with_image, root, draw).map_err(about)?)
+        }
         None => None,
     };
     let staged = staging.as_ref().map(|staging| staging.path());
@@ -84,6 +91,7 @@ pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Tro
         carry: request.carry,
         facts,
         with_image: command.with_image,
+        parent: parent.as_ref(),
     };
     let (written, leftovers) =
         archive::write(container, &criu, &order, journal, &show, &cancel).map_err(about)?;
@@ -94,7 +102,8 @@ pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Tro
         draw.json_line(&serde_json::json!({
             "message_type": "checkpoint", "container": name.to_string(), "path": command.to,
             "running": command.leave_running, "stopped_us": written.stopped.as_micros() as u64,
-            "memory_bytes": written.memory_bytes, "file_bytes": written.file_bytes, "leftovers": leftovers,
+            "memory_bytes": written.memory_bytes, "file_bytes": written.file_bytes,
+            "parent": command.parent, "shared_bytes": written.shared_bytes, "leftovers": leftovers,
         }));
     } else {
         draw.data(&format!(
@@ -104,6 +113,13 @@ pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Tro
             show_bytes(written.file_bytes),
             show_duration(written.stopped)
         ));
+        if let Some(parent) = &command.parent {
+            draw.data(&format!(
+                "{} of it are in {}, without which it cannot be restored",
+                show_bytes(written.shared_bytes),
+                parent.display()
+            ));
+        }
         draw.data(&format!("{name} {now}"));
         for leftover in &leftovers {
             draw.talk(&format!("warning: left over here: {leftover}"));

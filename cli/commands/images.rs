@@ -75,6 +75,10 @@ fn failure(path: &Path, error: &InspectError) -> Failure {
             let failure = Failure::new(FailureKind::NotFound, format!("`{shown}` is damaged"));
             damages.iter().fold(failure, Failure::because).hint("use another copy of it")
         }
+        InspectError::Archive(error @ ArchiveError::Parent { .. }) => {
+            let failure = Failure::new(FailureKind::NotFound, format!("`{shown}` is not whole"));
+            failure.because_of(error).hint(error.hint())
+        }
         InspectError::Io { .. } => {
             Failure::new(FailureKind::NotFound, format!("`{shown}` cannot be looked at")).because_of(error)
         }
@@ -202,6 +206,11 @@ fn show(path: &Path, contents: &Contents, draw: &Draw) {
         ("criu", versions.criu.clone()),
         ("kernel", versions.kernel.clone()),
         ("runtime", versions.runtime.clone()),
+        (
+            "parent",
+            contents.parents.first().map(|parent| inspect::shown(parent.as_os_str().as_encoded_bytes())),
+        ),
+        ("in parents", (!contents.parents.is_empty()).then(|| show_bytes(contents.shared_bytes))),
     ];
     let rows: Vec<Vec<String>> =
         facts.into_iter().filter_map(|(name, value)| Some(vec![name.to_owned(), value?])).collect();

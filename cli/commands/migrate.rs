@@ -1,7 +1,7 @@
 //! `godwit migrate`.
 
 use super::earlier::settle_earlier;
-use super::{Trouble, cancel_on_signal, open};
+use super::{Trouble, cancel_on_signal, find, open};
 use crate::args::{Args, IpChangeArg, MigrateArgs, PaceArg};
 use crate::draw::Draw;
 use crate::progress::Show;
@@ -66,16 +66,17 @@ fn attempt(
     let hooks = super::hooks::checked(&command.hooks).map_err(about)?;
     let criu = usable_criu().map_err(about)?;
     let is_restart = Strategy::from(command.strategy) == Strategy::Restart;
+    settle_earlier(&args.global.root, &command.container, &mut |text| show.note(text))?;
+    let (engine, _) = find(&command.container)?;
     let request = OpenRequest {
         carry: command.carry.carry(),
-        volumes: command.volumes.clone(),
+        volumes: super::parting::more_trees(command, engine.kind()),
         no_copy: command.no_copy.clone(),
         network_plan: command.network_plan.clone(),
         keep: command.keep_source,
         ip_change: command.ip_change == IpChangeArg::Allow,
         restart: is_restart.then_some(command.stop_timeout),
     };
-    settle_earlier(&args.global.root, &command.container, &mut |text| show.note(text))?;
     let (name, container) = open(&command.container, &request)?;
     let labels = &container.facts().annotations;
     let hooks = super::hooks::with_labels(hooks, &command.hooks, labels).map_err(about)?;

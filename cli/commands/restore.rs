@@ -6,6 +6,8 @@ use super::{Trouble, cancel_on_signal};
 use crate::args::{Args, RestoreArgs};
 use crate::draw::Draw;
 use crate::progress::Show;
+use godwit_checkpoint::archive::ArchiveError;
+use godwit_checkpoint::chain::Chain;
 use godwit_checkpoint::preflight::{check_privilege, usable_criu};
 use godwit_checkpoint::{Job, Order, Parties, Parting, Plan, archive};
 use godwit_engine::SourceContainer;
@@ -18,6 +20,7 @@ use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, R
 use godwit_restore::preflight::host_facts;
 use godwit_restore::{Host, Joins, Policy, receive};
 use godwit_transfer::{Compression, Descriptors, Peer, Refusal, Wire};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long one half may wait for the other, both in this process.
@@ -40,27 +43,25 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
         None => None,
     };
     let opened = staging.as_ref().map(|staging| staging.path().join(sealing::OPENED));
-    let is_none = |error: &archive::ArchiveError| {
-        Failure::new(FailureKind::NotFound, format!("{error}"))
-            .hint("name the directory or file that `godwit checkpoint --to` wrote")
-    };
     // what was sealed was whole when it could be opened
     if opened.is_none() {
-        archive::verify(&command.checkpoint).map_err(|error| match error {
-            archive::ArchiveError::NotOne { .. } => is_none(&error),
-            error => Failure::new(
-                FailureKind::NotFound,
-                format!("`{name}` cannot be restored; nothing was touched"),
-            )
-            .because_of(&error)
-            .hint("use another copy of it"),
-        })?;
+        archive::verify(&command.checkpoint).map_err(|error| not_whole(&name, &error))?;
     }
-    let archived =
-        archive::open(opened.as_ref().unwrap_or(&command.checkpoint)).map_err(|error| is_none(&error))?;
     let cannot = |error: &(dyn std::error::Error + 'static)| {
         Failure::new(FailureKind::Missing, "this host could not be looked at").because_of(error)
     };
+    let id = MigrationId::generate().map_err(|error| cannot(&error))?;
+    // the destination's half keeps the journal of that id; the other half's is only needed while it runs
+    let scratch = Scratch::make(&args.global.root).map_err(|error| {
+        Failure::new(FailureKind::Missing, format!("cannot write to `{}`", args.global.root.display()))
+            .because_of(&error)
+            .hint("name another directory with `--root`")
+    })?;
+    let whole = match &opened {
+        Some(opened) => opened.clone(),
+        None => assembled(&command.checkpoint, &scratch, &id, draw, &cancel)?,
+    };
+    let archived = archive::open(&whole).map_err(|error| not_whole(&name, &error))?;
     let host = Host {
         root: args.global.root.clone(),
         engines: godwit_engine::all(),
@@ -90,13 +91,6 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
         facts: archived.host.clone(),
         parting: Parting::default(),
     };
-    let id = MigrationId::generate().map_err(|error| cannot(&error))?;
-    // the destination's half keeps the journal of that id; the other half's is only needed while it runs
-    let scratch = Scratch::make(&args.global.root).map_err(|error| {
-        Failure::new(FailureKind::Missing, format!("cannot write to `{}`", args.global.root.display()))
-            .because_of(&error)
-            .hint("name another directory with `--root`")
-    })?;
     // images that were sealed stay in memory on both sides
     let journals = match &staging {
         Some(staging) => {
@@ -122,6 +116,44 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
     let summary = result.0.map_err(not_here)?;
     tell(draw, &summary);
     Ok(if summary.leftovers.is_empty() { 0 } else { FailureKind::Leftovers.exit_code() })
+}
+
+/// A checkpoint that is none, or not whole.
+fn not_whole(name: &str, error: &ArchiveError) -> Failure {
+    match error {
+        ArchiveError::NotOne { .. } => Failure::new(FailureKind::NotFound, error.to_string()),
+        _ => Failure::new(FailureKind::NotFound, format!("`{name}` cannot be restored; nothing was touched"))
+            .because_of(error),
+    }
+    .hint(error.hint())
+}
+
+/// The directory of a checkpoint with all that it shares with its parents; its own when it shares nothing.
+fn assembled(
+    checkpoint: &Path,
+    scratch: &Scratch,
+    id: &MigrationId,
+    draw: &Draw,
+    cancel: &Cancel,
+) -> Result<PathBuf, Failure> {
+    let name = checkpoint.display().to_string();
+    let chain = Chain::open(checkpoint).map_err(|error| not_whole(&name, &error))?;
+    let Some(parent) = chain.parents().next() else { return Ok(checkpoint.to_owned()) };
+    draw.talk(&format!("{name} shares content with {}", parent.display()));
+    let whole = scratch.path.join(format!("whole-{id}"));
+    chain.assemble(&whole, cancel).map_err(|error| match error {
+        ArchiveError::Interrupted => {
+            Failure::new(FailureKind::Interrupted, "interrupted; nothing was restored")
+        }
+        ArchiveError::Io { .. } | ArchiveError::Tree { .. } => {
+            let message = format!("`{name}` could not be made whole in `{}`", scratch.path.display());
+            Failure::new(FailureKind::Missing, message).because_of(&error).hint(
+                "it needs as much room as a checkpoint without a parent; `--root` names another directory",
+            )
+        }
+        error => not_whole(&name, &error),
+    })?;
+    Ok(whole)
 }
 
 /// The source's half: the checkpoint stands in for a container.

@@ -75,13 +75,27 @@ fn check_tar() -> Result<(), Failure> {
     })
 }
 
-/// Memory for the checkpoint of a container, which is only looked at.
+/// Memory for the checkpoint of a container, which is only looked at; and for its image, if that goes along.
 ///
 /// # Errors
 /// When there is not enough, or the container would see it.
-pub fn staging_for(container: &dyn SourceContainer, root: &Path, draw: &Draw) -> Result<Staging, Failure> {
+pub fn staging_for(
+    container: &dyn SourceContainer,
+    with_image: bool,
+    root: &Path,
+    draw: &Draw,
+) -> Result<Staging, Failure> {
     let facts = container.facts();
-    let staging = make(staging::size(facts), root, draw)?;
+    let image = match with_image {
+        // the headers and paddings of its archives
+        true => container.image_bytes().map(|bytes| bytes.saturating_add(bytes / 4)).map_err(|error| {
+            let name = facts.image.as_deref().unwrap_or_default();
+            Failure::new(FailureKind::Missing, format!("the image `{name}` cannot be looked at"))
+                .because_of(&error)
+        })?,
+        false => 0,
+    };
+    let staging = make(staging::size(facts).saturating_add(image), root, draw)?;
     match container.has_own_mounts() && staging.is_mounted_for(facts.pid).unwrap_or(false) {
         false => Ok(staging),
         true => Err(Failure::new(FailureKind::Missing, format!("cannot encrypt in `{}`", root.display()))

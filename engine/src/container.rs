@@ -124,6 +124,14 @@ pub trait SourceContainer: Send {
         Err(EngineError::NotFound("image".into()))
     }
 
+    /// Bytes that the image which it was made of has, about, when it is written whole.
+    ///
+    /// # Errors
+    /// As [`SourceContainer::bring_image`].
+    fn image_bytes(&self) -> Result<u64, EngineError> {
+        Err(EngineError::NotFound("image".into()))
+    }
+
     /// The files (device, inode) that some task maps shared and writable: a write through such a mapping does not
     /// always move the file's times.
     ///

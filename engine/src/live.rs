@@ -50,6 +50,11 @@ pub(crate) trait Kin: Send {
         Err(EngineError::NotFound("image".into()))
     }
 
+    /// Bytes that this image has, about.
+    fn image_bytes(&self) -> Result<u64, EngineError> {
+        Err(EngineError::NotFound("image".into()))
+    }
+
     /// What of it must outlast this process.
     fn remains(&self) -> serde_json::Value {
         serde_json::Value::Null
@@ -281,6 +286,10 @@ impl SourceContainer for LiveContainer {
 
     fn bring_image(&self, lacks: &str, dir: &Path) -> Result<(), EngineError> {
         self.kin.bring_image(lacks, dir)
+    }
+
+    fn image_bytes(&self) -> Result<u64, EngineError> {
+        self.kin.image_bytes()
     }
 
     fn mapped_files(&self) -> Result<HashSet<(u64, u64)>, EngineError> {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod attempt;
+mod bare;
 mod bed;
 mod cgroup_v1;
 mod chaos;
@@ -18,6 +19,7 @@ mod godwit;
 mod guardian;
 mod hooks;
 mod images;
+mod incremental;
 mod kernels;
 mod kinds;
 mod memory;

@@ -3,7 +3,7 @@
 
 use crate::bed::{Bed, DST, SRC, Said, bed};
 use crate::container::{IDLE, Redis, add_bind, make_bundle, run_bundle, runc_state};
-use crate::engines::{assert_nothing_left, podman_redis};
+use crate::engines::{assert_nothing_left, other, podman_redis};
 use crate::godwit::{Background, godwit_with};
 use crate::state::State;
 use serde_json::Value;
@@ -97,6 +97,81 @@ fn a_volume_that_is_skipped_is_made_and_stays_empty() {
     migrate(&bed, "runc:idle", &["--skip-volume", "/srv/kept"]).summary();
     assert_eq!(bed.sh(DST, "ls /srv/kept; stat -c '%u:%g %a' /srv/kept"), "5:7 2750");
     assert_eq!(bed.sh(SRC, "cat /srv/kept/file"), "a");
+}
+
+/// What was skipped is never taken for a copy, however often the container was there before.
+#[test]
+fn what_was_skipped_is_not_overwritten_on_any_way_back() {
+    let Some(bed) = bed() else { return };
+    podman_idle(&bed, "--network none");
+    let go = |from: &str, more: &[&str]| {
+        let to = format!("ssh://{}", other(from));
+        let words = ["--json", "migrate", "podman:web", &to, "--max-downtime", "60s"];
+        godwit_with(&bed, from, &[], &[&words[..], more].concat())
+    };
+    let files = |host: &str| bed.sh(host, "cd /var/lib/containers/storage/volumes/data/_data; grep -H . *");
+    // there and back whole: each side knows the other's copy
+    go(SRC, &[]).summary();
+    go(DST, &[]).summary();
+    assert_eq!((files(SRC), files(DST)), ("file:a".into(), "file:a".into()));
+    // there without the volume: it goes on with the old copy, which is nobody's copy from now on
+    go(SRC, &["--skip-volume", "data"]).summary();
+    bed.sh(DST, "podman exec web sh -c 'echo there > /data/file'");
+    assert_eq!((files(SRC), files(DST)), ("file:a".into(), "file:there".into()));
+    for (from, code) in [(DST, 12), (SRC, 10)] {
+        let said = go(from, &[]);
+        assert_eq!(said.code, code, "{}{}", said.out, said.err);
+    }
+    // back without it: it finds what it had left here
+    go(DST, &["--skip-volume", "data"]).summary();
+    assert_eq!(bed.sh(SRC, "podman exec web cat /data/file"), "a");
+    assert_eq!((files(SRC), files(DST)), ("file:a".into(), "file:there".into()));
+    let said = go(SRC, &[]);
+    assert_eq!(said.code, 12, "{}{}", said.out, said.err);
+    assert!(said.out.contains("exists there with other content"), "{}", said.out);
+    assert_eq!((files(SRC), files(DST)), ("file:a".into(), "file:there".into()));
+    // the way out that it names
+    bed.sh(DST, "podman volume rm data");
+    go(SRC, &[]).summary();
+    assert_eq!(bed.sh(DST, "podman exec web cat /data/file"), "a");
+}
+
+#[test]
+fn only_the_volumes_that_are_named_move() {
+    let Some(bed) = bed() else { return };
+    podman_idle(&bed, "--network none");
+    let pid = bed.sh(SRC, "podman inspect -f '{{.State.Pid}}' web");
+    for (more, why) in [
+        (&["--volume", "nothing"][..], "the container has no volume `nothing`"),
+        (&["--volume", "/srv"], "the container has no volume `/srv`"),
+        (&["--volume", "data", "--skip-volume", "data"], "shall move, and stay"),
+    ] {
+        let said = migrate(&bed, "podman:web", more);
+        assert_eq!(said.code, 2, "{}{}", said.out, said.err);
+        assert!(said.out.contains(why), "{}", said.out);
+    }
+    assert_eq!(bed.sh(SRC, "podman inspect -f '{{.State.Pid}}' web"), pid);
+    assert_eq!(bed.sh(DST, "podman ps -aq; podman volume ls -q"), "");
+    let said = migrate(&bed, "podman:web", &["--volume", "data"]);
+    assert_eq!(said.summary()["leftovers"], Value::Array(vec![]), "{}", said.out);
+    assert_eq!(bed.sh(DST, "podman exec web sh -c 'cat /data/file /new; ls /other'"), "a\nnew");
+    let here = "cd /var/lib/containers/storage/volumes; cat other/_data/file";
+    assert_eq!(bed.sh(SRC, here), "b");
+
+    // of another engine, by path; a single file moves all the same
+    make_bundle(&bed, "idle", IDLE, |config| {
+        add_bind(config, "/srv/moves", "/moves", "rw");
+        add_bind(config, "/srv/stays", "/stays", "rw");
+        add_bind(config, "/srv/settings", "/settings", "ro");
+    });
+    bed.sh(SRC, "mkdir /srv/moves /srv/stays; touch /srv/moves/x /srv/stays/y; echo s > /srv/settings");
+    run_bundle(&bed, "idle");
+    migrate(&bed, "runc:idle", &["--volume", "/srv/moves"]).summary();
+    assert_eq!(
+        bed.sh(DST, "ls /srv/moves /srv/stays; cat /srv/settings"),
+        "/srv/moves:\nx\n\n/srv/stays:\ns"
+    );
+    assert_eq!(bed.sh(SRC, "ls /srv/stays"), "y");
 }
 
 /// What was asked for outlasts the process that was asked.

@@ -2,6 +2,7 @@
 
 use crate::bed::{Bed, DST, SRC, Said, bed};
 use crate::container::{Redis, assert_runs_only_on, runc_state};
+use crate::engines::podman_redis;
 use crate::godwit::{Background, godwit, godwit_with};
 use crate::state::State;
 use serde_json::Value;
@@ -139,6 +140,33 @@ fn a_checkpoint_that_is_encrypted_is_nobody_elses_and_comes_back() {
     assert_eq!((redis.digest(&bed), redis.ask(&bed, "get password")), (digest, SECRET.to_owned()));
     assert_eq!(bed.sh(DST, SHOW_ODD), odd);
     assert!(!bed.holds(DST, "ls -d /var/lib/godwit/migrations/*/images"));
+}
+
+#[test]
+fn an_encrypted_checkpoint_carries_its_image() {
+    let Some(bed) = bed() else { return };
+    let redis = podman_redis(&bed, "crun");
+    let data = redis.digest(&bed);
+    bed.sh(SRC, "mkdir -m 700 /srv/sealed");
+    let words = ["--json", "checkpoint", "podman:web", "--to", "/srv/sealed/web.age", "--tcp-established"];
+    let said =
+        godwit_with(&bed, SRC, &[], &[&words[..], &["--with-image", "--recipient", RECIPIENT]].concat());
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    assert_nothing_staged(&bed, SRC);
+    let image = "podman image inspect -f '{{.Id}}' localhost/redis:test";
+    let id = bed.sh(SRC, image);
+    bed.sh(DST, "mkdir -m 700 /srv/sealed");
+    std::fs::copy(bed.path(SRC, "/srv/sealed/web.age"), bed.path(DST, "/srv/sealed/web.age")).unwrap();
+    bed.write(DST, "/srv/sealed/key", IDENTITY);
+    bed.sh(DST, "chmod 600 /srv/sealed/key");
+    // podman keeps what it makes for its first container of all
+    bed.sh(DST, "podman run --rm --network none localhost/redis:test true; podman rmi -a -f");
+    let words = ["--json", "restore", "/srv/sealed/web.age", "--identity", "/srv/sealed/key"];
+    let said = godwit_with(&bed, DST, &[], &words);
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    assert_nothing_staged(&bed, DST);
+    assert_eq!((redis.digest(&bed), bed.sh(DST, image)), (data, id));
+    bed.sh(DST, "podman rm -a -f -t 0 -v; podman rmi -a -f; testbed-container image");
 }
 
 /// Waits until half of the checkpoint has been sealed.

@@ -6,6 +6,7 @@ mod parts;
 mod tar;
 
 use crate::archive::{self, ArchiveError, MANIFEST, Manifest};
+use crate::chain::{self, Chain};
 use crate::digests::TREES;
 use crate::files::size_of;
 pub use godwit_criu::images::contents::{Mount, Socket, shown};
@@ -55,6 +56,10 @@ pub struct Contents {
     pub processes: Vec<Process>,
     /// What their descriptors lead to.
     pub files: Vec<Descriptor>,
+    /// Where the checkpoints are that it shares content with, the nearest first.
+    pub parents: Vec<PathBuf>,
+    /// Bytes of it that are in them.
+    pub shared_bytes: u64,
     /// Sockets.
     #[serde(serialize_with = "as_sockets")]
     pub sockets: Vec<Socket>,
@@ -151,9 +156,9 @@ pub enum InspectError {
 /// # Errors
 /// When it cannot be read or is no checkpoint. What of one cannot be understood is among its `faults`.
 pub fn inspect(path: &Path) -> Result<Contents, InspectError> {
-    let parts = Parts::read(path)?;
+    let mut parts = Parts::read(path)?;
     if parts.has(MANIFEST) {
-        return Ok(of_godwit(path, &parts, &archive::read_manifest(path)?));
+        return Ok(of_godwit(path, &mut parts, &archive::read_manifest(path)?, &Chain::open(path)?));
     }
     if parts.has(CONFIG) {
         return Ok(of_podman(&parts));
@@ -197,7 +202,7 @@ pub fn verify(path: &Path) -> Result<(Contents, usize), InspectError> {
     if damages.is_empty() { Ok((contents, digests)) } else { Err(damaged(damages)) }
 }
 
-fn of_godwit(dir: &Path, parts: &Parts, manifest: &Manifest) -> Contents {
+fn of_godwit(dir: &Path, parts: &mut Parts, manifest: &Manifest, chain: &Chain) -> Contents {
     let mut sizes = vec![PartSize { part: "images".into(), bytes: parts.bytes_below("images/") }];
     for (number, tree) in manifest.trees.iter().enumerate() {
         let kind = format!("{:?}", tree.kind).to_lowercase();
@@ -208,6 +213,15 @@ fn of_godwit(dir: &Path, parts: &Parts, manifest: &Manifest) -> Contents {
     let image = dir.join(archive::CONTAINER_IMAGE);
     if image.is_dir() {
         sizes.push(PartSize { part: archive::CONTAINER_IMAGE.into(), bytes: size_of(&image) });
+    }
+    if let Some(blocks) = parts.files.get(chain::BLOCKS) {
+        sizes.push(PartSize { part: chain::BLOCKS.into(), bytes: blocks.bytes });
+    }
+    // what is shared has the length that it has when it is whole
+    for (name, bytes) in chain.shared_files() {
+        if let Some(part) = parts.files.get_mut(name) {
+            part.bytes = bytes;
+        }
     }
     let facts = &manifest.facts;
     let (engine, version) = (plain(&manifest.engine), manifest.engine_version.as_deref().unwrap_or_default());
@@ -223,6 +237,8 @@ fn of_godwit(dir: &Path, parts: &Parts, manifest: &Manifest) -> Contents {
         runtime: Some(format!("{engine} {}", plain(version)).trim().to_owned()),
     };
     contents.engine = Some(engine);
+    contents.parents = chain.parents().map(Path::to_owned).collect();
+    contents.shared_bytes = chain.shared_bytes();
     contents
 }
 
@@ -283,6 +299,8 @@ fn with_dump(writer: Writer, parts: &Parts, prefix: &str, sizes: Vec<PartSize>) 
         host: None,
         versions: Versions { criu: dump.criu, kernel: dump.kernel, runtime: None },
         processes: dump.processes,
+        parents: Vec::new(),
+        shared_bytes: 0,
         files: dump.files,
         sockets: dump.sockets,
         mounts: dump.mounts,

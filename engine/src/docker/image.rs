@@ -47,6 +47,12 @@ impl Docker {
         understood("image", shown.pointer("/RootFS/Layers").cloned().unwrap_or_default())
     }
 
+    /// The size of an image: its layers, unpacked. Archives of them are a little larger.
+    pub(super) fn image_bytes(&self, image: &str) -> Result<u64, EngineError> {
+        let shown = self.api.get(&format!("/images/{image}/json"))?.unwrap_or_default();
+        understood("image", shown["Size"].clone())
+    }
+
     /// Writes an image into a directory, without the lowest layers that are in `there`. A layer above one that is missing there
     /// is written, too: it is applied to the one below.
     pub(super) fn export(&self, image: &str, there: &str, dir: &Path) -> Result<(), EngineError> {

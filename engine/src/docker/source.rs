@@ -379,6 +379,10 @@ impl Kin for DockerKin {
         self.docker.export(&self.image, lacks, dir)
     }
 
+    fn image_bytes(&self) -> Result<u64, EngineError> {
+        self.docker.image_bytes(&self.image)
+    }
+
     fn remains(&self) -> Value {
         self.id.clone().into()
     }

@@ -32,6 +32,12 @@ impl Podman {
         understood("image inspect", &said)
     }
 
+    /// The size of an image: its layers, unpacked. Archives of them are a little larger.
+    pub(super) fn image_bytes(&self, image: &str) -> Result<u64, EngineError> {
+        let said = self.run(&["image", "inspect", "--format", "{{.Size}}", image])?;
+        understood("image inspect", &said)
+    }
+
     /// Writes an image into a directory, without the lowest layers that are in `there`. A layer above one that is missing there
     /// is written, too: it is applied to the one below.
     pub(super) fn export(&self, image: &str, there: &str, dir: &Path) -> Result<(), EngineError> {

@@ -355,6 +355,10 @@ impl Kin for PodmanKin {
         self.podman.export(&self.image, lacks, dir)
     }
 
+    fn image_bytes(&self) -> Result<u64, EngineError> {
+        self.podman.image_bytes(&self.image)
+    }
+
     fn remains(&self) -> Value {
         self.id.clone().into()
     }
