@@ -155,7 +155,7 @@ fn describe(text: &str, error: &EngineError) -> Failure {
     match error {
         EngineError::NotFound(_) => {
             Failure::new(FailureKind::NotFound, format!("no container `{text}` on this host"))
-                .hint("containers are named `runc:NAME`, `crun:NAME`, `podman:NAME`, `docker:NAME` or `pid:PID`; `runc list`, `crun list`, `podman ps` and `docker ps` show them")
+                .hint("containers are named `runc:NAME`, `crun:NAME`, `podman:NAME`, `docker:NAME` or `pid:PID`, pods of podman's `podman:pod/NAME`; `runc list`, `crun list`, `podman ps` and `docker ps` show them")
         }
         EngineError::Ambiguous { candidates, .. } => Failure::new(FailureKind::Usage, error.to_string())
             .hint(format!("write {}", candidates.join(" or "))),

@@ -6,7 +6,10 @@
 //! [stand-in](crate::stand_in), which restores.
 
 mod destination;
+mod examination;
 mod image;
+mod pod;
+mod pod_here;
 mod record;
 mod restart;
 mod source;
@@ -60,6 +63,9 @@ struct Recipe {
     /// Paths that the engine binds from the host and nobody copies.
     binds: Vec<PathBuf>,
     needs: crate::runtime::needs::Needs,
+    /// The pod that goes with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pod: Option<pod::Pod>,
 }
 
 /// What of podman's setting matters here: `podman info`.
@@ -144,7 +150,8 @@ impl Engine for Podman {
 
     fn knows(&self, name: &str) -> bool {
         // where it was not used since the host's start it would set itself up, only to say no
-        Path::new(IN_USE).exists() && is_name(name) && self.run(&["container", "exists", name]).is_ok()
+        let (kind, name) = name.strip_prefix(pod::SELECTOR).map_or(("container", name), |pod| ("pod", pod));
+        Path::new(IN_USE).exists() && is_name(name) && self.run(&[kind, "exists", name]).is_ok()
     }
 
     fn open(&self, name: &str, request: &OpenRequest) -> Result<Box<dyn SourceContainer>, EngineError> {
@@ -152,19 +159,19 @@ impl Engine for Podman {
     }
 
     fn examine(&self, shipment: &Shipment) -> Vec<Refusal> {
-        destination::examine(self, shipment)
+        examination::examine(self, shipment)
     }
 
     fn places(&self, shipment: &Shipment) -> Vec<PathBuf> {
-        destination::places(shipment)
+        examination::places(shipment)
     }
 
     fn lacks_image(&self, shipment: &Shipment) -> Result<Option<String>, EngineError> {
-        destination::lacks_image(self, shipment)
+        examination::lacks_image(self, shipment)
     }
 
     fn take_image(&self, shipment: &Shipment, dir: &Path) -> Result<(), EngineError> {
-        destination::take_image(self, shipment, dir)
+        examination::take_image(self, shipment, dir)
     }
 
     fn prepare(

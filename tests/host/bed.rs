@@ -186,6 +186,7 @@ impl Bed {
 
 /// Everything in a cgroup beside `init` belongs to a container; the rest is found by name.
 const WIPE: &str = r#"
+[ ! -e /run/libpod ] || podman pod rm --all --force --time 0 > /dev/null 2>&1
 [ ! -e /run/libpod ] || podman rm --all --force --time 0 --volumes > /dev/null 2>&1
 [ ! -e /run/libpod ] || podman volume rm --all --force > /dev/null 2>&1
 if [ -e /run/docker.pid ]; then

@@ -38,7 +38,8 @@ fn hold(bed: &Bed, host: &str) -> bool {
 
 /// Whether podman has it running, and the kernel nothing frozen.
 const PODMAN_RUNS: &str = "[ -e /run/libpod ] && [ \"$(podman inspect -f '{{.State.Status}}' stay)\" = running ] \
-    && ! grep -q 1 /sys/fs/cgroup/libpod_parent/libpod-*/cgroup.freeze";
+    && ! grep -q 1 /sys/fs/cgroup/libpod_parent/libpod-*/cgroup.freeze \
+    && ! grep -q 1 /sys/fs/cgroup/libpod_parent/*/libpod-*/cgroup.freeze";
 
 /// The same of docker.
 const DOCKER_RUNS: &str = "[ -e /run/docker.pid ] && [ \"$(docker inspect -f '{{.State.Status}}' stay)\" = running ] \

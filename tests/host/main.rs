@@ -27,6 +27,7 @@ mod moves;
 mod obstacles;
 mod parting;
 mod parting_docker;
+mod pods;
 mod postgres;
 mod probe;
 mod program;

@@ -1,5 +1,8 @@
 //! A container of podman at the destination.
 
+use super::examination::parse_known;
+use super::pod::Pod;
+use super::pod_here::PodHere;
 use super::restart::{Known, PodmanStartable};
 use super::start;
 use super::{KIND, Podman, QUESTION, Recipe};
@@ -9,18 +12,16 @@ use crate::error::EngineError;
 use crate::freezer::{Freezer, cgroup_at, process_tree};
 use crate::hold::install_hook;
 use crate::network::{NetworkRecord, Screen};
-use crate::published;
 use crate::remains::{understood, written};
 use crate::restart::Starting;
-use crate::runtime::destination::cgroup_of_its_own;
 use crate::runtime::restoration::{Process, Restoration, explain, options, write_criu_config};
-use crate::runtime::{config, needs, read_config, write_private};
+use crate::runtime::{config, read_config, write_private};
 use crate::start::Start;
 use crate::tool;
 use crate::volumes::VolumeRoot;
+use godwit_criu::images::rename_cgroups;
 use godwit_criu::relay::Adaptation;
 use godwit_migration::ownership::Presence;
-use godwit_transfer::message::Refusal;
 use godwit_transfer::wire::HeldFrames;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -39,14 +40,16 @@ struct PodmanArrival {
     shipment: Shipment,
     recipe: Recipe,
     arrival: Arrival,
+    /// The pod that it is in.
+    pod: Option<PodHere>,
     /// Volumes that podman did not have before.
     made_volumes: Vec<String>,
     /// There may be a container and volumes to remove.
     begun_to_make: bool,
     /// Where the container's root file system is mounted.
     merged: Option<PathBuf>,
-    /// The directory that podman keeps for the container here.
-    directory: PathBuf,
+    /// Where podman keeps a directory for each container here.
+    containers: PathBuf,
     /// Keeps the container's frames off the bridge until godwit's own gate stands.
     screen: Option<Screen>,
     /// `podman start`, waiting for the restore.
@@ -67,126 +70,6 @@ struct Remains {
     shipment: Shipment,
     made_volumes: Vec<String>,
     network: Option<NetworkRecord>,
-}
-
-fn parse(shipment: &Shipment) -> Result<Recipe, Refusal> {
-    let recipe: Recipe = serde_json::from_str(&shipment.recipe)
-        .map_err(|error| Refusal::new(format!("the container's recipe cannot be understood: {error}")))?;
-    // they become arguments and paths, and are the peer's text
-    let names = recipe.volumes.iter().map(|volume| volume.name.as_str()).chain([shipment.name.as_str()]);
-    let odd = names.chain(recipe.record.networks()).find(|name| !super::is_name(name));
-    let (image, image_name) = recipe.record.image();
-    let odd = odd.or([recipe.id.as_str(), image].into_iter().find(|id| !is_id(id)));
-    let odd =
-        odd.or(Some(image_name).filter(|name| name.starts_with('-') || name.contains(char::is_whitespace)));
-    match odd.map(str::to_owned) {
-        Some(name) => Err(Refusal::new(format!("`{}` is no name for podman", name.escape_debug()))),
-        None => Ok(recipe),
-    }
-}
-
-/// Whether it is the whole id of a container or an image.
-fn is_id(id: &str) -> bool {
-    id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-/// The recipe of a shipment that was examined.
-fn parse_known(shipment: &Shipment) -> Result<Recipe, EngineError> {
-    parse(shipment)
-        .map_err(|refusal| EngineError::Unreadable { path: "recipe".into(), reason: refusal.reason })
-}
-
-/// What the container is given of this host.
-pub(super) fn places(shipment: &Shipment) -> Vec<PathBuf> {
-    let Ok(recipe) = parse(shipment) else { return vec![PathBuf::new()] };
-    let mut places = recipe.record.host_paths();
-    places.extend(recipe.binds);
-    places
-}
-
-pub(super) fn examine(podman: &Podman, shipment: &Shipment) -> Vec<Refusal> {
-    let recipe = match parse(shipment) {
-        Ok(recipe) => recipe,
-        Err(refusal) => return vec![refusal],
-    };
-    let mut reasons = Vec::new();
-    for name in [&shipment.name, &recipe.id] {
-        if podman.run(&["container", "exists", name]).is_ok() {
-            reasons.push(
-                Refusal::new(format!("podman has a container `{name}` there already"))
-                    .hint(format!("remove it there: `podman rm {name}`")),
-            );
-            break;
-        }
-    }
-    match podman.setting() {
-        Ok(setting) if setting.cgroups != "v2" || setting.storage != "overlay" => reasons.push(
-            Refusal::new(format!(
-                "podman there uses cgroups {} and storage `{}`, not v2 and `overlay`",
-                setting.cgroups, setting.storage
-            ))
-            .hint("set that host up as the source is"),
-        ),
-        Ok(_) => {}
-        Err(error) => reasons.push(Refusal::new(format!("podman there cannot be asked: {error}"))),
-    }
-    if tool::run(Path::new(recipe.flavor.kind()), &["--version"], QUESTION).is_err() {
-        let kind = recipe.flavor.kind();
-        reasons.push(
-            Refusal::new(format!("its runtime `{kind}` is not there")).hint(format!("install {kind} there")),
-        );
-    }
-    for network in recipe.record.networks() {
-        if podman.run(&["network", "exists", network]).is_err() {
-            reasons.push(
-                Refusal::new(format!("there is no network `{network}`")).hint(format!(
-                    "make it there as it is at the source: `podman network inspect {network}`"
-                )),
-            );
-        }
-    }
-    reasons.extend(published::taken(&recipe.record.published()));
-    for volume in &recipe.volumes {
-        match podman.volume(&volume.name) {
-            Ok(Some(there)) if there.driver != volume.driver || there.options != volume.options => {
-                reasons.push(
-                    Refusal::new(format!(
-                        "the volume `{}` exists there with other options: driver `{}`, {:?}",
-                        volume.name, there.driver, there.options
-                    ))
-                    .hint(format!("remove it there: `podman volume rm {}`", volume.name)),
-                );
-            }
-            Ok(_) => {}
-            Err(error) => {
-                reasons.push(Refusal::new(format!("podman's volumes cannot be looked at: {error}")))
-            }
-        }
-    }
-    if !shipment.restart {
-        reasons.extend(cgroup_of_its_own(recipe.flavor, &recipe.config, &recipe.id, needs::cgroups()));
-    }
-    reasons.extend(recipe.needs.lacking(&recipe.config, &needs::Host::this()));
-    for path in recipe.binds.iter().filter(|path| !path.exists()) {
-        reasons.push(
-            Refusal::new(format!("`{}` does not exist, and it is not copied", path.display()))
-                .hint("make it there first"),
-        );
-    }
-    reasons
-}
-
-pub(super) fn lacks_image(podman: &Podman, shipment: &Shipment) -> Result<Option<String>, EngineError> {
-    let recipe = parse_known(shipment)?;
-    let (image, _) = recipe.record.image();
-    match podman.run(&["image", "exists", image]) {
-        Ok(_) => Ok(None),
-        Err(_) => podman.layers_here().map(Some),
-    }
-}
-
-pub(super) fn take_image(podman: &Podman, shipment: &Shipment, dir: &Path) -> Result<(), EngineError> {
-    podman.import(parse_known(shipment)?.record.image().0, dir)
 }
 
 pub(super) fn prepare(
@@ -213,6 +96,12 @@ pub(super) fn reopen(podman: &Podman, remains: &str) -> Result<Box<dyn Destinati
     arrival.made_volumes = made_volumes;
     arrival.begun_to_make = true;
     arrival.arrival = Arrival::reopen(network);
+    if let Some(pod) = &arrival.recipe.pod
+        && let Some(pod_here) = PodHere::find(podman, pod, &shipment.job)?
+    {
+        arrival.be_in(pod_here);
+        arrival.containers = containers(podman)?;
+    }
     if let Some(pid) = arrival.pid_of_runtime()
         && let Ok(freezer) = Freezer::of_pid(pid)
     {
@@ -220,6 +109,11 @@ pub(super) fn reopen(podman: &Podman, remains: &str) -> Result<Box<dyn Destinati
         arrival.arrival.held(freezer);
     }
     Ok(arrival.boxed())
+}
+
+/// Where podman keeps a directory for each container.
+fn containers(podman: &Podman) -> Result<PathBuf, EngineError> {
+    Ok(podman.setting()?.graph_root.join("overlay-containers"))
 }
 
 impl PodmanArrival {
@@ -240,10 +134,11 @@ impl PodmanArrival {
             recipe: parse_known(shipment)?,
             shipment: shipment.clone(),
             arrival: Arrival::default(),
+            pod: None,
             made_volumes: Vec::new(),
             begun_to_make: false,
             merged: None,
-            directory: PathBuf::new(),
+            containers: PathBuf::new(),
             screen: None,
             start: None,
             begun: None,
@@ -273,18 +168,31 @@ impl PodmanArrival {
             args.push(volume.name.clone());
             tool::run(&self.podman.program, &args, QUESTION)?;
         }
-        let (image, name) = self.recipe.record.image();
-        if self.podman.run(&["image", "exists", name]).is_err() {
-            // podman would look for it in a registry
-            self.podman.run(&["tag", image, name])?;
+        let of_pod = self.recipe.pod.as_ref().and_then(Pod::image);
+        for (image, name) in [self.recipe.record.image()].into_iter().chain(of_pod) {
+            if self.podman.run(&["image", "exists", name]).is_err() {
+                // podman would look for it in a registry
+                self.podman.run(&["tag", image, name])?;
+            }
+        }
+        self.containers = containers(&self.podman)?;
+        if let Some(pod) = &self.recipe.pod {
+            let pod_here = PodHere::make(&self.podman, pod, &self.shipment.job)?;
+            self.be_in(pod_here);
         }
         self.make_container()?;
         let merged = self.podman.run(&["mount", &self.recipe.id])?;
         self.merged = Some(merged.trim().into());
-        let containers = self.podman.setting()?.graph_root.join("overlay-containers");
-        self.directory = containers.join(&self.recipe.id).join("userdata");
         self.make_keepings()?;
         install_hook(&self.shipment.job).map(drop)
+    }
+
+    /// It is in a pod of another id than at the source, and its cgroup is in that of the pod.
+    fn be_in(&mut self, pod_here: PodHere) {
+        if let Some(pod) = &self.recipe.pod {
+            config::rename_cgroup(&mut self.recipe.config, &pod.id, &pod_here.id);
+        }
+        self.pod = Some(pod_here);
     }
 
     /// Has podman read a checkpoint that holds no images: it makes the container, and gives up then.
@@ -310,6 +218,7 @@ impl PodmanArrival {
         tar.extend(files.iter().map(|(name, _)| (*name).into()));
         tool::run(Path::new("tar"), &tar, QUESTION)?;
         let mut args = words(&["--runtime", self.recipe.flavor.kind(), "container", "restore"]);
+        args.extend(self.pod.iter().map(|pod| OsString::from(format!("--pod={}", pod.id))));
         args.extend(words(&["--ignore-volumes", "--ignore-rootfs", "--import"]));
         args.push(archive.into());
         let made = tool::run(&self.podman.program, &args, QUESTION);
@@ -344,12 +253,38 @@ impl PodmanArrival {
 
     /// Where podman keeps the log here, if it keeps one (libpod: `ctr.log` in the container's directory).
     fn log(&self) -> Option<PathBuf> {
-        self.recipe.record.log().map(|_| self.directory.join("ctr.log"))
+        self.recipe.record.log().map(|_| self.directory_of(&self.recipe.id).join("ctr.log"))
     }
 
     /// Where podman has the container's /dev/shm here (libpod: `shm` in its directory).
     fn shm(&self) -> PathBuf {
-        self.directory.join("shm")
+        self.directory_of(&self.recipe.id).join("shm")
+    }
+
+    /// Where the pod's is, if the container has that. What podman reads of a checkpoint has one of its own (libpod, setupContainer).
+    fn shm_of_pod(&self) -> Option<PathBuf> {
+        let pod = self.pod.as_ref().filter(|_| self.recipe.record.joins("ipc"))?;
+        Some(self.directory_of(&pod.infra).join("shm"))
+    }
+
+    /// Starts what holds the namespaces of the pod.
+    fn start_pod(&self) -> Result<(), EngineError> {
+        let Some(pod) = &self.pod else { return Ok(()) };
+        if let (Some(shm), Some(_)) = (self.shm_of_pod(), self.recipe.record.shm()) {
+            // the one that has come with the container
+            std::fs::create_dir_all(&shm).map_err(EngineError::io("make", &shm))?;
+            tool::run(
+                Path::new("mount"),
+                &["--bind".into(), self.shm().into_os_string(), shm.into_os_string()],
+                QUESTION,
+            )?;
+        }
+        pod.start(&self.podman)
+    }
+
+    /// The directory that podman keeps for a container here.
+    fn directory_of(&self, id: &str) -> PathBuf {
+        self.containers.join(id).join("userdata")
     }
 
     fn note(&self, note: &mut Note<'_>, network: Option<NetworkRecord>) -> Result<(), EngineError> {
@@ -361,11 +296,17 @@ impl PodmanArrival {
     /// Takes the network that podman has made under godwit's own gate.
     fn take_network(&mut self, bundle: &Path) -> Result<(), EngineError> {
         let Some(wanted) = &self.shipment.network else { return Ok(()) };
-        let made = read_config(&bundle.join("config.json"))?;
-        let path = config::network_namespace_path(&made).ok_or_else(|| EngineError::Unreadable {
-            path: bundle.join("config.json"),
-            reason: "it names no network namespace".into(),
-        })?;
+        let path = match &self.pod {
+            // by the name that outlasts processes
+            Some(pod) if self.recipe.record.joins("net") => pod.network_namespace(&self.podman)?,
+            _ => {
+                let made = read_config(&bundle.join("config.json"))?;
+                config::network_namespace_path(&made).ok_or_else(|| EngineError::Unreadable {
+                    path: bundle.join("config.json"),
+                    reason: "it names no network namespace".into(),
+                })?
+            }
+        };
         self.arrival.adopt_network(wanted, &path)?;
         self.screen = None;
         Ok(())
@@ -373,7 +314,7 @@ impl PodmanArrival {
 
     fn adaptation(&self, request: &RestoreRequest) -> Adaptation {
         let flavor = self.recipe.flavor;
-        // the id is the same, and so is the name of the cgroup
+        // the id is the same, and so is the name of the cgroup; that of a pod is known by now
         let path = config::plain_cgroup(&self.recipe.config, &self.recipe.id);
         let cgroup = path.and_then(|path| cgroup_at(&path));
         Adaptation {
@@ -430,6 +371,8 @@ impl DestinationContainer for PodmanArrival {
         }
         let roots: Vec<VolumeRoot> =
             self.shipment.trees.iter().filter_map(|path| VolumeRoot::of(path)).collect();
+        // by itself: what starts the container next is told to ask godwit for the runtime
+        self.start_pod()?;
         let start =
             start::begin(&self.podman.program, &self.recipe.id, self.recipe.flavor, &self.shipment.job)?;
         for root in roots {
@@ -454,6 +397,12 @@ impl DestinationContainer for PodmanArrival {
         request: &RestoreRequest,
         restored: &mut dyn FnMut(i32),
     ) -> Result<Given, EngineError> {
+        if let (Some(pod), Some(here)) = (&self.recipe.pod, &self.pod) {
+            rename_cgroups(&request.images, &pod.id, &here.id).map_err(|error| EngineError::Unreadable {
+                path: "cgroup.img".into(),
+                reason: error.to_string(),
+            })?;
+        }
         let descriptors = Some(self.recipe.descriptors.as_slice());
         let restoration = match self.begun.take().and_then(|begun| begun.if_it_fits(request, descriptors)) {
             Some(begun) => begun,
@@ -539,16 +488,28 @@ impl DestinationContainer for PodmanArrival {
         if std::mem::take(&mut self.begun_to_make) {
             let args = ["rm", "--force", "--time", "0", "--volumes", "--ignore", &self.recipe.id];
             keep("container", self.podman.run(&args).map(drop));
+            // what podman leaves of a start that fails (libpod, `PersistDir`)
+            let _ = std::fs::remove_dir_all(Path::new("/run/libpod/persist").join(&self.recipe.id));
+            // what CRIU was put into before the runtime knew of it
+            if let Some(cgroup) = cgroup.filter(|cgroup| cgroup.is_dir()) {
+                keep("cgroup", self.arrival.clear_cgroup(&cgroup));
+            }
+            if let Some(shm) = self.shm_of_pod().filter(|shm| shm.is_dir()) {
+                // podman leaves what it has not mounted itself
+                let unmounted = tool::run(Path::new("umount"), &[shm], QUESTION);
+                tracing::debug!(?unmounted, "the shared memory of the pod");
+            }
+            if let Some(pod) = &self.recipe.pod {
+                // the answer to whether it was made may have been lost
+                let made = PodHere::find(&self.podman, pod, &self.shipment.job);
+                let made = made.and_then(|made| made.map_or(Ok(()), |pod| self.podman.remove_pod(&pod.id)));
+                keep("pod", made);
+                self.pod = None;
+            }
             for volume in std::mem::take(&mut self.made_volumes) {
                 if self.podman.run(&["volume", "exists", &volume]).is_ok() {
                     keep("volume", self.podman.run(&["volume", "rm", "--force", &volume]).map(drop));
                 }
-            }
-            // what podman leaves of a start that fails (libpod, `PersistDir`)
-            let _ = std::fs::remove_dir_all(Path::new("/run/libpod/persist").join(&self.recipe.id));
-            // what CRIU was put into before the runtime knew of it
-            if let Some(cgroup) = cgroup {
-                keep("cgroup", self.arrival.clear_cgroup(&cgroup));
             }
             self.arrival.sweep(&self.shipment.job.join("work"));
         }
@@ -556,61 +517,5 @@ impl DestinationContainer for PodmanArrival {
         self.screen = None;
         keep("screen", Screen::take_down(&self.recipe.id).map_err(EngineError::from));
         leftovers
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::network::NetworkPlan;
-    use serde_json::{Value, json};
-
-    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
-
-    /// A shipment as a source would make it, after `change`.
-    fn shipment(change: impl FnOnce(&mut Value)) -> Shipment {
-        let mut recipe = json!({
-            "id": ID, "flavor": "crun", "config": {}, "descriptors": [], "merged": "/m", "binds": ["/srv/socket"], "needs": {},
-            "volumes": [{"Name": "data", "Driver": "local"}],
-            "record": {
-                "rootfsImageID": ID, "rootfsImageName": "localhost/redis:test", "newNetworks": {"lab": {}},
-                "spec": {"mounts": [{"destination": "/x", "type": "bind", "source": "/etc"}]}},
-        });
-        change(&mut recipe);
-        Shipment {
-            name: "web".into(),
-            recipe: recipe.to_string(),
-            network: None,
-            network_plan: NetworkPlan::Same,
-            trees: vec![],
-            carry: Default::default(),
-            restart: false,
-            job: "/nonexistent".into(),
-        }
-    }
-
-    #[test]
-    fn a_peers_words_become_neither_options_nor_paths() {
-        parse(&shipment(|_| {})).unwrap();
-        for (pointer, odd) in [
-            ("/id", "../../etc"),
-            ("/id", "web"),
-            ("/volumes/0/Name", "../x"),
-            ("/volumes/0/Name", "--driver=x"),
-            ("/record/rootfsImageID", "--help"),
-            ("/record/rootfsImageName", "--help"),
-            ("/record/rootfsImageName", "a b"),
-        ] {
-            let odd_one = shipment(|recipe| *recipe.pointer_mut(pointer).unwrap() = odd.into());
-            assert!(parse(&odd_one).unwrap_err().reason.contains(odd), "{pointer} `{odd}`");
-        }
-        let networks = shipment(|recipe| recipe["record"]["newNetworks"] = json!({"-x": {}}));
-        assert!(parse(&networks).is_err());
-    }
-
-    #[test]
-    fn the_policy_hears_of_all_that_the_record_binds() {
-        assert_eq!(places(&shipment(|_| {})), ["/etc", "/srv/socket"].map(PathBuf::from));
-        assert_eq!(places(&shipment(|recipe| *recipe = json!(7))), [PathBuf::new()]);
     }
 }

@@ -40,22 +40,12 @@ impl Record {
     /// # Errors
     /// When it cannot be read, or does not hold the container.
     pub(super) fn read(graph_root: &Path, id: &str) -> Result<Self, EngineError> {
-        let path = graph_root.join("db.sql");
-        let unreadable = |error: &dyn std::fmt::Display| EngineError::Unreadable {
-            path: path.clone(),
+        const ONE: &str = "SELECT CAST(JSON AS TEXT) FROM ContainerConfig WHERE ID = ?1";
+        let text: String = asked(graph_root, |data_base| data_base.query_row(ONE, [id], |row| row.get(0)))?;
+        serde_json::from_str(&text).map(Self).map_err(|error| EngineError::Unreadable {
+            path: graph_root.join("db.sql"),
             reason: error.to_string(),
-        };
-        let text: String = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)
-            .and_then(|data_base| {
-                data_base.busy_timeout(BUSY)?;
-                data_base.query_row(
-                    "SELECT CAST(JSON AS TEXT) FROM ContainerConfig WHERE ID = ?1",
-                    [id],
-                    |row| row.get(0),
-                )
-            })
-            .map_err(|error| unreadable(&error))?;
-        serde_json::from_str(&text).map(Self).map_err(|error| unreadable(&error))
+        })
     }
 
     /// Makes it fit for being read by another podman: with the addresses that the container has, by network, and without what
@@ -151,21 +141,131 @@ impl Record {
         self.text("staticDir").map(PathBuf::from)
     }
 
-    /// Why it cannot be made again by itself.
-    pub(super) fn needs_others(&self) -> Option<&'static str> {
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        self.text("name").unwrap_or_default()
+    }
+
+    /// Its whole id.
+    pub(super) fn id(&self) -> &str {
+        self.text("id").unwrap_or_default()
+    }
+
+    /// The id of the pod that it is in.
+    pub(super) fn pod(&self) -> Option<&str> {
+        self.text("pod")
+    }
+
+    /// Whether another container holds its namespace of this kind: `net`, `ipc`, …
+    pub(super) fn joins(&self, kind: &str) -> bool {
+        self.text(&format!("{kind}NsCtr")).is_some()
+    }
+
+    /// Why it cannot be made again by itself; of one `in_pod`, why not with the pod alone.
+    pub(super) fn needs_others(&self, in_pod: bool) -> Option<&'static str> {
         let is_given = |key: &str| self.text(key).is_some();
-        if is_given("pod") {
+        if self.pod().is_some() && !in_pod {
             return Some("it is in a pod");
         }
+        let of_pods: &[&str] = if in_pod { &["netNsCtr", "ipcNsCtr", "utsNsCtr"] } else { &[] };
         if ["netNsCtr", "pidNsCtr", "ipcNsCtr", "utsNsCtr", "mountNsCtr", "userNsCtr", "cgroupNsCtr"]
             .iter()
-            .any(|key| is_given(key))
+            .any(|key| is_given(key) && !of_pods.contains(key))
         {
             return Some("it shares a namespace with another container");
         }
         let some = |key: &str| self.0.get(key).and_then(Value::as_array).is_some_and(|all| !all.is_empty());
         some("Dependencies").then_some("it depends on other containers")
     }
+}
+
+/// What the record of a pod's infra container says to make it again (libpod, ContainerConfig).
+impl Record {
+    fn list<'a>(&'a self, key: &str) -> impl Iterator<Item = &'a Value> {
+        self.0.get(key).and_then(Value::as_array).into_iter().flatten()
+    }
+
+    /// What it runs.
+    pub(super) fn command(&self) -> Vec<&str> {
+        self.list("entrypoint").chain(self.list("command")).filter_map(Value::as_str).collect()
+    }
+
+    /// Whether it has volumes, which the other containers of the pod have, too.
+    pub(super) fn has_volumes(&self) -> bool {
+        ["namedVolumes", "userVolumes", "overlayVolumes"].iter().any(|key| self.list(key).next().is_some())
+    }
+
+    /// The networks that it is in, as `podman pod create --network` wants them for a pod, whose name is an alias anyway.
+    pub(super) fn joined(&self, pod: &str) -> Vec<String> {
+        let networks = self.0.get("newNetworks").and_then(Value::as_object).into_iter().flatten();
+        let joined = networks.map(|(name, network)| {
+            let list = |key: &str| network[key].as_array().into_iter().flatten().filter_map(Value::as_str);
+            let text = |key: &str| network[key].as_str().into_iter();
+            let options = list("static_ips").map(|ip| format!("ip={ip}"));
+            let options = options.chain(text("static_mac").map(|mac| format!("mac={mac}")));
+            let options = options.chain(text("interface_name").map(|name| format!("interface_name={name}")));
+            let options = options
+                .chain(list("aliases").filter(|alias| *alias != pod).map(|alias| format!("alias={alias}")));
+            format!("{name}:{}", options.collect::<Vec<_>>().join(","))
+        });
+        joined.collect()
+    }
+
+    /// The ports that are published, as `podman pod create --publish` wants them.
+    pub(super) fn publishes(&self) -> Vec<String> {
+        let publish = |mapping: &Value| {
+            let number = |key: &str| mapping[key].as_u64().filter(|number| *number <= u64::from(u16::MAX));
+            let (inside, outside) = (number("container_port")?, number("host_port")?);
+            let more = number("range").unwrap_or(1).max(1) - 1;
+            let ports = |first: u64| match more {
+                0 => first.to_string(),
+                _ => format!("{first}-{}", first + more),
+            };
+            let ip = match mapping["host_ip"].as_str().unwrap_or_default() {
+                "" => String::new(),
+                ip if ip.contains(':') => format!("[{ip}]:"),
+                ip => format!("{ip}:"),
+            };
+            let protocol = mapping["protocol"].as_str().unwrap_or("tcp");
+            Some(format!("{ip}{}:{}/{protocol}", ports(outside), ports(inside)))
+        };
+        self.list("newPortMappings").filter_map(publish).collect()
+    }
+
+    /// Its settings of the kernel: `NAME=VALUE`.
+    pub(super) fn sysctls(&self) -> Vec<String> {
+        let all = self.0.get("spec").and_then(|spec| spec.pointer("/linux/sysctl")?.as_object());
+        let all = all.into_iter().flatten();
+        all.filter_map(|(name, value)| Some(format!("{name}={}", value.as_str()?))).collect()
+    }
+}
+
+/// The names of the containers that depend on one, or that it depends on, or they in turn (libpod/sqlite_state.go).
+///
+/// # Errors
+/// When podman's data base cannot be read.
+pub(super) fn group_of(graph_root: &Path, id: &str) -> Result<Vec<String>, EngineError> {
+    const GROUP: &str = "WITH RECURSIVE Kin(ID) AS (SELECT ?1 UNION SELECT CASE WHEN D.ID = Kin.ID THEN D.DependencyID ELSE D.ID END \
+        FROM ContainerDependency AS D JOIN Kin ON Kin.ID IN (D.ID, D.DependencyID)) \
+        SELECT C.Name FROM Kin JOIN ContainerConfig AS C ON C.ID = Kin.ID WHERE C.ID <> ?1 ORDER BY C.Name";
+    asked(graph_root, |data_base| {
+        let mut names = data_base.prepare(GROUP)?;
+        names.query_map([id], |row| row.get(0))?.collect()
+    })
+}
+
+/// Asks podman's data base, which is only read.
+fn asked<T>(
+    graph_root: &Path,
+    ask: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> Result<T, EngineError> {
+    let path = graph_root.join("db.sql");
+    let opened = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY);
+    let said = opened.and_then(|data_base| {
+        data_base.busy_timeout(BUSY)?;
+        ask(&data_base)
+    });
+    said.map_err(|error| EngineError::Unreadable { path, reason: error.to_string() })
 }
 
 #[cfg(test)]
@@ -241,7 +341,7 @@ mod tests {
         assert_eq!(with_log("journald", "/c/userdata/ctr.log"), None);
         assert_eq!(with_log("k8s-file", "/etc/passwd"), None);
         assert!(record(json!({})).files(&[]).is_err());
-        assert_eq!(record(json!({"pod": "x"})).needs_others(), Some("it is in a pod"));
-        assert_eq!(record(json!({"pod": "", "Dependencies": null})).needs_others(), None);
+        assert_eq!(record(json!({"pod": "x"})).needs_others(false), Some("it is in a pod"));
+        assert_eq!(record(json!({"pod": "", "Dependencies": null})).needs_others(false), None);
     }
 }

@@ -1,6 +1,7 @@
 //! A container of podman at the source.
 
-use super::record::{Address, Record};
+use super::pod::{Found, Pod, SELECTOR};
+use super::record::{Address, Record, group_of};
 use super::restart::{Known, PodmanStartable};
 use super::{KIND, Podman, Recipe};
 use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
@@ -16,7 +17,8 @@ use crate::runtime::source::{Look, container_pids, external, write_descriptors};
 use crate::runtime::{Flavor, read_config};
 use crate::volumes::{self, Volume};
 use godwit_transfer::message::{Refusal, TreeKind};
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -33,6 +35,15 @@ struct PodmanKin {
     descriptors: Vec<String>,
     /// The id of the image that it was made of.
     image: String,
+    /// The id of the pod that goes with it.
+    pod: Option<String>,
+}
+
+/// What outlasts a process of a container that goes with its pod; of any other it is the id alone.
+#[derive(Serialize, Deserialize)]
+struct KinInPod {
+    id: String,
+    pod: String,
 }
 
 pub(super) fn open(
@@ -40,9 +51,28 @@ pub(super) fn open(
     name: &str,
     request: &OpenRequest,
 ) -> Result<Box<dyn SourceContainer>, EngineError> {
+    match name.strip_prefix(SELECTOR) {
+        None => open_container(podman, name, None, request),
+        Some(pod) => {
+            let found = Found::look(podman, pod, request)?;
+            let member = found.member.clone();
+            open_container(podman, &member, Some(found), request)
+        }
+    }
+}
+
+/// Opens a container, with its pod if that is what goes.
+fn open_container(
+    podman: &Podman,
+    name: &str,
+    found: Option<Found>,
+    request: &OpenRequest,
+) -> Result<Box<dyn SourceContainer>, EngineError> {
     let shown = podman.inspect(name)?;
     let text = |pointer: &str| shown.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    let (id, name) = (text("/Id"), text("/Name"));
+    let id = text("/Id");
+    let (pod, pod_blockers) = found.map_or((None, Vec::new()), |found| (Some(found.pod), found.blockers));
+    let name = pod.as_ref().map_or_else(|| text("/Name").to_owned(), Pod::full_name);
     let full = format!("{KIND}:{name}");
     let pid = shown.pointer("/State/Pid").and_then(Value::as_i64).and_then(|pid| i32::try_from(pid).ok());
     let (status, Some(pid)) = (text("/State/Status"), pid) else {
@@ -58,6 +88,7 @@ pub(super) fn open(
     let config = read_config(&path)?;
     let Look { binds, pids, mut blockers, namespace, network, descriptors } =
         Look::at(pid, &config, &bundle, request)?;
+    blockers.extend(pod_blockers);
     if request.restart.is_none() {
         blockers.extend(unsuitable(&shown, &setting));
     }
@@ -101,11 +132,12 @@ pub(super) fn open(
             None
         }
     };
-    if let Some(why) = record.as_ref().and_then(Record::needs_others) {
-        blockers.push(Refusal::new(why).hint("only containers that stand alone can be moved yet"));
+    if let Some(record) = &record {
+        blockers.extend(bound_to_others(podman, record, &setting.graph_root, pod.as_ref())?);
     }
     let mut warnings = Vec::new();
-    match what_breaks(&record.as_ref().map(Record::published).unwrap_or_default()) {
+    let publishers = record.iter().chain(pod.as_ref().map(|pod| &pod.infra));
+    match what_breaks(&publishers.flat_map(Record::published).collect::<Vec<_>>()) {
         Some(breaks) if request.ip_change => warnings.push(breaks.reason),
         breaks => blockers.extend(breaks),
     }
@@ -123,6 +155,7 @@ pub(super) fn open(
     own.extend(["/HostsPath", "/ResolvConfPath", "/HostnamePath"].iter().filter_map(|pointer| {
         Some(Path::new(text(pointer)).parent()?.to_owned()).filter(|dir| dir.ends_with("userdata"))
     }));
+    own.extend(pod.as_ref().and_then(|pod| pod.infra.directory()));
     let host_binds: Vec<&BindMount> =
         binds.iter().filter(|bind| !own.iter().any(|own| bind.source.starts_with(own))).collect();
     let mut trees = vec![Tree {
@@ -178,6 +211,7 @@ pub(super) fn open(
         },
         descriptors: descriptors.clone(),
         image: image_id.clone(),
+        pod: pod.as_ref().map(|pod| pod.id.clone()),
     };
     let policy = record.restart_policy();
     let recipe = Recipe {
@@ -197,10 +231,11 @@ pub(super) fn open(
         volumes,
         descriptors,
         merged,
+        pod,
     };
     let facts = Facts {
         engine: KIND,
-        name: name.to_owned(),
+        name,
         pid,
         memory_bytes: process::memory_bytes(&pids),
         trees,
@@ -229,13 +264,19 @@ pub(super) fn reopen(podman: &Podman, remains: &str) -> Result<Box<dyn SourceCon
         return Ok(Box::new(stopped.reopen(KIND, Box::new(PodmanStartable::new(podman, known)))));
     }
     let remains = Remains::understand(remains)?;
+    let in_pod: Option<KinInPod> = serde_json::from_value(remains.kin.clone()).ok();
+    let (id, pod) = match in_pod {
+        Some(KinInPod { id, pod }) => (id, Some(pod)),
+        None => (remains.kin.as_str().unwrap_or(&remains.name).to_owned(), None),
+    };
     let kin = PodmanKin {
         podman: podman.clone(),
-        id: remains.kin.as_str().unwrap_or(&remains.name).to_owned(),
+        id,
         pid: remains.born.pid(),
         external: Vec::new(),
         descriptors: Vec::new(),
         image: String::new(),
+        pod,
     };
     Ok(Box::new(remains.reopen(KIND, Box::new(kin))))
 }
@@ -243,6 +284,38 @@ pub(super) fn reopen(podman: &Podman, remains: &str) -> Result<Box<dyn SourceCon
 fn flavor_of(runtime: &str) -> Option<Flavor> {
     let name = Path::new(runtime).file_name()?.to_str()?;
     [Flavor::Crun, Flavor::Runc].into_iter().find(|flavor| flavor.kind() == name)
+}
+
+/// The others that a container cannot be parted from. Those of its `pod` go along.
+fn bound_to_others(
+    podman: &Podman,
+    record: &Record,
+    graph_root: &Path,
+    pod: Option<&Pod>,
+) -> Result<Vec<Refusal>, EngineError> {
+    let infra = pod.map(|pod| pod.infra.name());
+    let mut others = group_of(graph_root, record.id())?;
+    others.retain(|other| Some(other.as_str()) != infra);
+    let why = record.needs_others(pod.is_some());
+    let why =
+        why.or((!others.is_empty()).then_some("other containers share its namespaces, or depend on it"));
+    let Some(why) = why else { return Ok(Vec::new()) };
+    let all: Vec<String> = others.iter().map(|other| format!("`{other}`")).collect();
+    let refusal = Refusal::new(match all.is_empty() {
+        true => why.to_owned(),
+        false => format!("{why}: {}", all.join(", ")),
+    });
+    let around = match record.pod().filter(|_| pod.is_none()) {
+        Some(id) => podman.inspect_pod(id)?,
+        None => None,
+    };
+    Ok(vec![match around.as_ref().and_then(|around| around["Name"].as_str()) {
+        Some(name) => refusal.hint(format!("move the pod, with all that is in it: `{KIND}:{SELECTOR}{name}`")),
+        None => refusal.hint(
+            "containers that share namespaces can be moved in a pod of one container and its infra container only: \
+             part them first (`podman inspect` shows `Dependencies`)",
+        ),
+    }])
 }
 
 /// What of a container, or of podman here, cannot be moved.
@@ -322,7 +395,7 @@ fn volumes_of(
 }
 
 /// The addresses that it has, by network.
-fn addresses(shown: &Value) -> BTreeMap<String, Address> {
+pub(super) fn addresses(shown: &Value) -> BTreeMap<String, Address> {
     let networks = shown.pointer("/NetworkSettings/Networks").and_then(Value::as_object);
     let text =
         |network: &Value, key: &str| network[key].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
@@ -360,7 +433,10 @@ impl Kin for PodmanKin {
     }
 
     fn remains(&self) -> Value {
-        self.id.clone().into()
+        match &self.pod {
+            Some(pod) => json!(KinInPod { id: self.id.clone(), pod: pod.clone() }),
+            None => self.id.clone().into(),
+        }
     }
 
     fn relent(&mut self) -> Result<(), EngineError> {
@@ -385,7 +461,8 @@ impl Kin for PodmanKin {
             let shown = self.podman.inspect(&self.id)?;
             let status = shown.pointer("/State/Status").and_then(Value::as_str).unwrap_or_default();
             if status == "exited" {
-                return Ok(());
+                // its namespaces would be there still, with its address
+                return self.pod.as_ref().map_or(Ok(()), |pod| self.podman.stop_pod(pod));
             }
             if Instant::now() >= until {
                 let status = status.to_owned();
@@ -397,6 +474,7 @@ impl Kin for PodmanKin {
 
     fn forget(&mut self) -> Result<(), EngineError> {
         // with its anonymous volumes, as `podman rm` of a container that was started with `--rm` has it
-        self.podman.run(&["rm", "--force", "--time", "0", "--volumes", "--ignore", &self.id]).map(drop)
+        self.podman.run(&["rm", "--force", "--time", "0", "--volumes", "--ignore", &self.id])?;
+        self.pod.as_ref().map_or(Ok(()), |pod| self.podman.remove_pod(pod))
     }
 }

@@ -77,6 +77,15 @@ pub(crate) fn devices(config: &Value) -> Vec<PathBuf> {
     default.iter().map(|name| Path::new("/dev").join(name)).chain(asked.map(PathBuf::from)).collect()
 }
 
+/// Where the runtime puts the container's cgroup is the same place with another name in it: `to` in the place of `from`.
+pub(crate) fn rename_cgroup(config: &mut Value, from: &str, to: &str) {
+    if let Some(path) = config.pointer_mut("/linux/cgroupsPath")
+        && let Some(text) = path.as_str()
+    {
+        *path = text.replace(from, to).into();
+    }
+}
+
 /// Paths that the runtime hides.
 pub(crate) fn masked_paths(config: &Value) -> Vec<PathBuf> {
     let paths = config["linux"]["maskedPaths"].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -72,7 +72,7 @@ impl Cell {
     pub fn is_quick(&self) -> bool {
         match self.patient {
             Kind::Postgres => return self.edge == "after" && ["committed", "going"].contains(&self.event),
-            Kind::PodmanRedis | Kind::DockerRedis => {
+            Kind::PodmanRedis | Kind::PodRedis | Kind::DockerRedis => {
                 let told = ["prepared", "frozen", "restoring", "restored", "committed", "going"];
                 return self.fault == Fault::Kill && told.contains(&self.event);
             }

@@ -142,6 +142,11 @@ fn podman_has_it_on_one_side() {
 }
 
 #[test]
+fn podman_has_the_pod_on_one_side() {
+    matrix(cells_of(Kind::PodRedis));
+}
+
+#[test]
 fn docker_has_it_on_one_side() {
     matrix(cells_of(Kind::DockerRedis));
 }

@@ -15,6 +15,8 @@ pub enum Kind {
     LargeRedis,
     /// The first in a container of podman's, with crun.
     PodmanRedis,
+    /// The first in a pod of podman's, with crun.
+    PodRedis,
     /// The first in a container of docker's.
     DockerRedis,
     /// Many processes with shared memory; transactions of two statements over two connections.
@@ -27,6 +29,7 @@ impl fmt::Display for Kind {
             Kind::Redis => "redis",
             Kind::LargeRedis => "large redis",
             Kind::PodmanRedis => "redis of podman's",
+            Kind::PodRedis => "redis in a pod",
             Kind::DockerRedis => "redis of docker's",
             Kind::Postgres => "PostgreSQL",
         })
@@ -37,7 +40,9 @@ impl Kind {
     /// Which program that is.
     pub fn server(self) -> &'static str {
         match self {
-            Kind::Redis | Kind::LargeRedis | Kind::PodmanRedis | Kind::DockerRedis => "redis",
+            Kind::Redis | Kind::LargeRedis | Kind::PodmanRedis | Kind::PodRedis | Kind::DockerRedis => {
+                "redis"
+            }
             Kind::Postgres => "PostgreSQL",
         }
     }
@@ -46,6 +51,7 @@ impl Kind {
     pub fn move_flags(self) -> Vec<&'static str> {
         let name = match self {
             Kind::PodmanRedis => "podman:stay",
+            Kind::PodRedis => "podman:pod/group",
             Kind::DockerRedis => "docker:stay",
             _ => "runc:stay",
         };
@@ -69,6 +75,18 @@ echo 'host all all 10.77.0.0/24 trust' >> /data/base/pg_hba.conf
 exec postgres -D /data/base -c shared_buffers=16MB -c unix_socket_directories=/data -c listen_addresses='*' \
     -c autovacuum=off -c update_process_title=off -c max_wal_size=64MB 2> /data/server.log
 "#;
+/// A pod that comes and goes.
+const POD_ONCE: &str = "testbed-container image
+    podman pod create --name once --infra-image localhost/redis:test --infra-command 'tail -f /dev/null' --network testbed
+    podman run --rm --pod once localhost/redis:test true; podman pod rm -f -t 0 once";
+/// A redis in a pod.
+const POD: &str =
+    "podman pod create --name group --infra-image localhost/redis:test --infra-command 'tail -f /dev/null' \
+        --network testbed:ip=10.77.0.100,mac=02:42:0a:4d:00:64
+    podman run -d --pod group --name stay --restart always -v stay-data:/data localhost/redis:test \
+        redis-server --bind 0.0.0.0 --protected-mode no --enable-debug-command yes --save ''
+    until redis-cli -h 10.77.0.100 ping; do sleep 0.05; done
+    redis-cli -h 10.77.0.100 debug populate 2000 key 4000";
 const LEDGER: &str = include_str!("ledger.py");
 
 /// One that is moved; its name is `stay`.
@@ -89,6 +107,7 @@ impl<'a> Patient<'a> {
             Kind::PodmanRedis => {
                 "testbed-container image; podman run --rm --network testbed localhost/redis:test true"
             }
+            Kind::PodRedis => POD_ONCE,
             Kind::DockerRedis => {
                 "testbed-container image --engine docker; docker run --rm --network testbed localhost/redis:test true"
             }
@@ -109,6 +128,11 @@ impl<'a> Patient<'a> {
             Kind::PodmanRedis | Kind::DockerRedis => {
                 let engine = if kind == Kind::PodmanRedis { "podman" } else { "docker" };
                 bed.sh(SRC, &format!("testbed-container create stay {ADDRESS} --ram 8 --engine {engine}"));
+                let redis = Redis { name: "stay".into(), ip: ADDRESS.into(), pid: 0 };
+                Client::Redis(Probe::start(bed, &redis))
+            }
+            Kind::PodRedis => {
+                bed.sh(SRC, POD);
                 let redis = Redis { name: "stay".into(), ip: ADDRESS.into(), pid: 0 };
                 Client::Redis(Probe::start(bed, &redis))
             }

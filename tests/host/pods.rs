@@ -1,0 +1,268 @@
+//! Pods of podman's: the infra container is made again, the container in it moves with all that it has.
+
+use crate::bed::{Bed, CLIENT, DST, SRC, bed};
+use crate::container::Redis;
+use crate::engines::{assert_nothing_left, difference, migrate, other};
+use crate::godwit::{Background, godwit_with};
+use crate::probe::Probe;
+use serde_json::{Value, json};
+
+const IP: &str = "10.77.0.100";
+const POD: &str = "podman:pod/shop";
+/// podman's own image for infra containers needs catatonit, which the test hosts do not have.
+const CREATE: &str =
+    "podman pod create --infra-image localhost/redis:test --infra-command 'tail -f /dev/null'";
+
+/// A pod on the source with a redis in it, which has a volume, a changed layer, and a file in the shared memory of the pod.
+fn make_pod(bed: &Bed, runtime: &str) -> Redis {
+    for host in [SRC, DST] {
+        bed.sh(host, "testbed-container image");
+    }
+    let mac = "02:42:0a:4d:00:64";
+    bed.sh(
+        SRC,
+        &format!(
+            "{CREATE} --name shop --label team=blue --add-host friend:10.77.0.3 --network testbed:ip={IP},mac={mac}
+             podman --runtime {runtime} run -d --pod shop --name web --restart always -v data:/data -e COLOR=green localhost/redis:test \
+                redis-server --bind 0.0.0.0 --protected-mode no --enable-debug-command yes --save '' --appendonly yes --dir /data
+             until redis-cli -h {IP} ping; do sleep 0.05; done
+             redis-cli -h {IP} debug populate 4000 key 4000
+             podman exec web sh -c 'echo new > /new; echo shared > /dev/shm/file'"
+        ),
+    );
+    Redis { name: "web".into(), ip: IP.into(), pid: 0 }
+}
+
+/// What `podman pod inspect` says, without what differs by nature (docs/engines.md).
+fn pod_shown(bed: &Bed, host: &str) -> Value {
+    let text = bed.sh(host, "podman pod inspect shop");
+    let mut shown = serde_json::from_str::<Vec<Value>>(&text).unwrap().remove(0);
+    let id = shown["Id"].as_str().unwrap().to_owned();
+    let infra = shown["InfraContainerID"].as_str().unwrap().to_owned();
+    let masked = shown.to_string().replace(&id, "POD").replace(&infra, "INFRA").replace(&id[..12], "POD");
+    shown = serde_json::from_str(&masked).unwrap();
+    for key in ["Created", "CreateCommand", "LockNumber"] {
+        shown[key] = Value::Null;
+    }
+    for list in ["SharedNamespaces", "Containers"] {
+        shown[list].as_array_mut().unwrap().sort_by_key(Value::to_string);
+    }
+    shown
+}
+
+/// What `podman inspect` says of the container in it, without what differs by nature (docs/engines.md).
+fn member_shown(bed: &Bed, host: &str) -> Value {
+    let id = |format: &str| bed.sh(host, &format!("podman pod inspect -f '{{{{{format}}}}}' shop"));
+    let (pod, infra) = (id(".Id"), id(".InfraContainerID"));
+    let text = bed.sh(host, "podman container inspect web");
+    let text = text.replace(&pod, "POD").replace(&infra, "INFRA").replace(&infra[..12], "INFRA");
+    let mut shown = serde_json::from_str::<Vec<Value>>(&text).unwrap().remove(0);
+    for pointer in [
+        "/Created",
+        "/State/Pid",
+        "/State/ConmonPid",
+        "/State/StartedAt",
+        "/GraphDriver/Data/UpperDir",
+        "/GraphDriver/Data/WorkDir",
+        "/GraphDriver/Data/MergedDir",
+        "/GraphDriver/Data/LowerDir",
+        "/NetworkSettings/SandboxKey",
+        "/NetworkSettings/Networks/testbed/Aliases",
+        "/lockNumber",
+        "/Config/Annotations/io.kubernetes.cri-o.SandboxID",
+        "/HostConfig/Annotations/io.kubernetes.cri-o.SandboxID",
+    ] {
+        if let Some(value) = shown.pointer_mut(pointer) {
+            *value = Value::Null;
+        }
+    }
+    shown
+}
+
+/// Nothing of the pod is left on a host, by podman's word and the kernel's.
+#[track_caller]
+fn assert_no_half(bed: &Bed, host: &str) {
+    assert_nothing_left(bed, host, "podman");
+    let left = "podman pod ps -q; ls -d /sys/fs/cgroup/libpod_parent/*/ /run/godwit* 2> /dev/null; pgrep -ax tail; true";
+    assert_eq!(bed.sh(host, left), "", "{host}");
+}
+
+/// Its container is in the namespaces of its infra container.
+#[track_caller]
+fn assert_namespaces_are_shared(bed: &Bed, host: &str) {
+    let script = "for c in web $(podman pod inspect -f '{{.InfraContainerID}}' shop); do
+        p=$(podman inspect -f '{{.State.Pid}}' $c); echo $(readlink /proc/$p/ns/net /proc/$p/ns/ipc /proc/$p/ns/uts)
+    done | uniq | wc -l";
+    assert_eq!(bed.sh(host, script), "1", "{host}");
+}
+
+fn goes_there_and_back(runtime: &str) {
+    let Some(bed) = bed() else { return };
+    let redis = make_pod(&bed, runtime);
+    // System V objects of the namespace that the two share
+    let of_ipc = "nsenter --ipc --target $(podman inspect -f '{{.State.Pid}}' web)";
+    bed.sh(SRC, &format!("{of_ipc} ipcmk -S 3; {of_ipc} ipcmk -Q"));
+    let objects = format!("{of_ipc} ipcs | grep 0x | cut -d' ' -f1-2");
+    let objects_before = bed.sh(SRC, &objects);
+    assert_eq!(objects_before.lines().count(), 2, "{objects_before}");
+    let (pod, member) = (pod_shown(&bed, SRC), member_shown(&bed, SRC));
+    assert_eq!((&pod["State"], &pod["NumContainers"]), (&json!("Running"), &json!(2)));
+    let probe = Probe::start(&bed, &redis);
+    let mut host = SRC;
+    for _ in 0..2 {
+        let summary = migrate(&bed, host, POD, &[]).summary();
+        assert_eq!(
+            (&summary["tracker"], &summary["memory"]["restoration"], &summary["leftovers"]),
+            (&"uffd".into(), &"local-lazy".into(), &json!([])),
+            "{summary}"
+        );
+        assert_no_half(&bed, host);
+        host = other(host);
+        assert_eq!(difference("", &pod, &pod_shown(&bed, host)), [""; 0]);
+        assert_eq!(difference("", &member, &member_shown(&bed, host)), [""; 0]);
+        assert_namespaces_are_shared(&bed, host);
+        assert_eq!(bed.sh(host, &objects), objects_before);
+        let seen = "podman exec web sh -c 'cat /new /dev/shm/file; hostname; grep -c friend /etc/hosts'";
+        assert_eq!(bed.sh(host, seen), "new\nshared\nshop\n1");
+        // the pod is a pod: another container finds the first one at its own loopback, and in its memory
+        bed.sh(
+            host,
+            "podman run --rm --pod shop localhost/redis:test sh -c 'redis-cli -h 127.0.0.1 ping && cat /dev/shm/file' | grep -q shared",
+        );
+    }
+    probe.assert_nothing_lost();
+    // it is podman's: a dead container is started again, and a pod is stopped, started and removed as a whole
+    let answers =
+        format!("timeout 20 sh -c 'until redis-cli -h {IP} ping | grep -q PONG; do sleep 0.1; done'");
+    bed.sh(host, "kill -9 $(podman inspect -f '{{.State.Pid}}' web)");
+    assert_eq!(bed.try_sh(CLIENT, &answers).code, 0, "podman did not start it again");
+    bed.sh(host, "podman pod stop -t 1 shop; podman pod start shop");
+    assert_eq!(bed.try_sh(CLIENT, &answers).code, 0, "podman did not start the pod again");
+    bed.sh(host, "podman pod rm -f -t 0 shop; podman volume rm data");
+    assert_no_half(&bed, host);
+}
+
+#[test]
+fn a_pod_with_crun_goes_there_and_back_under_load() {
+    goes_there_and_back("crun");
+}
+
+#[test]
+fn a_pod_with_runc_goes_there_and_back_under_load() {
+    goes_there_and_back("runc");
+}
+
+#[test]
+fn what_is_in_a_group_is_refused_with_its_names_and_nothing_is_touched() {
+    let Some(bed) = bed() else { return };
+    make_pod(&bed, "crun");
+    let pid = bed.sh(SRC, "podman inspect -f '{{.State.Pid}}' web");
+    let idle = "localhost/redis:test tail -f /dev/null";
+    let alone = format!("podman run -d --name alone --network none {idle}");
+    let odd_pod = |share: &str| {
+        format!("{CREATE} --name odd {share} --network none; podman run -d --pod odd --name inside {idle}")
+    };
+    for (spoil, container, words) in [
+        ("true".to_owned(), "podman:web", &["in a pod", "podman:pod/shop"][..]),
+        (
+            format!("podman run -d --pod shop --name second {idle}"),
+            POD,
+            &["`web` (running)", "`second` (running)"],
+        ),
+        (
+            format!("{alone}; podman run -d --name joins --network container:alone {idle}"),
+            "podman:joins",
+            &["shares a namespace", "`alone`"],
+        ),
+        (
+            format!("{alone}; podman run -d --name joins --network container:alone {idle}"),
+            "podman:alone",
+            &["other containers share", "`joins`"],
+        ),
+        (
+            odd_pod("--share net,pid"),
+            "podman:pod/odd",
+            &["namespaces that CRIU cannot restore one into: pid"],
+        ),
+        (odd_pod("--no-hosts"), "podman:pod/odd", &["settings that are not carried yet", "NoManageHosts"]),
+        (odd_pod("--volume /srv:/srv"), "podman:pod/odd", &["settings that are not carried yet", "volumes"]),
+    ] {
+        bed.sh(SRC, &spoil);
+        let said = migrate(&bed, SRC, container, &[]);
+        bed.sh(SRC, "podman rm -f -t 0 -i second joins alone; podman pod rm -f -t 0 -i odd; true");
+        assert_eq!(said.code, 13, "{spoil}: {}{}", said.out, said.err);
+        for words in words {
+            assert!(said.out.contains(words), "{spoil}: `{words}` is not in {}{}", said.out, said.err);
+        }
+    }
+    for (spoil, words) in [
+        (format!("{CREATE} --name shop --network none"), "has a pod `shop` there already"),
+        (format!("podman create --name web {idle}"), "has a container `web` there already"),
+    ] {
+        bed.sh(DST, &spoil);
+        let said = migrate(&bed, SRC, POD, &[]);
+        bed.sh(DST, "podman rm -f -t 0 -i web; podman pod rm -f -t 0 -i shop");
+        assert_eq!(said.code, 12, "{spoil}: {}{}", said.out, said.err);
+        assert!(said.out.contains(words), "{spoil}: {}{}", said.out, said.err);
+    }
+    assert_eq!(bed.sh(SRC, "podman inspect -f '{{.State.Pid}}' web"), pid);
+    assert_no_half(&bed, DST);
+}
+
+/// The pod is stopped with its container, so that nothing answers for the one that has moved.
+#[test]
+fn a_pod_is_kept_at_the_source_stopped() {
+    let Some(bed) = bed() else { return };
+    let redis = make_pod(&bed, "crun");
+    let said = migrate(&bed, SRC, POD, &["--keep-source"]);
+    assert_eq!(said.summary()["leftovers"], json!([]), "{}", said.out);
+    assert_eq!(
+        bed.sh(SRC, "podman pod inspect -f '{{.State}}' shop; podman inspect -f '{{.State.Status}}' web"),
+        "Exited\nexited"
+    );
+    assert_eq!(bed.sh(SRC, "pgrep -x 'redis-server|conmon|tail'; ls /run/netns; true"), "");
+    assert_eq!(redis.ask(&bed, "ping"), "PONG");
+    bed.sh(SRC, "podman pod rm -f -t 0 shop");
+    assert_no_half(&bed, SRC);
+}
+
+/// Killed in each phase from the freeze on, then `godwit resume`: one side runs the pod, and the other has nothing of it.
+#[test]
+fn after_a_kill_resume_leaves_one_whole_pod() {
+    let Some(bed) = bed() else { return };
+    for (phase, side) in [
+        ("pre-copy", SRC),
+        ("stop-and-copy", SRC),
+        ("restore", SRC),
+        ("commit", SRC),
+        ("pre-copy", DST),
+        ("restore", DST),
+        ("commit", DST),
+    ] {
+        bed.wipe();
+        let redis = make_pod(&bed, "crun");
+        let probe = Probe::start(&bed, &redis);
+        let flags = [POD, "ssh://dst", "--tcp-established", "--retries", "0", "--max-downtime", "60s"];
+        let mut running = Background::migrate(&bed, &[], &flags);
+        running.wait_for_phase(phase);
+        match side {
+            SRC => running.signal("KILL"),
+            _ => drop(bed.try_sh(DST, "for p in $(pgrep -f '[g]odwit receive'); do kill -9 $p; done")),
+        }
+        let said = running.finish();
+        let mut context = format!("{phase} on {side}: {}{}", said.out, said.err);
+        for host in [SRC, DST] {
+            let resumed = godwit_with(&bed, host, &[], &["resume", "--timeout", "30s"]);
+            context += &format!("\n{host}: {} {}{}", resumed.code, resumed.out, resumed.err);
+        }
+        bed.end_what_is_kept();
+        let runs =
+            |host: &&str| bed.holds(host, "[ \"$(podman inspect -f '{{.State.Status}}' web)\" = running ]");
+        let runners: Vec<&str> = [SRC, DST].into_iter().filter(|host| runs(host)).collect();
+        let [runner] = runners[..] else { panic!("it runs on {runners:?}: {context}") };
+        assert_eq!(bed.sh(runner, "podman pod inspect -f '{{.State}}' shop"), "Running", "{context}");
+        let lost = probe.lost();
+        assert_eq!(lost, None, "{context}");
+        assert_no_half(&bed, other(runner));
+    }
+}
