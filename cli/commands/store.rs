@@ -59,7 +59,8 @@ impl Place {
 
     /// For what can only be done with one.
     fn existing(&self) -> Result<Store, Failure> {
-        let none = || Failure::new(FailureKind::NotFound, format!("there is no store at `{}`", self.root.display()));
+        let none =
+            || Failure::new(FailureKind::NotFound, format!("there is no store at `{}`", self.root.display()));
         self.find()?.ok_or_else(|| none().hint("`godwit store add PATH` makes one"))
     }
 
@@ -85,8 +86,11 @@ impl Place {
         self.bar.finish_and_clear();
         let lines = findings(&checked);
         if draw.is_json() {
-            let damaged: Vec<_> =
-                checked.damaged.iter().map(|(id, why)| json!({ "object": id.to_string(), "reason": why })).collect();
+            let damaged: Vec<_> = checked
+                .damaged
+                .iter()
+                .map(|(id, why)| json!({ "object": id.to_string(), "reason": why }))
+                .collect();
             let incomplete: Vec<_> = checked
                 .incomplete
                 .iter()
@@ -145,7 +149,8 @@ impl Place {
     fn stats(&self, draw: &Draw) -> Result<u8, Failure> {
         let Some(store) = self.find()? else { return Ok(self.nothing(draw)) };
         let all = || Ok((store.stats()?, store.pins()?, store.collect(Goal::All, true)?));
-        let (stats, pins, unneeded) = all().map_err(|error| self.failure("the store cannot be counted", &error))?;
+        let (stats, pins, unneeded) =
+            all().map_err(|error| self.failure("the store cannot be counted", &error))?;
         let bytes = stats.chunk_bytes + stats.manifest_bytes;
         if draw.is_json() {
             let pins: Vec<_> = pins
@@ -186,7 +191,10 @@ impl Place {
             Failure::new(FailureKind::NotFound, format!("cannot read `{shown}`")).because_of(&error)
         })?;
         if self.root.starts_with(&path) || path.starts_with(&self.root) {
-            return Err(Failure::new(FailureKind::Usage, format!("`{shown}` and the store lie in each other")));
+            return Err(Failure::new(
+                FailureKind::Usage,
+                format!("`{shown}` and the store lie in each other"),
+            ));
         }
         let facts = if path.is_dir() && inspect::is_one(&path) {
             let contents = inspect::inspect(&path);
@@ -250,7 +258,11 @@ impl Place {
                 "message_type": "store_got", "manifest": manifest.to_string(), "path": get.path, "entries": entries, "file_bytes": bytes,
             }));
         } else {
-            draw.talk(&format!("`{}`: {} in {entries} entries, verified", get.path.display(), show_bytes(bytes)));
+            draw.talk(&format!(
+                "`{}`: {} in {entries} entries, verified",
+                get.path.display(),
+                show_bytes(bytes)
+            ));
         }
         Ok(0)
     }
@@ -261,8 +273,11 @@ impl Place {
             return Ok(digest);
         }
         let pin: PinName = text.parse().map_err(|_| {
-            Failure::new(FailureKind::Usage, format!("`{text}` is neither the digest of a manifest nor a pin"))
-                .hint("`godwit store stats` shows the pins")
+            Failure::new(
+                FailureKind::Usage,
+                format!("`{text}` is neither the digest of a manifest nor a pin"),
+            )
+            .hint("`godwit store stats` shows the pins")
         })?;
         let found = store.pin(&pin).map_err(|error| self.failure("the pin cannot be read", &error))?;
         found.ok_or_else(|| self.failure("nothing to make it of", &StoreError::NoPin(pin.to_string())))
@@ -277,15 +292,28 @@ impl Place {
 
     fn failure(&self, what: &str, error: &StoreError) -> Failure {
         let kind = match error {
-            StoreError::Missing(_) | StoreError::NoPin(_) | StoreError::Damaged { .. } => FailureKind::NotFound,
-            StoreError::Format { .. } | StoreError::NotEmpty(_) | StoreError::PinName(_) => FailureKind::Usage,
-            StoreError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => FailureKind::Missing,
+            StoreError::Missing(_) | StoreError::NoPin(_) | StoreError::Damaged { .. } => {
+                FailureKind::NotFound
+            }
+            StoreError::Format { .. } | StoreError::NotEmpty(_) | StoreError::PinName(_) => {
+                FailureKind::Usage
+            }
+            StoreError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                FailureKind::Missing
+            }
             _ => FailureKind::Failed,
         };
         let hint = match error {
-            StoreError::Full { .. } => "`godwit store unpin` lets go of something, or give it more with `--quota`".into(),
-            StoreError::LostPin { .. } => "`godwit store check --repair` takes pins away that keep nothing whole".into(),
-            StoreError::Format { .. } => format!("move `{}` away: godwit makes another one, and no container needs it", self.root.display()),
+            StoreError::Full { .. } => {
+                "`godwit store unpin` lets go of something, or give it more with `--quota`".into()
+            }
+            StoreError::LostPin { .. } => {
+                "`godwit store check --repair` takes pins away that keep nothing whole".into()
+            }
+            StoreError::Format { .. } => format!(
+                "move `{}` away: godwit makes another one, and no container needs it",
+                self.root.display()
+            ),
             StoreError::Missing(_) | StoreError::Damaged { .. } => {
                 "put the same content there again; `godwit store check` says what else is missing".into()
             }
@@ -314,8 +342,10 @@ fn facts(contents: &Contents) -> BTreeMap<String, String> {
 /// One line for each thing that is not as it should be.
 fn findings(checked: &Checked) -> Vec<String> {
     let damaged = checked.damaged.iter().map(|(id, why)| format!("{id}: {why}"));
-    let incomplete =
-        checked.incomplete.iter().map(|(digest, count)| format!("manifest {digest} lacks {count} of what it needs"));
+    let incomplete = checked
+        .incomplete
+        .iter()
+        .map(|(digest, count)| format!("manifest {digest} lacks {count} of what it needs"));
     let pins = checked.broken_pins.iter().map(|pin| format!("the pin `{pin}` keeps what is not whole"));
     pins.chain(damaged).chain(incomplete).collect()
 }

@@ -52,7 +52,10 @@ impl Store {
         checked.incomplete = incomplete;
         for name in self.pin_names()? {
             let is_whole = self.pin(&name).is_ok_and(|pin| {
-                pin.is_none_or(|digest| !lost.contains(&digest) && self.look_at(ObjectId::manifest(digest)).is_ok_and(|bytes| bytes.is_ok()))
+                pin.is_none_or(|digest| {
+                    !lost.contains(&digest)
+                        && self.look_at(ObjectId::manifest(digest)).is_ok_and(|bytes| bytes.is_ok())
+                })
             });
             if !is_whole {
                 checked.broken_pins.insert(name.to_string());
@@ -122,7 +125,9 @@ impl Store {
     }
 
     fn repair(&self, checked: &Checked) -> Result<(), StoreError> {
-        for name in self.pin_names()?.into_iter().filter(|name| checked.broken_pins.contains(&name.to_string())) {
+        for name in
+            self.pin_names()?.into_iter().filter(|name| checked.broken_pins.contains(&name.to_string()))
+        {
             self.unpin(&name)?;
         }
         for digest in checked.incomplete.keys() {

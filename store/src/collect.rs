@@ -89,7 +89,7 @@ impl Store {
         if !dry_run {
             let left = collected.kept_bytes + in_hand;
             // what others have added meanwhile counts on top
-            drop(self.change_usage(|now| Some(left + now.saturating_sub(usage_before)))?);
+            let _ = self.change_usage(|now| Some(left + now.saturating_sub(usage_before)))?;
         }
         Ok(collected)
     }
@@ -115,7 +115,9 @@ impl Store {
                         remove(&entry.path())?;
                     }
                 }
-                Err(TryLockError::WouldBlock) => drop(living.insert(entry.file_name())),
+                Err(TryLockError::WouldBlock) => {
+                    living.insert(entry.file_name());
+                }
                 Err(TryLockError::Error(error)) => return Err(StoreError::io("lock", &entry.path())(error)),
             }
         }
@@ -156,12 +158,7 @@ impl Store {
         }
     }
 
-    fn sweep(
-        &self,
-        going: &[Stored],
-        marks: &mut Marks<'_>,
-        swept: &mut Swept,
-    ) -> Result<(), StoreError> {
+    fn sweep(&self, going: &[Stored], marks: &mut Marks<'_>, swept: &mut Swept) -> Result<(), StoreError> {
         for kind in Kind::ALL {
             let mut shards: BTreeMap<Shard, Vec<&Stored>> = BTreeMap::new();
             for object in going.iter().filter(|object| object.id.kind == kind) {
@@ -239,8 +236,7 @@ impl<'s> Marks<'s> {
                 continue;
             }
             let bytes = self.store.look_at(id)?.map_err(|why| StoreError::Damaged { id, why })?;
-            let manifest =
-                Manifest::decode(&bytes).map_err(|why| StoreError::Manifest { digest, why })?;
+            let manifest = Manifest::decode(&bytes).map_err(|why| StoreError::Manifest { digest, why })?;
             self.opened.insert(digest);
             for child in manifest.children() {
                 self.kept.insert(child);

@@ -69,11 +69,7 @@ impl Cutter {
             let (_, end) = cutter.cut(begin, run.len() - begin);
             let at = self.run_at + begin as u64;
             let len = end - begin;
-            self.pieces.push(Piece {
-                gap: at - self.end,
-                len: len as u32,
-                chunk: keep(&run[begin..end])?,
-            });
+            self.pieces.push(Piece { gap: at - self.end, len: len as u32, chunk: keep(&run[begin..end])? });
             self.end = at + len as u64;
             begin = end;
         }
@@ -109,7 +105,8 @@ mod tests {
 
     /// Bytes that hardly repeat.
     fn noise(seed: u64, len: usize) -> Vec<u8> {
-        let mut reader = blake3::Hasher::new_derive_key("godwit test").update(&seed.to_le_bytes()).finalize_xof();
+        let mut reader =
+            blake3::Hasher::new_derive_key("godwit test").update(&seed.to_le_bytes()).finalize_xof();
         let mut bytes = vec![0; len];
         reader.fill(&mut bytes);
         bytes

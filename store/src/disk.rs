@@ -74,8 +74,6 @@ pub(crate) fn remove_directory(path: &Path) -> Result<(), StoreError> {
 pub(crate) fn entries(path: &Path) -> Result<Vec<std::fs::DirEntry>, StoreError> {
     match std::fs::read_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        entries => {
-            entries.and_then(Iterator::collect::<io::Result<_>>).map_err(StoreError::io("read", path))
-        }
+        entries => entries.and_then(Iterator::collect::<io::Result<_>>).map_err(StoreError::io("read", path)),
     }
 }

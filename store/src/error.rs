@@ -41,7 +41,9 @@ pub enum StoreError {
         why: &'static str,
     },
     /// There is no room left within the quota: all that is in the store is pinned, or being read or written.
-    #[error("the store's quota of {quota} bytes has no room for {need} bytes more: {used} are in use and nothing of that may go")]
+    #[error(
+        "the store's quota of {quota} bytes has no room for {need} bytes more: {used} are in use and nothing of that may go"
+    )]
     Full {
         /// Bytes to be written.
         need: u64,

@@ -105,7 +105,9 @@ impl Recorder<'_> {
     fn record(&mut self, step: TreeOp) -> Result<(), StoreError> {
         match step {
             TreeOp::Dir { path } => self.put(path, Node::Dir { meta: Default::default() }),
-            TreeOp::Symlink { path, destination, meta } => self.put(path, Node::Symlink { meta, to: destination }),
+            TreeOp::Symlink { path, destination, meta } => {
+                self.put(path, Node::Symlink { meta, to: destination })
+            }
             TreeOp::Fifo { path, meta } => self.put(path, Node::Fifo { meta }),
             TreeOp::Device { path, block, major, minor, meta } => {
                 self.put(path, Node::Device { meta, block, major, minor });
@@ -130,7 +132,9 @@ impl Recorder<'_> {
                 };
                 self.open = Some((path, contents));
             }
-            TreeOp::Segment { index, body: Body::Data(bytes), .. } => self.contents(index * SEGMENT, &bytes)?,
+            TreeOp::Segment { index, body: Body::Data(bytes), .. } => {
+                self.contents(index * SEGMENT, &bytes)?
+            }
             TreeOp::FileEnd { size, meta } => {
                 if let Some((path, contents)) = self.open.take() {
                     let mut keep = |bytes: &[u8]| self.lease.put_chunk(bytes);
@@ -163,7 +167,11 @@ impl Recorder<'_> {
         match &mut self.open {
             Some((_, Contents::Pieces(cutter))) => cutter.take(at, bytes, &mut keep),
             Some((path, Contents::Pages(cutter))) => {
-                if cutter.take(at, bytes, &mut keep)? { Ok(()) } else { Err(changed(path)) }
+                if cutter.take(at, bytes, &mut keep)? {
+                    Ok(())
+                } else {
+                    Err(changed(path))
+                }
             }
             None => Ok(()),
         }

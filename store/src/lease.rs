@@ -262,14 +262,18 @@ impl Lease {
         let batch = std::mem::take(&mut self.batch);
         let bytes = std::mem::take(&mut self.batch_bytes) as u64;
         let mut written = self.write_batch(&batch, bytes);
-        if matches!(&written, Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull) {
+        if matches!(&written, Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull)
+        {
             // what nobody needs gives its room
             self.store.collect(Goal::Room(bytes.saturating_mul(2)), false)?;
             written = self.write_batch(&batch, bytes);
         }
-        match &written {
-            Ok(()) => self.written += bytes,
-            Err(_) => batch.iter().for_each(|(id, _)| drop(self.named.remove(id))),
+        if written.is_ok() {
+            self.written += bytes;
+        } else {
+            for (id, _) in &batch {
+                self.named.remove(id);
+            }
         }
         written
     }

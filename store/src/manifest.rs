@@ -162,7 +162,8 @@ impl Manifest {
     /// # Errors
     /// Which rule they break.
     pub fn decode(bytes: &[u8]) -> Result<Manifest, String> {
-        let body = bytes.strip_prefix(&MAGIC).ok_or("it does not begin as a manifest of this version does")?;
+        let body =
+            bytes.strip_prefix(&MAGIC).ok_or("it does not begin as a manifest of this version does")?;
         let manifest: Manifest = postcard::from_bytes(body).map_err(|error| error.to_string())?;
         manifest.check()?;
         // a second way to write the same would be a second name
@@ -176,7 +177,9 @@ impl Manifest {
     pub fn children(&self) -> BTreeSet<ObjectId> {
         match self {
             Manifest::Checkpoint(checkpoint) => BTreeSet::from([ObjectId::manifest(checkpoint.tree)]),
-            Manifest::Tree(tree) => tree.entries.iter().flat_map(Entry::chunks).map(ObjectId::chunk).collect(),
+            Manifest::Tree(tree) => {
+                tree.entries.iter().flat_map(Entry::chunks).map(ObjectId::chunk).collect()
+            }
         }
     }
 }

@@ -77,7 +77,8 @@ impl Lease {
                 }
                 Node::File { meta, size, content } => {
                     destination.apply(TreeOp::FileBegin { path: path.clone(), size, new: true })?;
-                    let mut file = Filling { destination: &mut destination, path: &path, size, segment: None };
+                    let mut file =
+                        Filling { destination: &mut destination, path: &path, size, segment: None };
                     self.write(&content, &mut file)?;
                     file.end_segment()?;
                     destination.apply(TreeOp::FileEnd { size, meta })?;

@@ -108,12 +108,12 @@ mod tests {
         }
 
         #[test]
-        fn any_flipped_bit_is_seen(bytes in proptest::collection::vec(any::<u8>(), 1..400), repeat in 1usize..9, at: usize, bit in 0..8) {
+        fn any_flipped_bit_is_seen(bytes in proptest::collection::vec(any::<u8>(), 1..400), repeat in 1usize..9, at: usize, bit in 0u8..8) {
             let bytes = bytes.repeat(repeat);
             let id = ObjectId::chunk(Digest::of(&bytes));
             let mut object = encode(Kind::Chunk, &bytes);
             let at = at % object.len();
-            object[at] ^= 1 << bit;
+            object[at] ^= 1u8 << bit;
             // a bit of a compressed frame may be of no meaning; then the bytes are right all the same
             if let Ok(same) = decode(id, &object) {
                 prop_assert_eq!(same, bytes);

@@ -124,7 +124,9 @@ mod tests {
             assert_eq!(text.parse::<PinName>().unwrap().to_string(), text);
         }
         let long = format!("a/{}", "b".repeat(129));
-        for text in ["", "/", "a", "a/", "/b", "a/b/c", "../b", "a/..", "a/.b", "a/b c", "a/b\n", "a/ä", &long] {
+        for text in
+            ["", "/", "a", "a/", "/b", "a/b/c", "../b", "a/..", "a/.b", "a/b c", "a/b\n", "a/ä", &long]
+        {
             assert!(text.parse::<PinName>().is_err(), "{text}");
         }
     }

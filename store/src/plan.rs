@@ -105,8 +105,10 @@ mod tests {
     }
 
     fn scene((chunks, manifests): &Drawn) -> Scene {
-        let stored = |id, used| Stored { id, len: 10, used: SystemTime::UNIX_EPOCH + Duration::from_secs(used) };
-        let mut objects: Vec<Stored> = (0..*chunks).map(|number| stored(id(Kind::Chunk, number), 7)).collect();
+        let stored =
+            |id, used| Stored { id, len: 10, used: SystemTime::UNIX_EPOCH + Duration::from_secs(used) };
+        let mut objects: Vec<Stored> =
+            (0..*chunks).map(|number| stored(id(Kind::Chunk, number), 7)).collect();
         let (mut kept, mut children) = (HashSet::new(), HashMap::new());
         for (number, (names, used, pinned)) in manifests.iter().enumerate() {
             let manifest = id(Kind::Manifest, number);

@@ -43,9 +43,8 @@ impl Store {
         let boot = boot.trim_end();
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let mut file = file
-            .and_then(|file| file.lock().map(|()| file))
-            .map_err(StoreError::io("lock", &path))?;
+        let mut file =
+            file.and_then(|file| file.lock().map(|()| file)).map_err(StoreError::io("lock", &path))?;
         let mut text = String::new();
         let read = (&file).take(128).read_to_string(&mut text);
         let known = read.ok().and_then(|_| text.trim_end().strip_prefix(boot)?.trim_start().parse().ok());

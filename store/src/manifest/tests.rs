@@ -26,7 +26,8 @@ fn meta() -> impl Strategy<Value = Meta> {
 fn file() -> impl Strategy<Value = Node> {
     let pieces = vec((0u64..1 << 40, 1u32..1 << 18, digest()), 0..5);
     let pieces = (meta(), pieces, 0u64..1 << 40).prop_map(|(meta, pieces, tail)| {
-        let pieces: Vec<Piece> = pieces.into_iter().map(|(gap, len, chunk)| Piece { gap, len, chunk }).collect();
+        let pieces: Vec<Piece> =
+            pieces.into_iter().map(|(gap, len, chunk)| Piece { gap, len, chunk }).collect();
         let size = pieces.iter().map(|piece| piece.gap + u64::from(piece.len)).sum::<u64>() + tail;
         Node::File { meta, size, content: Content::Pieces(pieces) }
     });
@@ -37,7 +38,8 @@ fn file() -> impl Strategy<Value = Node> {
             PageGroup { number, present, filled, chunk: Some(chunk).filter(|_| filled != 0) }
         };
         let groups: Vec<PageGroup> = groups.into_iter().map(group).collect();
-        let size = groups.iter().map(|group| u64::from(group.present.count_ones())).sum::<u64>() * PAGE as u64;
+        let size =
+            groups.iter().map(|group| u64::from(group.present.count_ones())).sum::<u64>() * PAGE as u64;
         Node::File { meta, size, content: Content::Pages(groups) }
     });
     prop_oneof![pieces, pages]
@@ -48,8 +50,12 @@ fn leaf() -> impl Strategy<Value = Node> {
         file(),
         (meta(), vec(1u8.., 1..20)).prop_map(|(meta, to)| Node::Symlink { meta, to }),
         meta().prop_map(|meta| Node::Fifo { meta }),
-        (meta(), any::<bool>(), any::<(u32, u32)>())
-            .prop_map(|(meta, block, (major, minor))| Node::Device { meta, block, major, minor }),
+        (meta(), any::<bool>(), any::<(u32, u32)>()).prop_map(|(meta, block, (major, minor))| Node::Device {
+            meta,
+            block,
+            major,
+            minor
+        }),
     ]
 }
 
@@ -68,7 +74,9 @@ fn tree() -> impl Strategy<Value = Manifest> {
             if let Some(to) = first.filter(|_| linked) {
                 nodes.insert(at("z"), Node::Link { to });
             }
-            Manifest::Tree(Tree { entries: nodes.into_iter().map(|(path, node)| Entry { path, node }).collect() })
+            Manifest::Tree(Tree {
+                entries: nodes.into_iter().map(|(path, node)| Entry { path, node }).collect(),
+            })
         },
     )
 }
@@ -140,20 +148,41 @@ fn each_rule_is_kept() {
         ("no parent", vec![entry("", directory()), entry("a/b", symlink())]),
         ("link to nothing", vec![entry("", directory()), entry("a", link("b"))]),
         ("link to itself", vec![entry("", directory()), entry("a", link("a"))]),
-        ("link to what comes later", vec![entry("", directory()), entry("a", link("b")), entry("b", symlink())]),
+        (
+            "link to what comes later",
+            vec![entry("", directory()), entry("a", link("b")), entry("b", symlink())],
+        ),
         ("link to a directory", vec![entry("", directory()), entry("a", directory()), entry("b", link("a"))]),
-        ("link to a link", vec![entry("", directory()), entry("a", symlink()), entry("b", link("a")), entry("c", link("b"))]),
+        (
+            "link to a link",
+            vec![entry("", directory()), entry("a", symlink()), entry("b", link("a")), entry("c", link("b"))],
+        ),
         ("beyond its end", vec![entry("", directory()), entry("a", pieces(9, vec![piece(5, 5)]))]),
         ("overflow", vec![entry("", directory()), entry("a", pieces(9, vec![piece(u64::MAX, 5)]))]),
         ("an empty piece", vec![entry("", directory()), entry("a", pieces(9, vec![piece(0, 0)]))]),
         ("a huge piece", vec![entry("", directory()), entry("a", pieces(1 << 30, vec![piece(0, 1 << 20)]))]),
         ("a huge file", vec![entry("", directory()), entry("a", pieces(1 << 63, vec![]))]),
-        ("pages of another size", vec![entry("", directory()), entry("a", pages(4096, vec![group(0, 3, 0, None)]))]),
+        (
+            "pages of another size",
+            vec![entry("", directory()), entry("a", pages(4096, vec![group(0, 3, 0, None)]))],
+        ),
         ("no pages", vec![entry("", directory()), entry("a", pages(0, vec![group(0, 0, 0, None)]))]),
-        ("filled and absent", vec![entry("", directory()), entry("a", pages(4096, vec![group(0, 1, 2, Some(chunk))]))]),
-        ("filled without bytes", vec![entry("", directory()), entry("a", pages(4096, vec![group(0, 1, 1, None)]))]),
-        ("bytes of none", vec![entry("", directory()), entry("a", pages(4096, vec![group(0, 1, 0, Some(chunk))]))]),
-        ("beyond memory", vec![entry("", directory()), entry("a", pages(4096, vec![group(1 << 46, 1, 0, None)]))]),
+        (
+            "filled and absent",
+            vec![entry("", directory()), entry("a", pages(4096, vec![group(0, 1, 2, Some(chunk))]))],
+        ),
+        (
+            "filled without bytes",
+            vec![entry("", directory()), entry("a", pages(4096, vec![group(0, 1, 1, None)]))],
+        ),
+        (
+            "bytes of none",
+            vec![entry("", directory()), entry("a", pages(4096, vec![group(0, 1, 0, Some(chunk))]))],
+        ),
+        (
+            "beyond memory",
+            vec![entry("", directory()), entry("a", pages(4096, vec![group(1 << 46, 1, 0, None)]))],
+        ),
         ("mode", vec![entry("", Node::Dir { meta: Meta { mode: 0o10000, ..Meta::default() } })]),
         ("time", vec![entry("", Node::Dir { meta: Meta { mtime_ns: 1_000_000_000, ..Meta::default() } })]),
     ];

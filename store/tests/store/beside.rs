@@ -119,7 +119,11 @@ fn killed_at_any_moment() {
         store.collect(Goal::All, false).unwrap();
         assert_whole(&store, &format!("round {round}, collected"));
         for empty in ["leases", "tmp", "damaged"] {
-            assert_eq!(std::fs::read_dir(store.root().join(empty)).unwrap().count(), 0, "round {round}: {empty}");
+            assert_eq!(
+                std::fs::read_dir(store.root().join(empty)).unwrap().count(),
+                0,
+                "round {round}: {empty}"
+            );
         }
         for pin in store.pins().unwrap() {
             store.unpin(&pin.name).unwrap();

@@ -60,7 +60,10 @@ fn a_damaged_chunk_is_moved_aside_and_can_be_put_again() {
         damage(&chunk);
         let checked = store.check(false, &mut |_, _| {}).unwrap();
         assert_eq!(checked.damaged.len(), 1, "{what}: {checked:?}");
-        assert!(checked.incomplete.contains_key(&manifest) && checked.broken_pins.contains("test/tree"), "{what}");
+        assert!(
+            checked.incomplete.contains_key(&manifest) && checked.broken_pins.contains("test/tree"),
+            "{what}"
+        );
         assert!(chunk.exists(), "{what}: a check alone moves nothing");
         let to = dir.path().join("to");
         let error = get(&store, manifest, &to).unwrap_err();
@@ -87,11 +90,17 @@ fn nothing_is_collected_while_it_is_not_known_what_a_pin_keeps() {
         let before = objects(&store, BOTH);
         for goal in [Goal::All, Goal::Room(1)] {
             let error = store.collect(goal, false).unwrap_err();
-            assert!(matches!(&error, StoreError::LostPin { pin, .. } if pin == "test/tree"), "{what}: {error}");
+            assert!(
+                matches!(&error, StoreError::LostPin { pin, .. } if pin == "test/tree"),
+                "{what}: {error}"
+            );
             assert_eq!(objects(&store, BOTH), before, "{what}");
         }
         let checked = store.check(true, &mut |_, _| {}).unwrap();
-        assert_eq!(checked.damaged.keys().map(|id| (id.kind, id.digest)).collect::<Vec<_>>(), [(Kind::Manifest, manifest)]);
+        assert_eq!(
+            checked.damaged.keys().map(|id| (id.kind, id.digest)).collect::<Vec<_>>(),
+            [(Kind::Manifest, manifest)]
+        );
         assert!(checked.repaired && checked.broken_pins.contains("test/tree"), "{what}: {checked:?}");
         assert_whole(&store, what);
         assert_eq!(store.pins().unwrap(), [], "{what}");

@@ -1,7 +1,7 @@
 //! A disk without room: a small tmpfs in a mount namespace of its own.
 
-use crate::ground::{add, assert_whole, can_run, get, given, make_tree, name, process};
 use crate::ground::{BOTH, objects, scratch};
+use crate::ground::{add, assert_whole, can_run, get, given, make_tree, name, process};
 use godwit_store::{Goal, Store, StoreError};
 use std::io::ErrorKind;
 use std::process::Command;

@@ -38,7 +38,15 @@ pub fn bash(dir: &Path, script: &str) {
 /// What rsync would change, by checksum, links, attributes and ACLs.
 pub fn rsync(from: &Path, to: &Path) -> String {
     let out = Command::new("rsync")
-        .args(["-aHAXS", "--numeric-ids", "--checksum", "--modify-window=-1", "--delete", "--dry-run", "--itemize-changes"])
+        .args([
+            "-aHAXS",
+            "--numeric-ids",
+            "--checksum",
+            "--modify-window=-1",
+            "--delete",
+            "--dry-run",
+            "--itemize-changes",
+        ])
         .args([from.join(""), to.join("")])
         .output()
         .unwrap();

@@ -12,18 +12,35 @@ const TREES: u64 = 5;
 #[derive(Debug, Clone)]
 enum Act {
     /// Adds a tree under a lease, and pins it.
-    Pin { tree: u64, pin: u8 },
-    Unpin { pin: u8 },
+    Pin {
+        tree: u64,
+        pin: u8,
+    },
+    Unpin {
+        pin: u8,
+    },
     /// Adds a tree under a lease that goes on.
-    Lease { tree: u64, slot: u8 },
+    Lease {
+        tree: u64,
+        slot: u8,
+    },
     /// Takes a lease on what may be there.
-    Hold { tree: u64, slot: u8 },
-    End { slot: u8 },
+    Hold {
+        tree: u64,
+        slot: u8,
+    },
+    End {
+        slot: u8,
+    },
     /// Adds a tree and lets it be.
-    Add { tree: u64 },
+    Add {
+        tree: u64,
+    },
     Collect,
     DryRun,
-    Room { bytes: u64 },
+    Room {
+        bytes: u64,
+    },
 }
 
 fn act() -> impl Strategy<Value = Act> {

@@ -123,7 +123,8 @@ fn a_later_checkpoint_shares_what_has_not_changed() {
         0 => vec![0; 4096],
         _ => noise(number, 4096),
     };
-    let mut pages: BTreeMap<u64, Vec<u8>> = (0x1000..0x1400u64).map(|number| (number, page(number))).collect();
+    let mut pages: BTreeMap<u64, Vec<u8>> =
+        (0x1000..0x1400u64).map(|number| (number, page(number))).collect();
     let (first, second) = (dir.path().join("first"), dir.path().join("second"));
     images(&first.join("images"), &pages);
     // new memory at a lower address moves all that follows in the file, and one page changes
