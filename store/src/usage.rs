@@ -17,11 +17,10 @@ impl Store {
     pub(crate) fn reserve(&self, need: u64) -> Result<(), StoreError> {
         let quota = self.quota.unwrap_or(u64::MAX);
         let add = |used: u64| Some(used.saturating_add(need)).filter(|sum| *sum <= quota);
-        if self.change_usage(add)?.is_ok() {
-            return Ok(());
-        }
-        // some more, so that the next few batches need no collection
-        self.collect(Goal::Room(need.saturating_add(quota / 32)), false)?;
+        let Err(used) = self.change_usage(add)? else { return Ok(()) };
+        // some more than is lacking, so that the next few batches need no collection
+        let lacking = used.saturating_add(need).saturating_add(quota / 32).saturating_sub(quota);
+        self.collect(Goal::Room(lacking), false)?;
         match self.change_usage(add)? {
             Ok(()) => Ok(()),
             Err(used) => Err(StoreError::Full { need, used, quota }),
