@@ -28,8 +28,10 @@ fn flip(path: &Path, at: u64) {
     file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
 }
 
-/// Each way to damage a file of some bytes.
-fn damages() -> Vec<(&'static str, fn(&Path))> {
+/// A way to damage a file of some bytes.
+type Damage = (&'static str, fn(&Path));
+
+fn damages() -> Vec<Damage> {
     fn len(path: &Path) -> u64 {
         path.metadata().unwrap().len()
     }
