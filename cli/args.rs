@@ -3,12 +3,14 @@
 mod hook;
 mod hooks;
 mod migrate;
+mod store;
 #[cfg(test)]
 mod tests;
 
 pub use hook::HookCommand;
 pub use hooks::{Choice, HookArgs};
 pub use migrate::{IpChangeArg, LayerArg, MigrateArgs, PaceArg};
+pub use store::{StoreAddArgs, StoreCommand, StoreGetArgs};
 
 use crate::probe::ProbeArgs;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -102,6 +104,9 @@ pub enum Command {
     /// Look into checkpoints: godwit's, podman's exported archives, CRIU's directories of images
     #[command(subcommand)]
     Images(ImagesCommand),
+    /// Keep content that checkpoints, volumes and layers have in common once, verified: the store
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Show migrations, running and recent
     Status(StatusArgs),
     /// Show the journal of a migration

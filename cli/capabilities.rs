@@ -4,7 +4,7 @@
 //! inheritable set stay as they are: what godwit starts as root (CRIU, runc, `ip`, ssh) gets the whole bounding set again when
 //! it is executed, and CRIU must be able to restore any capability that a container had.
 
-use crate::args::{Command, ImagesCommand, LogArgs};
+use crate::args::{Command, ImagesCommand, LogArgs, StoreCommand};
 use Role::{Destination, Fill, Guard, Hook, Look, Source};
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use nix::sys::prctl::get_no_new_privs;
@@ -71,12 +71,16 @@ impl Role {
             // trusted attributes of a checkpoint's files count, and one that is encrypted is opened in memory
             Command::Images(ImagesCommand::Verify(_)) => Destination,
             Command::Images(ImagesCommand::Inspect(image)) if !image.identities.is_empty() => Destination,
+            // trees of files, to be read and to be made
+            Command::Store(StoreCommand::Add(_)) => Source,
+            Command::Store(StoreCommand::Get(_)) => Destination,
             Command::Guard => Guard,
             Command::Fill { .. } => Fill,
             Command::Log(_)
             | Command::Status(_)
             | Command::Explain(_)
             | Command::Images(_)
+            | Command::Store(_)
             | Command::Keys(_)
             | Command::Probe(_)
             | Command::Completions { .. } => Look,

@@ -25,6 +25,7 @@ mod resume;
 mod scratch;
 mod sealing;
 mod status;
+mod store;
 
 use crate::args::{Args, Command};
 use crate::draw::Draw;
@@ -79,6 +80,7 @@ pub fn run(args: &Args, draw: &Draw) -> Result<u8, Trouble> {
         Command::Checkpoint(command) => checkpoint::run(args, command, draw),
         Command::Restore(command) => restore::run(args, command, draw),
         Command::Images(command) => images::run(args, command, draw),
+        Command::Store(command) => store::run(args, command, draw),
         Command::Status(command) => status::run(args, command, draw),
         Command::Log(command) => log::run(args, command, draw),
         Command::Explain(command) => explain::run(command, draw),

@@ -4,6 +4,8 @@
 use godwit_memory::batch::{BatchBuilder, Kind, Run};
 use godwit_memory::{ImageId, PageRun};
 use godwit_migration::Cancel;
+use godwit_criu::images::{PE_PRESENT, Pagemap, PagemapEntry};
+use godwit_store::{Kind, Manifest, Store, object};
 use godwit_transfer::tree::{Options, TreeDestination, TreeIndex, TreeOp, TreeSource};
 use godwit_transfer::wire::HeldFrames;
 use godwit_transfer::{Compression, Message, Transport, TreeId, Wire};
@@ -31,6 +33,11 @@ fn main() {
         put("tree_ops", name, &bytes);
         put("wire", name, &conversation(&steps, &index));
     }
+    for (name, bytes) in manifests(place.path(), &root) {
+        put("manifest", name, &bytes);
+        put("object", name, &object::encode(Kind::Manifest, &bytes));
+    }
+    put("object", "chunk", &object::encode(Kind::Chunk, b"not worth compressing"));
     put("batch", "all-kinds", &batch());
     let lines = [
         r#"{"seq":1,"unix_us":1,"event":"planned","version":1,"migration":"01m7yydq3wn4cn3s58aezvtgt5","role":"source","container":"runc:web","peer":"ssh://dst","godwit":"0.1.0"}"#,
@@ -67,6 +74,25 @@ fn make_tree(root: &Path) {
     std::fs::write(root.join("dir/long"), vec![7; 5000]).unwrap();
     std::fs::hard_link(root.join("file"), root.join("dir/linked")).unwrap();
     std::os::unix::fs::symlink("../file", root.join("dir/link")).unwrap();
+}
+
+/// Of a tree, and of a checkpoint with a few pages.
+fn manifests(place: &Path, root: &Path) -> Vec<(&'static str, Vec<u8>)> {
+    let store = Store::open(&place.join("store"), None).unwrap();
+    let mut lease = store.lease().unwrap();
+    let images = place.join("checkpoint/images");
+    std::fs::create_dir_all(&images).unwrap();
+    let entry = PagemapEntry { vaddr: 0x7000, nr_pages: 2, flags: PE_PRESENT };
+    let map = Pagemap { pages_id: 1, entries: vec![entry] };
+    map.write(&images.join("pagemap-1.img")).unwrap();
+    std::fs::write(images.join("pages-1.img"), [vec![0; 4096], vec![5; 4096]].concat()).unwrap();
+    let facts = [("container".to_owned(), "runc:web".to_owned())].into();
+    let tree = lease.add_tree(root, &mut |_| {}).unwrap().manifest;
+    let checkpoint = lease.add_checkpoint(&place.join("checkpoint"), facts, &mut |_| {}).unwrap().manifest;
+    let pages = Manifest::Tree(lease.tree(checkpoint).unwrap());
+    [("tree", lease.hold(tree).unwrap()), ("checkpoint", lease.hold(checkpoint).unwrap()), ("pages", pages)]
+        .map(|(name, manifest)| (name, manifest.encode().unwrap()))
+        .into()
 }
 
 /// An index from before some changes.

@@ -14,6 +14,7 @@ use godwit_memory::batch::Batch;
 use godwit_migration::hooks::HookUrl;
 use godwit_migration::{Cancel, journal};
 use godwit_restore::policy::{Policy, Wish};
+use godwit_store::{Digest, Kind, Manifest, ObjectId};
 use godwit_transfer::tree::{TreeDestination, TreeIndex, TreeOp};
 use godwit_transfer::{Incoming, Transport, Wire};
 use std::io;
@@ -24,10 +25,12 @@ use std::time::{Duration, Instant};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 11] = [
     ("wire", wire),
     ("index", index),
     ("tree_ops", tree_ops),
+    ("manifest", manifest),
+    ("object", object),
     ("journal", journal),
     ("images", images),
     ("batch", batch),
@@ -101,6 +104,25 @@ pub fn tree_ops(bytes: &[u8]) {
     }
     assert_eq!(std::fs::read(&beside).unwrap(), b"untouched");
     assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 2, "something was made beside the tree");
+}
+
+/// A manifest of the store's.
+pub fn manifest(bytes: &[u8]) {
+    let Ok(manifest) = Manifest::decode(bytes) else { return };
+    let _ = manifest.children();
+    if let Manifest::Tree(tree) = &manifest {
+        let _ = tree.file_bytes();
+    }
+    // one encoding only, or equal trees would have several names
+    assert_eq!(manifest.encode().unwrap(), bytes);
+}
+
+/// What is in a file of the store's, by whatever name.
+pub fn object(bytes: &[u8]) {
+    for kind in [Kind::Chunk, Kind::Manifest] {
+        let id = ObjectId { kind, digest: Digest([0; 32]) };
+        assert!(godwit_store::object::decode(id, bytes).is_err(), "nobody has bytes of that digest");
+    }
 }
 
 /// A journal.

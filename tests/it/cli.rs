@@ -11,18 +11,24 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What a run of the binary left.
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
 fn godwit() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_godwit"));
     // whatever is set where the tests run
-    for name in
-        ["GODWIT_ROOT", "GODWIT_CRIU", "GODWIT_LOG", "GODWIT_REMOTE_COMMAND", "GODWIT_ETC", "NO_COLOR"]
-    {
+    for name in [
+        "GODWIT_ROOT",
+        "GODWIT_CRIU",
+        "GODWIT_LOG",
+        "GODWIT_REMOTE_COMMAND",
+        "GODWIT_ETC",
+        "GODWIT_STORE_QUOTA",
+        "NO_COLOR",
+    ] {
         command.env_remove(name);
     }
     command
@@ -43,7 +49,7 @@ fn run(args: &[&str]) -> Ran {
     finish(command)
 }
 
-fn run_in(root: &Path, args: &[&str]) -> Ran {
+pub fn run_in(root: &Path, args: &[&str]) -> Ran {
     let mut command = godwit();
     command.arg("--root").arg(root).args(args);
     finish(command)
@@ -58,6 +64,7 @@ fn help_version_and_completions() {
         "receive",
         "checkpoint",
         "restore",
+        "store",
         "status",
         "log",
         "explain",

@@ -9,6 +9,7 @@
 //! - `hostile`: a half that lies.
 //! - `images`: who may read memory images.
 //! - `keys`: the keys of hosts, and the policy.
+//! - `store`: the content store's commands.
 //! - `cli`: flags, errors and exit codes of the binary.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // a test that cannot go on has failed; a skip says why
@@ -24,5 +25,6 @@ mod phases;
 mod question;
 mod resume;
 mod stage;
+mod store;
 mod throttle;
 mod world;
