@@ -1,5 +1,6 @@
 //! The command line.
 
+mod config;
 mod hook;
 mod hooks;
 mod migrate;
@@ -7,6 +8,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+pub use config::ConfigCommand;
 pub use hook::HookCommand;
 pub use hooks::{Choice, HookArgs};
 pub use migrate::{IpChangeArg, LayerArg, MigrateArgs, PaceArg};
@@ -138,6 +140,9 @@ pub enum Command {
     /// Make this host's key, and say which hosts it trusts over `tls://`
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Set what options are when a command line leaves them out, and names for other hosts
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Take part in the making of containers: register those that are meant to be moved
     #[command(subcommand)]
     Hook(HookCommand),

@@ -81,6 +81,7 @@ impl Role {
             | Command::Explain(_)
             | Command::Images(_)
             | Command::Store(_)
+            | Command::Config(_)
             | Command::Keys(_)
             | Command::Probe(_)
             | Command::Completions { .. } => Look,

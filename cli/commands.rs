@@ -4,6 +4,7 @@ mod bundle;
 mod cancel;
 mod check;
 mod checkpoint;
+mod config;
 mod dirty_rate;
 mod earlier;
 mod explain;
@@ -32,6 +33,8 @@ use crate::draw::Draw;
 use godwit_engine::{ContainerName, Engine, EngineError, OpenRequest, SourceContainer};
 use godwit_migration::failure::Disposition;
 use godwit_migration::{Cancel, Failure, FailureKind};
+
+pub use config::failure as config_failure;
 
 /// A failure, and the container that it is about.
 #[derive(Debug)]
@@ -94,6 +97,7 @@ pub fn run(args: &Args, draw: &Draw) -> Result<u8, Trouble> {
         Command::Guard => guard(),
         Command::Park => park::run(),
         Command::Hook(command) => hook::run(args, command, draw),
+        Command::Config(command) => config::run(command, draw),
         Command::Keys(command) => keys::run(command, draw),
         Command::Probe(command) => probe(args, command),
         Command::Completions { shell } => {

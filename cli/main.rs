@@ -3,13 +3,16 @@
 mod args;
 mod capabilities;
 mod commands;
+mod config;
 mod draw;
 mod probe;
 mod progress;
 
 use capabilities::Role;
 use clap::{CommandFactory, Parser};
+use config::{ConfigError, ParseError};
 use godwit_migration::fault;
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -45,12 +48,14 @@ fn main() -> ExitCode {
         let _ = writeln!(std::io::stderr(), "{text}");
         return ExitCode::from(2);
     }
-    let args = match args::Args::try_parse() {
+    let line: Vec<_> = std::env::args_os().collect();
+    let args = match config::parse(&line) {
         Ok(args) => args,
-        Err(error) => {
+        Err(ParseError::Line(error)) => {
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
+        Err(ParseError::Config(error)) => return refuse(&line, &error),
     };
     let kept = capabilities::keep(Role::of(&args.command));
     start_logging(&args.global);
@@ -65,6 +70,16 @@ fn main() -> ExitCode {
             ExitCode::from(trouble.failure.kind.exit_code())
         }
     }
+}
+
+/// The command line is right, the configuration is not: nothing is begun.
+fn refuse(line: &[OsString], error: &ConfigError) -> ExitCode {
+    let failure = commands::config_failure(error);
+    match args::Args::try_parse_from(line) {
+        Ok(args) => draw::Draw::new(&args.global).failure(&failure.into()),
+        Err(error) => drop(error.print()),
+    }
+    ExitCode::from(2)
 }
 
 /// Logs go to stderr or to the log file, never to stdout: that is data.

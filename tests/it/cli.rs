@@ -55,6 +55,13 @@ pub fn run_in(root: &Path, args: &[&str]) -> Ran {
     finish(command)
 }
 
+/// With the configuration in `etc`, and environment variables.
+pub fn run_with_etc(etc: &Path, args: &[&str], variables: &[(&str, &str)]) -> Ran {
+    let mut command = godwit();
+    command.args(args).env("GODWIT_ETC", etc).envs(variables.iter().copied());
+    finish(command)
+}
+
 #[test]
 fn help_version_and_completions() {
     let help = run(&["--help"]);

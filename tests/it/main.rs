@@ -15,6 +15,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // a test that cannot go on has failed; a skip says why
 
 mod cli;
+mod config;
 mod failures;
 mod fake;
 mod hostile;
