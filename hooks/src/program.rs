@@ -265,7 +265,7 @@ mod tests {
         let error = run_checked(&path, &path, &[("OUT", pids.clone().into())], limit, None);
         assert!(begun.elapsed() < Duration::from_secs(20));
         let error = error.unwrap_err().to_string();
-        assert!(error.contains("did not end within 2 s, and was killed: begun"), "{error}");
+        assert!(error.contains("did not end within 2.00 s, and was killed: begun"), "{error}");
         let text = std::fs::read_to_string(pids).unwrap();
         for pid in text.split_whitespace() {
             // the orphan dies when it is next scheduled, and is reaped by somebody else, at some time

@@ -167,7 +167,8 @@ mod tests {
 
     #[test]
     fn a_slow_link_gets_higher_levels_and_a_fast_one_gets_bytes_as_they_are() {
-        let (slow, packed) = settle(1e6, &text());
+        // so slow that zstd on a busy machine is still far ahead of it
+        let (slow, packed) = settle(1e4, &text());
         assert!(slow.level > 0 && packed == 40, "level {} packed {packed}", slow.level);
         let (_, packed) = settle(1e12, &text());
         assert!(packed <= 4, "{packed} frames compressed for a link that is faster than zstd");
