@@ -93,7 +93,9 @@ print(Popen(\"{words}\".split(), stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, 
         let to = if self.host == SRC { "ssh://dst" } else { "ssh://src" };
         let data = format!("/srv/{}-data", self.name);
         let files = if self.is_bare() { ["--volume", &data] } else { ["--no-copy", "/usr"] };
-        let words = ["--json", "migrate", &self.reference, to, "--on-timeout", "switchover"];
+        // these programs leave no processor idle: at a gentle pace their rounds would take minutes
+        let words =
+            ["--json", "migrate", &self.reference, to, "--on-timeout", "switchover", "--pace", "full"];
         [&words[..], &files, flags].concat().into_iter().map(str::to_owned).collect()
     }
 
