@@ -58,7 +58,7 @@ impl Kind {
         let mut flags =
             vec![name, "ssh://dst", "--tcp-established", "--retries", "0", "--max-downtime", "60s"];
         if self == Kind::Postgres {
-            flags.extend(["--no-copy", "/usr"]);
+            flags.extend(["--no-copy", "/usr", "--pace", "full"]);
         }
         flags
     }
