@@ -22,7 +22,7 @@ const ADDRESS: &str = "10.77.0.100";
 
 /// Moves the redis and gives the one summary.
 fn migrate(machines: &Machines, from: &str, to: &str, flags: &str) -> Value {
-    let script = format!("godwit --json migrate runc:vmt ssh://{to} --tcp-established {flags}");
+    let script = format!("godwit --json migrate runc:vmt ssh://{to} --tcp-established --pace full {flags}");
     let (code, out, err) = machines.run(from, &script);
     assert_eq!(code, 0, "{out}{err}");
     let lines = out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());

@@ -46,7 +46,7 @@ fn a_container_of_podman_keeps_its_limits_under_load() {
     machines.wait_until("client", "test -e /run/vmp.ready");
     for (from, to) in [(SRC, DST), (DST, SRC)] {
         let script = format!(
-            "godwit --json migrate podman:vmp ssh://{to} --tcp-established --no-copy /usr --on-timeout switchover"
+            "godwit --json migrate podman:vmp ssh://{to} --tcp-established --pace full --no-copy /usr --on-timeout switchover"
         );
         let (code, out, err) = machines.run(from, &script);
         assert_eq!(code, 0, "{out}{err}");

@@ -23,7 +23,7 @@ fn containers_move_to_the_same_criu_or_a_newer_one_and_to_no_older_one() {
     machines.sh(SRC, &format!("testbed-container create vmt {ADDRESS} --ram 16"));
     let before = digest(&machines);
     let script = format!(
-        "env {OLD} godwit --json migrate runc:vmt ssh://dst --tcp-established --on-timeout switchover"
+        "env {OLD} godwit --json migrate runc:vmt ssh://dst --tcp-established --pace full --on-timeout switchover"
     );
     let (code, out, err) = machines.run(SRC, &script);
     assert_eq!(code, 0, "{out}{err}");
