@@ -230,8 +230,10 @@ mod tests {
 
     fn script(dir: &Path, text: &str) -> PathBuf {
         let path = dir.join("hook");
-        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        // by another process: a child that another test forks meanwhile would have it open for writing, too (ETXTBSY)
+        let write = "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$2\" && chmod 755 \"$2\"";
+        let writer = std::process::Command::new("sh").args(["-c", write, "sh", text]).arg(&path).status();
+        assert!(writer.unwrap().success());
         path
     }
 
