@@ -5,7 +5,7 @@ use godwit_memory::batch::{BatchBuilder, Kind, Run};
 use godwit_memory::{ImageId, PageRun};
 use godwit_migration::Cancel;
 use godwit_criu::images::{PE_PRESENT, Pagemap, PagemapEntry};
-use godwit_store::{Kind, Manifest, Store, object};
+use godwit_store::{Manifest, Store, object};
 use godwit_transfer::tree::{Options, TreeDestination, TreeIndex, TreeOp, TreeSource};
 use godwit_transfer::wire::HeldFrames;
 use godwit_transfer::{Compression, Message, Transport, TreeId, Wire};
@@ -35,9 +35,9 @@ fn main() {
     }
     for (name, bytes) in manifests(place.path(), &root) {
         put("manifest", name, &bytes);
-        put("object", name, &object::encode(Kind::Manifest, &bytes));
+        put("object", name, &object::encode(godwit_store::Kind::Manifest, &bytes));
     }
-    put("object", "chunk", &object::encode(Kind::Chunk, b"not worth compressing"));
+    put("object", "chunk", &object::encode(godwit_store::Kind::Chunk, b"not worth compressing"));
     put("batch", "all-kinds", &batch());
     let lines = [
         r#"{"seq":1,"unix_us":1,"event":"planned","version":1,"migration":"01m7yydq3wn4cn3s58aezvtgt5","role":"source","container":"runc:web","peer":"ssh://dst","godwit":"0.1.0"}"#,
