@@ -4,6 +4,7 @@ use crate::files::FilesError;
 use crate::pages::PagesError;
 use crate::tracker::TrackerError;
 use godwit_engine::EngineError;
+use godwit_memory::ledger::LedgerError;
 use godwit_migration::journal::JournalError;
 use godwit_migration::{Failure, FailureKind};
 use godwit_transfer::WireError;
@@ -32,6 +33,13 @@ pub(crate) enum SourceError {
     /// A failure that is complete already.
     #[error(transparent)]
     Failure(Box<Failure>),
+}
+
+impl SourceError {
+    /// The container's memory outgrew what the destination keeps: that is mended by keeping more.
+    pub(crate) fn is_outgrown(&self) -> bool {
+        matches!(self, Self::Pages(PagesError::Room(LedgerError::Full { .. })))
+    }
 }
 
 impl From<FilesError> for SourceError {

@@ -34,6 +34,8 @@ pub struct Plan {
     pub bandwidth: u64,
     /// Connections: the first one is for everything, those beyond it for memory pages.
     pub connections: u16,
+    /// How often its memory outgrew the room that the destination had kept for it: each time that is to keep more.
+    pub outgrown: u32,
     /// How frames are compressed.
     pub compress: Compression,
     /// How it gets its memory at the destination.

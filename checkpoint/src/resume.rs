@@ -170,7 +170,7 @@ fn source_s(here: &mut Interrupted, wire: Option<Wire>) -> Result<End, Failure> 
     let reason = "resumed: it stays at the source";
     let mut end = End::at(Disposition::RunningAtSource);
     let dismiss = |mut wire: Wire| {
-        wire.say(&Message::Cancel { reason: reason.into() })?;
+        wire.say(&Message::Cancel { reason: reason.into(), again: false })?;
         undone(&mut wire)
     };
     if here.standing().state == JournalState::Untold {

@@ -49,7 +49,7 @@ impl Source<'_> {
         // it runs: now there is time to let go of its memory, and of the further connections
         self.pages = None;
         self.streams = None;
-        let (cancelled, undone) = self.cancel_peer(&reason);
+        let (cancelled, undone) = self.cancel_peer(&reason, error.is_outgrown());
         let leftovers = [
             journaled.err().map(|error| error.to_string()),
             self.job.remove_images().err().map(|error| format!("images: {error}")),
@@ -82,8 +82,9 @@ impl Source<'_> {
         failure.at(Disposition::RunningAtSource)
     }
 
-    /// Tells the destination to undo what it made; gives what to tell the user of it, and whether it was undone.
-    fn cancel_peer(&mut self, reason: &str) -> (Vec<String>, bool) {
+    /// Tells the destination to undo what it made, but for what another attempt can use where one follows; gives what to tell the
+    /// user of it, and whether it was undone.
+    fn cancel_peer(&mut self, reason: &str, again: bool) -> (Vec<String>, bool) {
         if self.was_refused {
             return (vec![], true);
         }
@@ -91,7 +92,7 @@ impl Source<'_> {
         self.bandwidth.set(0);
         self.wire.set_patience(UNDO_PATIENCE);
         let host = &self.plan.destination;
-        if let Err(error) = self.wire.say(&Message::Cancel { reason: reason.to_owned() }) {
+        if let Err(error) = self.wire.say(&Message::Cancel { reason: reason.to_owned(), again }) {
             return match error {
                 // it gave up by itself, and said so: then it has undone everything
                 WireError::Peer(_) => (vec![], true),
@@ -137,6 +138,7 @@ impl Source<'_> {
     fn describe(&self, error: SourceError) -> Failure {
         let host = &self.plan.destination;
         let name = &self.name;
+        let is_outgrown = error.is_outgrown();
         match error {
             SourceError::Failure(failure) => *failure,
             SourceError::Wire(WireError::Interrupted) => {
@@ -179,8 +181,14 @@ impl Source<'_> {
                 Failure::new(FailureKind::Failed, format!("`{name}` could not be moved")).because_of(&error)
             }
             SourceError::Pages(error) => {
-                Failure::new(FailureKind::Failed, format!("the memory of `{name}` could not be sent"))
-                    .because_of(&error)
+                let message = format!("the memory of `{name}` could not be sent");
+                let failure = Failure::new(FailureKind::Failed, message).because_of(&error);
+                match is_outgrown {
+                    true => Failure { kind: FailureKind::Outgrown, ..failure }.hint(
+                        "it grows while it is copied: `--pace full` and more `--bandwidth` copy faster",
+                    ),
+                    false => failure,
+                }
             }
             SourceError::Files(error) => {
                 Failure::new(FailureKind::Failed, format!("the files of `{name}` could not be sent"))

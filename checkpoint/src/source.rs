@@ -188,9 +188,12 @@ impl<'a> Source<'a> {
         Ok(result)
     }
 
-    /// Room for the memory as it is now, and for what it may grow by while it is copied: a quarter, and a little.
+    /// Room for the memory as it is now, and for what it may grow by while it is copied: a quarter, and a little; twice as much
+    /// each time that it was too little.
     pub(crate) fn room_pages(&self) -> u64 {
-        (self.memory_bytes + self.memory_bytes / 4 + (64 << 20)) / godwit_memory::PAGE_SIZE
+        let growth = (self.memory_bytes / 4).saturating_add(64 << 20);
+        let growth = growth.saturating_mul(1 << self.plan.outgrown.min(16));
+        self.memory_bytes.saturating_add(growth) / godwit_memory::PAGE_SIZE
     }
 
     /// The image that the container was made of, where the destination's engine lacks it.

@@ -29,23 +29,44 @@ const SETTLING: Duration = Duration::from_secs(900);
 /// The first pause before another attempt, and the longest one.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// Attempts, until one ends otherwise than by a lost link. Between two of them the container runs where it was.
+/// How often the destination is asked for more room than it kept.
+const GROWTHS: u32 = 4;
+
+/// What the attempts before came to.
+#[derive(Clone, Copy, Default)]
+struct Tried {
+    /// Their link was lost.
+    lost: u32,
+    /// The memory outgrew the room for it.
+    outgrown: u32,
+}
+
+/// Attempts, until one ends otherwise than by what another one may mend: a lost link, or too little room for memory that
+/// grows. Between two of them the container runs where it was.
 pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Trouble> {
     let show = Show::new(&args.global, draw);
     let cancel = cancel_on_signal();
     let mut pause = PAUSES.0;
-    for left in (0..command.retries).rev() {
-        let is_first = left + 1 == command.retries;
-        match attempt(args, command, draw, &show, &cancel, is_first) {
-            Err(trouble) if trouble.failure.kind == FailureKind::LinkLost && !cancel.is_raised() => {
+    let mut tried = Tried::default();
+    loop {
+        let trouble = match attempt(args, command, draw, &show, &cancel, tried) {
+            Err(trouble) if !cancel.is_raised() => trouble,
+            done => return done,
+        };
+        match trouble.failure.kind {
+            FailureKind::LinkLost if tried.lost < command.retries => {
                 show.note(format!("{}; once more in {} s", trouble.failure, pause.as_secs()));
                 cancel.wait(pause);
                 pause = (pause * 2).min(PAUSES.1);
+                tried.lost += 1;
             }
-            done => return done,
+            FailureKind::Outgrown if tried.outgrown < GROWTHS => {
+                show.note(format!("{}; once more with room for more", trouble.failure));
+                tried.outgrown += 1;
+            }
+            _ => return Err(trouble),
         }
     }
-    attempt(args, command, draw, &show, &cancel, command.retries == 0)
 }
 
 fn attempt(
@@ -54,7 +75,7 @@ fn attempt(
     draw: &Draw,
     show: &Show<'_>,
     cancel: &Cancel,
-    is_first: bool,
+    tried: Tried,
 ) -> Result<u8, Trouble> {
     let about = |failure| Trouble::about(failure, &command.container, Some(&command.destination));
     // everything that can be wrong is looked at before anything is touched
@@ -98,6 +119,7 @@ fn attempt(
         network_plan: request.network_plan,
         bandwidth: command.bandwidth.unwrap_or(0),
         connections: command.connections,
+        outgrown: tried.outgrown,
         compress: command.compress,
         restoration: command.restore.into(),
         gentle: command.pace == PaceArg::Gentle,
@@ -117,7 +139,7 @@ fn attempt(
         show.note(told);
     }
     let wire = call(&address, command, cancel.clone()).map_err(|mut failure| {
-        if !is_first {
+        if tried.lost > 0 || tried.outgrown > 0 {
             // it could be reached before
             failure.kind = FailureKind::LinkLost;
         }

@@ -82,6 +82,7 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
         network_plan: command.network_plan.clone(),
         bandwidth: 0,
         connections: 1,
+        outgrown: 0,
         compress: Compression::None,
         restoration: Restoration::Eager,
         gentle: false,

@@ -156,7 +156,7 @@ fn conversation(steps: &[TreeOp], index: &TreeIndex) -> Vec<u8> {
     wire.send_pages(&batch()).unwrap();
     let frames = vec![vec![0u8; 60].into(), vec![1u8; 90].into()];
     wire.send_frames(&[HeldFrames { interface: "eth0".into(), frames }]).unwrap();
-    wire.say(&Message::Cancel { reason: "enough".into() }).unwrap();
+    wire.say(&Message::Cancel { reason: "enough".into(), again: false }).unwrap();
     wire.flush().unwrap();
     let bytes = kept.lock().unwrap().clone();
     bytes

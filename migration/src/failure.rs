@@ -27,6 +27,9 @@ pub enum FailureKind {
     Failed,
     /// The link broke before the commit, which may be better the next time; everything was rolled back.
     LinkLost,
+    /// The container's memory outgrew the room for it at the destination, which can keep more the next time; everything was
+    /// rolled back.
+    Outgrown,
     /// The command line or the configuration cannot be right.
     Usage,
     /// It is done, but something remains to be cleaned up.
@@ -51,7 +54,7 @@ impl FailureKind {
     /// The process exit code: each one answers "where is my container?".
     pub fn exit_code(self) -> u8 {
         match self {
-            FailureKind::Failed | FailureKind::LinkLost => 1,
+            FailureKind::Failed | FailureKind::LinkLost | FailureKind::Outgrown => 1,
             FailureKind::Usage => 2,
             FailureKind::Leftovers => 3,
             FailureKind::NotFound => 10,

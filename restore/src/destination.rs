@@ -143,7 +143,9 @@ impl Destination<'_> {
     /// Waits for what comes next; the source's wish to stop comes out as an error.
     pub(crate) fn hear(&mut self) -> Result<Incoming, DestinationError> {
         match self.wire.hear()? {
-            Incoming::Message(Message::Cancel { reason }) => Err(DestinationError::Cancelled(reason)),
+            Incoming::Message(Message::Cancel { reason, again }) => {
+                Err(DestinationError::Cancelled { reason, again })
+            }
             other => Ok(other),
         }
     }

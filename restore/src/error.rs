@@ -11,6 +11,11 @@ use godwit_transfer::{Refusal, WireError};
 use std::path::PathBuf;
 
 impl DestinationError {
+    /// The source comes again, or may.
+    pub(crate) fn may_be_tried_again(&self) -> bool {
+        matches!(self, Self::Cancelled { again: true, .. }) || self.is_link_lost()
+    }
+
     /// The source cannot be heard any more: it may come back.
     pub(crate) fn is_link_lost(&self) -> bool {
         use crate::streams::StreamError;
@@ -25,8 +30,13 @@ impl DestinationError {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DestinationError {
     /// The source gave up.
-    #[error("{0}")]
-    Cancelled(String),
+    #[error("{reason}")]
+    Cancelled {
+        /// Why.
+        reason: String,
+        /// It tries again at once.
+        again: bool,
+    },
     /// This host said no.
     #[error("refused")]
     Refused(Vec<Refusal>),

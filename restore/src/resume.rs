@@ -31,7 +31,7 @@ pub(crate) fn serve(mut wire: Wire, host: &Host, id: &MigrationId, forget: bool)
     let standing = orphan.as_ref().map(Orphan::standing);
     wire.say(&Message::Standing { standing }).map_err(|error| lost(&error))?;
     let done = match (wire.hear().map_err(|error| lost(&error))?, orphan.as_mut()) {
-        (Incoming::Message(Message::Cancel { reason }), orphan) => {
+        (Incoming::Message(Message::Cancel { reason, .. }), orphan) => {
             let undone = orphan.map_or(Ok(vec![]), |orphan| orphan.abandon(&reason));
             undone.map(|leftovers| (Message::Undone { leftovers }, reason))
         }

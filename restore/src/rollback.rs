@@ -42,7 +42,7 @@ impl Destination<'_> {
         let _ = job.journal.append(journal::Event::Failed { reason: reason.clone() });
         let mut leftovers = job.container.as_mut().map(|container| container.abandon()).unwrap_or_default();
         match &self.host.parking {
-            Some(parking) if link_lost && state == JournalState::PreCopy => {
+            Some(parking) if error.may_be_tried_again() && state == JournalState::PreCopy => {
                 leftovers.extend(self.park(parking, &mut job));
             }
             _ => {
@@ -91,7 +91,7 @@ impl Destination<'_> {
     fn not_begun(mut self, error: DestinationError) -> Result<Outcome, Failure> {
         match error {
             DestinationError::Refused(reasons) => Ok(Outcome::Refused { reasons }),
-            DestinationError::Cancelled(reason) => {
+            DestinationError::Cancelled { reason, .. } => {
                 self.say_undone(false, &[]);
                 Ok(Outcome::Undone { container: String::new(), reason })
             }
@@ -128,7 +128,7 @@ impl Destination<'_> {
             |message: String| Failure::new(FailureKind::Failed, message).at(Disposition::RunningAtSource);
         let name = &job.name;
         Some(match error {
-            DestinationError::Cancelled(_) | DestinationError::OnlyAsked => return None,
+            DestinationError::Cancelled { .. } | DestinationError::OnlyAsked => return None,
             DestinationError::Wire(WireError::Interrupted) => {
                 Failure::new(FailureKind::Interrupted, format!("receiving `{name}` was interrupted"))
                     .at(Disposition::RunningAtSource)

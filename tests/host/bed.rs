@@ -1,13 +1,13 @@
 //! The three hosts, driven by `scripts/testbed`.
 //!
-//! One bed serves the whole test process. It is taken down by a small watcher that waits for the end of a pipe that only
-//! this process holds: however the process ends, the bed goes.
+//! Two beds serve the whole test process, so that two tests run side by side: most of them wait most of the time. Each is taken
+//! down by a small watcher that waits for the end of a pipe that only this process holds: however the process ends, the bed goes.
 
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Where the containers of a test come from.
@@ -22,6 +22,7 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(170);
 
 /// A bed that is up.
 pub struct Bed {
+    name: String,
     /// Its end takes the bed down.
     _watched: Option<std::process::ChildStdin>,
 }
@@ -36,15 +37,88 @@ pub struct Said {
     pub err: String,
 }
 
-static BED: LazyLock<Result<Mutex<Bed>, String>> = LazyLock::new(|| bring_up().map(Mutex::new));
+/// How many beds there are: as many as processors, of which a test alone uses about one.
+const BEDS: usize = 2;
 
-/// The bed, for this test alone and without what an earlier test left; `None` when it cannot be had, after saying why.
-pub fn bed() -> Option<MutexGuard<'static, Bed>> {
-    match &*BED {
+/// Each comes up when it is wanted first.
+static ALL: [LazyLock<Result<Bed, String>>; BEDS] =
+    [LazyLock::new(|| bring_up("")), LazyLock::new(|| bring_up("2"))];
+
+/// Which beds are lent, and how many tests want to be alone.
+struct Lending {
+    lent: [bool; BEDS],
+    want_to_be_alone: usize,
+}
+
+static LENDING: Mutex<Lending> = Mutex::new(Lending { lent: [false; BEDS], want_to_be_alone: 0 });
+static GIVEN_BACK: Condvar = Condvar::new();
+
+fn lending() -> MutexGuard<'static, Lending> {
+    LENDING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A bed that one test has, or all of them where it is to be alone.
+pub struct Lent {
+    bed: &'static Bed,
+    _places: Places,
+}
+
+impl std::ops::Deref for Lent {
+    type Target = Bed;
+
+    fn deref(&self) -> &Bed {
+        self.bed
+    }
+}
+
+/// The first of them is used.
+struct Places(std::ops::Range<usize>);
+
+impl Places {
+    /// Waits for one that is free.
+    fn one() -> Self {
+        let free = |lending: &Lending| lending.lent.iter().position(|lent| !lent);
+        let wait = |lending: &mut Lending| lending.want_to_be_alone > 0 || free(lending).is_none();
+        let mut lending = GIVEN_BACK.wait_while(lending(), wait).unwrap_or_else(PoisonError::into_inner);
+        let first = free(&lending).unwrap();
+        lending.lent[first] = true;
+        Self(first..first + 1)
+    }
+
+    /// Waits until all are free.
+    fn all() -> Self {
+        let mut lending = lending();
+        lending.want_to_be_alone += 1;
+        let wait = |lending: &mut Lending| lending.lent.contains(&true);
+        let mut lending = GIVEN_BACK.wait_while(lending, wait).unwrap_or_else(PoisonError::into_inner);
+        lending.want_to_be_alone -= 1;
+        lending.lent = [true; BEDS];
+        Self(0..BEDS)
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        lending().lent[self.0.clone()].fill(false);
+        GIVEN_BACK.notify_all();
+    }
+}
+
+/// A bed for this test, without what an earlier test left; `None` when it cannot be had, after saying why.
+pub fn bed() -> Option<Lent> {
+    lend(Places::one())
+}
+
+/// The same for a test that measures time, or that needs all processors: no other one runs beside it.
+pub fn quiet_bed() -> Option<Lent> {
+    lend(Places::all())
+}
+
+fn lend(places: Places) -> Option<Lent> {
+    match &*ALL[places.0.start] {
         Ok(bed) => {
-            let bed = bed.lock().unwrap_or_else(PoisonError::into_inner);
             bed.wipe();
-            Some(bed)
+            Some(Lent { bed, _places: places })
         }
         Err(why) => {
             skip(why);
@@ -69,38 +143,39 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// `scripts/testbed` with some arguments, on the bed of these tests.
-fn testbed(args: &[&str]) -> Command {
+/// `scripts/testbed` with some arguments, on the bed of that name.
+fn testbed(name: &str, args: &[&str]) -> Command {
     let mut command = Command::new(repository().join("scripts/testbed"));
-    command.args(args).env("GODWIT_TESTBED_KIND", "ns").stdin(Stdio::null());
-    if std::env::var_os("GODWIT_TESTBED_NAME").is_none() {
-        command.env("GODWIT_TESTBED_NAME", "hosttests");
-    }
+    command.args(args).env("GODWIT_TESTBED_KIND", "ns").env("GODWIT_TESTBED_NAME", name).stdin(Stdio::null());
     command
 }
 
-fn bring_up() -> Result<Bed, String> {
+fn bring_up(number: &str) -> Result<Bed, String> {
+    let name = std::env::var("GODWIT_TESTBED_NAME").unwrap_or_else(|_| "hosttests".into()) + number;
     if !nix::unistd::Uid::effective().is_root() {
         return Err("the test hosts need root".into());
     }
     // whoever holds this has the bed, to the end of taking it down
-    let lock = File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("host-tests.lock"))
+    let lock = File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.lock")))
         .map_err(|e| e.to_string())?;
     lock.lock().map_err(|error| error.to_string())?;
-    let was_up = testbed(&["path"]).output().is_ok_and(|output| output.status.success());
-    let up = testbed(&["up"]).output().map_err(|error| format!("scripts/testbed cannot be run: {error}"))?;
+    let was_up = testbed(&name, &["path"]).output().is_ok_and(|output| output.status.success());
+    let up = testbed(&name, &["up"])
+        .output()
+        .map_err(|error| format!("scripts/testbed cannot be run: {error}"))?;
     if !up.status.success() {
         return Err(format!("scripts/testbed up failed: {}", String::from_utf8_lossy(&up.stderr).trim()));
     }
-    let watched = if was_up { None } else { Some(watch(lock)?) };
-    let bed = Bed { _watched: watched };
+    let watched = if was_up { None } else { Some(watch(&name, lock)?) };
+    let bed = Bed { name, _watched: watched };
     let binary = binary();
-    let pushed = testbed(&["push", &binary.to_string_lossy(), "/usr/local/bin/godwit"]).output();
+    let pushed = testbed(&bed.name, &["push", &binary.to_string_lossy(), "/usr/local/bin/godwit"]).output();
     match pushed {
         Ok(output) if output.status.success() => {
             for host in [SRC, DST] {
                 // the first network namespace makes /run/netns a mount for good
                 bed.sh(host, "ip netns add first && ip netns del first");
+                bed.sh(host, "cd /proc && echo [0-9]* > /run/bed.processes");
             }
             Ok(bed)
         }
@@ -109,8 +184,8 @@ fn bring_up() -> Result<Bed, String> {
 }
 
 /// Starts the process that takes the bed down after us. Its standard output is the lock, so that it is held until then.
-fn watch(lock: File) -> Result<std::process::ChildStdin, String> {
-    let testbed = testbed(&[]);
+fn watch(name: &str, lock: File) -> Result<std::process::ChildStdin, String> {
+    let testbed = testbed(name, &[]);
     let mut command = Command::new("sh");
     command.args(["-c", "cat > /dev/null; exec \"$0\" down"]).arg(testbed.get_program());
     command.envs(testbed.get_envs().filter_map(|(name, value)| Some((name, value?))));
@@ -124,7 +199,7 @@ fn watch(lock: File) -> Result<std::process::ChildStdin, String> {
 impl Bed {
     /// A command that runs `words` in `host`.
     pub fn command(&self, host: &str, words: &[&str]) -> Command {
-        testbed(&[&["exec", host], words].concat())
+        testbed(&self.name, &[&["exec", host], words].concat())
     }
 
     /// Runs a command in a host, with a time limit.
@@ -154,7 +229,7 @@ impl Bed {
 
     /// The path on this machine of a file of a host.
     pub fn path(&self, host: &str, path: &str) -> PathBuf {
-        let output = testbed(&["path", host]).output().unwrap();
+        let output = testbed(&self.name, &["path", host]).output().unwrap();
         let root = String::from_utf8(output.stdout).unwrap();
         Path::new(root.trim()).join(path.trim_start_matches('/'))
     }
@@ -174,7 +249,7 @@ impl Bed {
         }
         self.sh(
             CLIENT,
-            "ip neigh flush dev eth1; for p in $(pgrep -x godwit); do kill -9 $p; done; rm -f /run/test.*",
+            "ip neigh flush all; for p in $(pgrep -x godwit); do kill -9 $p; done; rm -f /run/test.*",
         );
     }
 
@@ -207,11 +282,22 @@ for c in */; do
 done
 for c in $(runc list -q); do runc delete --force $c > /dev/null 2>&1; done
 for c in $(crun list -q); do crun delete --force $c > /dev/null 2>&1; done
-find . -mindepth 1 -depth -type d ! -path './init*' -exec rmdir {} + 2> /dev/null
+# whatever was not there in the beginning: what a killed one has left takes a while to go
+stays=" $(cat /run/bed.processes) $$ $PPID "
+for p in $(cd /proc; echo [0-9]*); do
+    case $stays in *" $p "*) ;; *) kill -9 $p 2> /dev/null;; esac
+done
+for i in $(seq 50); do
+    find . -mindepth 1 -depth -type d ! -path './init*' -exec rmdir {} + 2> /dev/null
+    [ -n "$(find . -mindepth 1 -type d ! -path './init*')" ] || break
+    sleep 0.1
+done
 for n in /run/netns/*; do [ ! -e "$n" ] || ip netns del ${n##*/}; done
 for l in $(ls /sys/class/net); do case $l in lo|eth1|br0|bonding_masters) ;; *) ip link del $l 2> /dev/null;; esac; done
 for m in $(cut -d' ' -f5 /proc/self/mountinfo | grep -E '^/(tmp|srv|proc|run/netns|var/lib/godwit)/' | sort -r); do umount -l $m; done
 nft flush ruleset
+ip neigh flush all
+[ ! -e /sys/class/net/br0 ] || ip link set br0 type bridge fdb_flush
 chattr -R -i -a /srv 2> /dev/null
 rm -rf /srv/* /srv/.[!.]* /var/lib/godwit/* /tmp/* /run/test.* /run/runc/* /run/godwit*
 true

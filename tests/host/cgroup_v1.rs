@@ -50,7 +50,7 @@ impl Drop for OldHosts {
 #[test]
 fn redis_moves_between_hosts_with_the_old_freezer() {
     // the other bed first: it says whether test hosts can be had at all, and keeps other tests off the processors
-    let Some(_others_wait) = crate::bed::bed() else { return };
+    let Some(_others_wait) = crate::bed::quiet_bed() else { return };
     let _down = OldHosts::up();
     OldHosts::sh("src", &format!("testbed-container create old {ADDRESS} --ram 8"));
     let digest = || OldHosts::sh("client", &format!("timeout 10 redis-cli -h {ADDRESS} debug digest"));

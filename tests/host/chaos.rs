@@ -1,16 +1,16 @@
 //! Programs that do everything to memory of every kind, moved in the midst of it: afterwards every page of every process
 //! is right. What a seed does is decided by it; when, by the machine.
 
-use crate::bed::{Bed, SRC, bed};
+use crate::bed::{Bed, SRC, quiet_bed};
 use crate::godwit::Background;
 use crate::workload::{Workload, push};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Seeds, each a tree of processes.
+/// Seeds, each a tree of processes: every one of [`FLAGS`] has its turn twice. `GODWIT_CHAOS_SEEDS` names more.
 const SEEDS: u64 = 56;
 /// Seeds in one container.
-const TOGETHER: u64 = 2;
+const TOGETHER: u64 = 4;
 /// Containers that are moved at the same time.
 const AT_ONCE: usize = 3;
 
@@ -55,7 +55,7 @@ fn run(bed: &Bed, first: u64) {
 
 #[test]
 fn whatever_programs_do_with_memory_every_page_is_right_afterwards() {
-    let Some(bed) = bed() else { return };
+    let Some(bed) = quiet_bed() else { return };
     let bed = &*bed;
     push(bed);
     // one that went wrong, again and again
@@ -63,12 +63,13 @@ fn whatever_programs_do_with_memory_every_page_is_right_afterwards() {
         return (0..AGAIN).for_each(|_| run(bed, only));
     }
     let next = AtomicU64::new(0);
+    let seeds = std::env::var("GODWIT_CHAOS_SEEDS").ok().map_or(SEEDS, |text| text.parse().unwrap());
     let failed: Vec<u64> = std::thread::scope(|scope| {
         let work = || {
             let mut failed = Vec::new();
             loop {
                 let first = next.fetch_add(TOGETHER, Ordering::Relaxed);
-                if first >= SEEDS {
+                if first >= seeds {
                     return failed;
                 }
                 // the message says which it was; the others are to be seen, too
@@ -92,7 +93,7 @@ fn pss(bed: &Bed, host: &str) -> u64 {
 
 #[test]
 fn what_children_share_with_their_parent_costs_no_more_than_before_or_it_is_said() {
-    let Some(bed) = bed() else { return };
+    let Some(bed) = quiet_bed() else { return };
     push(&bed);
     let cases: [(u32, &[&str], bool); 3] =
         // each child's pages count: up to 8192 of them stay shared

@@ -262,7 +262,7 @@ fn an_image_that_is_missing_goes_along() {
     let image = image.replace("derived:1", "redis:test");
     assert_eq!(bed.sh(DST, &image), bed.sh(SRC, &image));
     for host in [SRC, DST] {
-        bed.sh(host, "podman rm -a -f -t 0; podman rmi -f localhost/derived:1; testbed-container image");
+        bed.sh(host, "podman rm -a -f -t 0; podman rmi -a -f; testbed-container image");
     }
 }
 

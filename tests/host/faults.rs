@@ -6,8 +6,7 @@
 //! - `archive`: a checkpoint whose process dies.
 //! - `doubt`: after the word was given, and nobody can be asked: what a person decides.
 //!
-//! Needs a godwit built with the feature `faults` (`scripts/test --faults` builds one); one at a time, for a bed has one
-//! fault file a host.
+//! Needs a godwit built with the feature `faults` (`scripts/test --faults` builds one).
 
 mod archive;
 mod cell;
@@ -17,9 +16,8 @@ mod oom;
 mod patient;
 mod play;
 
-use crate::bed::{Bed, DST, SRC, bed, skip};
+use crate::bed::{Bed, DST, Lent, SRC, bed, skip};
 use crate::container::runc_state;
-use std::sync::MutexGuard;
 
 /// Where a build with faults looks for its orders (migration/src/fault.rs).
 const ORDER: &str = "/run/godwit-fault";
@@ -57,7 +55,7 @@ fn runners(bed: &Bed) -> Vec<&'static str> {
 }
 
 /// The bed, if the program under test has the points.
-fn bed_with_points() -> Option<MutexGuard<'static, Bed>> {
+fn bed_with_points() -> Option<Lent> {
     let bed = bed()?;
     if is_built_in(&bed) {
         return Some(bed);

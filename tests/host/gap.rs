@@ -1,6 +1,6 @@
 //! How long a client waits when a container moves: the downtime and a few milliseconds, whatever it speaks.
 
-use crate::bed::{Bed, CLIENT, DST, SRC, bed};
+use crate::bed::{Bed, CLIENT, DST, SRC, quiet_bed};
 use crate::container::{make_bundle, run_bundle};
 use crate::godwit::{Background, godwit_with};
 use serde_json::Value;
@@ -191,7 +191,7 @@ fn assert_all_below(kinds: &Kinds, excess: &[f64]) {
 
 #[test]
 fn clients_of_every_kind_wait_no_longer_than_the_container() {
-    let Some(bed) = bed() else { return };
+    let Some(bed) = quiet_bed() else { return };
     let kinds: &Kinds = &[
         ("tcp4", &format!("tcp://{IPV4}"), "--interval 2ms"),
         ("tcp6", &format!("tcp://{IPV6}"), "--interval 2ms"),
@@ -206,7 +206,7 @@ fn clients_of_every_kind_wait_no_longer_than_the_container() {
 
 #[test]
 fn many_connections_and_one_of_its_own_making() {
-    let Some(bed) = bed() else { return };
+    let Some(bed) = quiet_bed() else { return };
     let kinds: &Kinds = &[
         ("outward", &format!("tcp://127.0.0.1:{}", RELAY[1]), "--interval 2ms"),
         ("tcp4-fifty", &format!("tcp://{IPV4}"), "--interval 1ms --connections 50"),
@@ -217,7 +217,7 @@ fn many_connections_and_one_of_its_own_making() {
 
 #[test]
 fn bulk_in_both_directions() {
-    let Some(bed) = bed() else { return };
+    let Some(bed) = quiet_bed() else { return };
     let kinds: &Kinds = &[
         ("bulk4", &format!("tcp://{IPV4}"), "--interval 4ms --value-size 128KiB --max-outstanding 4"),
         ("bulk6", &format!("tcp://{IPV6}"), "--interval 4ms --value-size 128KiB --max-outstanding 4"),
@@ -228,7 +228,7 @@ fn bulk_in_both_directions() {
 
 #[test]
 fn a_rollback_costs_the_client_no_more_than_the_freeze() {
-    let Some(bed) = bed() else { return };
+    let Some(bed) = quiet_bed() else { return };
     bed.write(
         DST,
         "/root/test-runc",
@@ -268,7 +268,7 @@ fn frozen_ms(error: &Value) -> f64 {
 
 #[test]
 fn an_answer_that_was_lost_is_not_repeated_after_three_seconds() {
-    let Some(bed) = bed() else { return };
+    let Some(bed) = quiet_bed() else { return };
     let _relay = serve(&bed, false);
     for (kind, address) in [("tcp4", IPV4), ("tcp6", IPV6)] {
         let (from, to) = if kind == "tcp4" { (SRC, DST) } else { (DST, SRC) };

@@ -1,7 +1,7 @@
 //! CRIU, its guardian, or both are killed at moments at which CRIU alone holds the container: whatever is killed, nothing
 //! of it runs twice, and it goes on as if nothing had been tried.
 
-use crate::bed::{Bed, DST, SRC, Said, bed};
+use crate::bed::{Bed, DST, SRC, Said, quiet_bed};
 use crate::container::{Redis, runc_state};
 use crate::godwit::{Background, godwit_with};
 use crate::probe::Probe;
@@ -96,7 +96,7 @@ fn attempts(bed: &Bed, host: &str, victims: &str, moments: &[(&str, u32)]) -> Ve
 
 #[test]
 fn criu_is_killed_in_the_dump() {
-    let Some(bed) = bed() else { return };
+    let Some(bed) = quiet_bed() else { return };
     let moments = [0, 3, 6, 10, 14, 18].map(|delay| ("dump", delay));
     let seen = attempts(&bed, SRC, "criu", &moments);
     let mut between = 0;
@@ -112,7 +112,7 @@ fn criu_is_killed_in_the_dump() {
 
 #[test]
 fn criu_is_killed_in_the_restore() {
-    let Some(bed) = bed() else { return };
+    let Some(bed) = quiet_bed() else { return };
     let moments = [("restore", 0), ("restore", 2), ("restore", 5), ("traced", 0), ("traced", 0)];
     let seen = attempts(&bed, DST, "criu", &moments);
     for (what, saw, _) in &seen {
@@ -126,7 +126,7 @@ fn criu_is_killed_in_the_restore() {
 
 #[test]
 fn criu_and_its_guardian_are_killed() {
-    let Some(bed) = bed() else { return };
+    let Some(bed) = quiet_bed() else { return };
     for (what, _, said) in attempts(&bed, SRC, "guardian,criu", &[("dump", 2)]) {
         assert!(said.err.contains("nothing held its tasks"), "{what}: {}", said.err);
     }
@@ -134,7 +134,7 @@ fn criu_and_its_guardian_are_killed() {
 
 #[test]
 fn the_guardian_is_killed() {
-    let Some(bed) = bed() else { return };
+    let Some(bed) = quiet_bed() else { return };
     let patient = Patient::new(&bed);
     let (saw, said) = patient.attempt(SRC, "guardian", "dump", 2);
     assert_eq!(said.code, 0, "{saw}: {}", said.err);

@@ -91,7 +91,7 @@ said = {"criu": criu, "held": sum(map(is_traced, tasks(criu))), "thawed": read(d
 for victim in victims:
     send({"criu": criu, "guardian": guardians}[victim], signal.SIGKILL)
 # where much else runs, a thread may be late to find that it is to stop
-until = time.time() + 0.5
+until = time.time() + 3
 while time.time() < until and not is_frozen():
     time.sleep(0.001)
 time.sleep(0.02)

@@ -1,7 +1,7 @@
 //! Memory that is read from outside and given back on demand: every tracker, every rung of the ladder that keeps CRIU from
 //! dumping pages, every way of restoring, and a handler of page faults that is killed.
 
-use crate::bed::{DST, SRC, bed};
+use crate::bed::{DST, SRC, quiet_bed};
 use crate::container::{Redis, assert_runs_only_on};
 use crate::godwit::{Background, godwit, godwit_with};
 use crate::probe::Probe;
@@ -29,7 +29,7 @@ fn count(value: &Value) -> u64 {
 
 #[test]
 fn memory_comes_on_demand_and_the_next_move_waits_for_it() {
-    let Some(bed) = bed() else { return };
+    let Some(bed) = quiet_bed() else { return };
     let redis = Redis::create(&bed, "lazy", 128);
     let probe = Probe::start(&bed, &redis);
     let mut there = (SRC, "ssh://dst");
@@ -52,7 +52,7 @@ fn memory_comes_on_demand_and_the_next_move_waits_for_it() {
 
 #[test]
 fn every_rung_carries_all_of_the_memory() {
-    let Some(bed) = bed() else { return };
+    let Some(bed) = quiet_bed() else { return };
     for (flag, rung) in [
         ("shim", "shim"),
         ("fake-parent", "fake parent"),
@@ -69,7 +69,7 @@ fn every_rung_carries_all_of_the_memory() {
 
 #[test]
 fn trackers_connections_and_ways_of_restoring() {
-    let Some(bed) = bed() else { return };
+    let Some(bed) = quiet_bed() else { return };
     let cases: &[(&[&str], &str, &str)] = &[
         (&["--tracker", "hash"], "hash", "local-lazy"),
         (&["--restore", "eager"], "uffd", "eager"),
@@ -88,7 +88,7 @@ fn trackers_connections_and_ways_of_restoring() {
 /// `godwit fill` is killed as soon as it is there, and again a moment later: before and during the fill.
 #[test]
 fn a_handler_that_is_killed_loses_nothing() {
-    let Some(bed) = bed() else { return };
+    let Some(bed) = quiet_bed() else { return };
     let redis = Redis::create(&bed, "killed", 192);
     let killer = "
         for n in 1 2 3; do
@@ -112,7 +112,7 @@ fn a_handler_that_is_killed_loses_nothing() {
 
 #[test]
 fn how_fast_a_container_writes_is_said_before_any_move() {
-    let Some(bed) = bed() else { return };
+    let Some(bed) = quiet_bed() else { return };
     let redis = Redis::create(&bed, "rate", 32);
     let check = || {
         let words = ["--json", "check", "--dirty-rate", "runc:rate", "--period", "1s"];

@@ -11,7 +11,7 @@ pub static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
     }
     let repository = env!("CARGO_MANIFEST_DIR");
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--release", "--locked", "--package", "godwit-workload"]).current_dir(repository);
+    cargo.args(["build", "--release", "--locked", "--workspace", "--bins"]).current_dir(repository);
     let built = cargo.output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let directory = Path::new(env!("CARGO_BIN_EXE_godwit")).ancestors().nth(2).unwrap();

@@ -220,3 +220,28 @@ fn without_retries_a_lost_link_ends_the_migration_and_the_container_runs_on() {
         attempt.assert_stayed(&said, 1);
     }
 }
+
+#[test]
+fn memory_that_outgrows_the_room_for_it_gets_more_and_what_has_come_does_not_travel_again() {
+    let Some(bed) = bed() else { return };
+    let attempt = Attempt::begin(&bed);
+    // 16 MiB and a little in the first round, then ten times that: more than a quarter and 64 MiB
+    let mut running = begin_migrate(
+        &bed,
+        &[],
+        &["--max-downtime", "60s", "--compress", "none", "--bandwidth", "16MiB/s", "--retries", "0"],
+    );
+    running.wait_for_phase("pre-copy");
+    assert_eq!(attempt.redis.ask(&bed, "debug populate 40000 grown 4000"), "OK");
+    let said = running.finish();
+    said.summary();
+    let again = said.out.contains("the containers' memory needs more")
+        && said.out.contains("once more with room for more");
+    assert!(again, "{}", said.out);
+    assert!(said.out.contains("of memory from an earlier attempt"), "{}", said.out);
+    assert!(!bed.holds(DST, PARKED), "somebody keeps it");
+    assert_runs_only_on(&bed, DST, "stay");
+    assert_eq!(attempt.redis.ask(&bed, "exists grown:0 grown:39999"), "2");
+    attempt.probe.assert_nothing_lost();
+    assert_eq!(attempt.before.left_over(&bed, SRC), None);
+}

@@ -54,7 +54,7 @@ fn in_the_midst(then: &str) -> String {
 #[test]
 fn a_writer_at_full_speed_converges_and_has_its_own_limit_afterwards() {
     // the other bed first: it says whether test hosts can be had at all, and keeps other tests off the processors
-    let Some(_others_wait) = crate::bed::bed() else { return };
+    let Some(_others_wait) = crate::bed::quiet_bed() else { return };
     let _down = OldHosts::up();
     OldHosts::must(&["push", &PROGRAM.to_string_lossy(), "/usr/local/bin/godwit-workload"]);
 

@@ -361,6 +361,7 @@ fn more_memory_than_there_is_room_for_leaves_the_container_where_it_is() {
             ended.assert_sound(call);
             let text = all_text(&ended);
             assert!(text.contains("the destination has room for 16404 pages"), "{call} {nth}: {text}");
+            assert_eq!(ended.failure().kind, FailureKind::Outgrown, "{call} {nth}");
             assert!(ended.took < QUICK, "{call}: {:?}", ended.took);
         }
     }

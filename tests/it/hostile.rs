@@ -157,7 +157,7 @@ fn listen(wire: &mut Wire) -> Vec<String> {
             Ok(_) => {}
             Err(godwit_transfer::WireError::Peer(failure)) => {
                 heard.push(failure.to_string());
-                let _ = wire.say(&Message::Cancel { reason: "it failed there".into() });
+                let _ = wire.say(&Message::Cancel { reason: "it failed there".into(), again: false });
             }
             Err(_) => return heard,
         }

@@ -276,6 +276,7 @@ fn plan_of(play: &Play) -> Plan {
         network_plan: NetworkPlan::default(),
         bandwidth: play.bandwidth,
         connections: play.connections,
+        outgrown: 0,
         compress: Compression::None,
         restoration: Restoration::Auto,
         gentle: true,

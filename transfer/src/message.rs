@@ -340,6 +340,9 @@ pub enum Message {
     Cancel {
         /// Why.
         reason: String,
+        /// Another attempt follows at once: what it can use may be kept for it.
+        #[serde(default)]
+        again: bool,
     },
     /// Destination: everything is undone.
     Undone {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// Processor time that copying may use in any case, as a share of the whole host: a move must come to its end.
-const LEAST: f64 = 0.02;
+const LEAST: f64 = 0.1;
 /// What is left idle, as a share of the whole host: the last of it is not as idle as it looks. Processors share a core, and those
 /// who wait for each other leave gaps that they need.
 const RESERVE: f64 = 0.25;
@@ -132,8 +132,8 @@ mod tests {
     fn what_was_idle_is_room_and_never_nothing() {
         let second = Duration::from_secs(1);
         assert_eq!(room(second * 5, second * 2, 4.0), 1.5);
-        assert_eq!(room(Duration::ZERO, second, 4.0), 0.08);
-        assert_eq!(room(second, second, 4.0), 0.08);
+        assert_eq!(room(Duration::ZERO, second, 4.0), 0.4);
+        assert_eq!(room(second, second, 4.0), 0.4);
         assert_eq!(room(second * 9, second, 4.0), 4.0);
     }
 

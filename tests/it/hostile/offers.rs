@@ -68,7 +68,7 @@ fn a_migration_that_was_here_does_not_come_again() {
             wire.say(&Message::Offer(Box::new(again))).unwrap();
             if time == 0 {
                 let _ = wire.hear();
-                wire.say(&Message::Cancel { reason: "for now".into() }).unwrap();
+                wire.say(&Message::Cancel { reason: "for now".into(), again: false }).unwrap();
             }
             listen(wire);
         });
@@ -92,7 +92,7 @@ fn a_broken_offer_of_any_kind_is_no_panic() {
                 hello(wire);
                 wire.say(&message).unwrap();
                 if let Ok(Incoming::Message(Message::Accept { .. })) = wire.hear() {
-                    wire.say(&Message::Cancel { reason: "enough".into() }).unwrap();
+                    wire.say(&Message::Cancel { reason: "enough".into(), again: false }).unwrap();
                 }
                 listen(wire);
             });

@@ -75,6 +75,8 @@ pub struct Wire {
     /// Bytes that an index may have: none unless one is waited for.
     index_limit: usize,
     put_back: Option<Incoming>,
+    /// Of the frame whose body has not come yet: a wait may be interrupted, and go on.
+    header: Option<[u8; HEADER]>,
 }
 
 impl Wire {
@@ -122,6 +124,7 @@ impl Wire {
             index_parts: Vec::new(),
             index_limit: 0,
             put_back: None,
+            header: None,
         }
     }
 
@@ -393,6 +396,10 @@ impl Wire {
                 Ok(read) => {
                     self.received += read as u64;
                     silent_since = Instant::now();
+                    if self.inbox.len() < count {
+                        // what comes slowly never comes late
+                        self.check_cancel()?;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => self.look_up(silent_since)?,
@@ -416,7 +423,11 @@ impl Wire {
         }
         loop {
             let mut header = [0u8; HEADER];
-            header.copy_from_slice(self.take(HEADER)?);
+            match self.header {
+                Some(begun) => header = begun,
+                None => header.copy_from_slice(self.take(HEADER)?),
+            }
+            self.header = Some(header);
             let (kind, flags) = (header[0], header[1]);
             let tree = TreeId(u16::from_le_bytes([header[2], header[3]]));
             let length = u32::from_le_bytes([header[4], header[5], header[6], header[7]]) as usize;
@@ -429,14 +440,13 @@ impl Wire {
             }
             let body = if flags & COMPRESSED != 0 {
                 let mut decompressor = self.decompressor.take();
-                let body = self.take(length)?;
-                let body = match &mut decompressor {
+                let body = self.take(length).map(|body| match &mut decompressor {
                     Some(decompressor) => decompressor.decompress(body, raw_length),
                     None => zstd::bulk::decompress(body, raw_length),
-                };
+                });
                 self.decompressor = decompressor;
                 let body =
-                    body.map_err(|error| WireError::Malformed(format!("compressed bytes: {error}")))?;
+                    body?.map_err(|error| WireError::Malformed(format!("compressed bytes: {error}")))?;
                 if body.len() != raw_length {
                     return Err(WireError::Malformed("a compressed frame of another length".into()));
                 }
@@ -444,6 +454,11 @@ impl Wire {
             } else {
                 self.take(length)?.to_vec()
             };
+            self.header = None;
+            if kind != MESSAGE {
+                // there is more of it than anybody who has given up wants to wait for
+                self.check_cancel()?;
+            }
             return Ok(match kind {
                 MESSAGE => {
                     let message = serde_json::from_slice(&body)

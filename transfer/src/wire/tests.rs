@@ -39,10 +39,10 @@ fn messages_and_bulk_arrive_in_order() {
         frames: vec![frame(1, 1500), frame(0, 0), frame(2, 60)],
     }];
     one.send_frames(&frames).unwrap();
-    one.say(&Message::Cancel { reason: "x".repeat(100_000) }).unwrap();
+    one.say(&Message::Cancel { reason: "x".repeat(100_000), again: false }).unwrap();
     assert!(matches!(two.hear().unwrap(), Incoming::Frames(got) if got == frames));
     assert!(
-        matches!(two.hear().unwrap(), Incoming::Message(Message::Cancel { reason }) if reason.len() == 100_000)
+        matches!(two.hear().unwrap(), Incoming::Message(Message::Cancel { reason, .. }) if reason.len() == 100_000)
     );
     assert!(one.bytes_sent() < 10_000, "long bodies are compressed");
 }
@@ -197,4 +197,33 @@ proptest! {
         framed.extend_from_slice(&bytes);
         let _ = fed_with(&framed);
     }
+}
+
+#[test]
+fn a_wait_that_is_interrupted_within_a_frame_goes_on_where_it_was() {
+    let (mut one, mut two) = pair();
+    one.say(&Message::Cancel { reason: "x".repeat(100), again: false }).unwrap();
+    one.say(&Message::Prepare).unwrap();
+    // all of its header, and a little of its body
+    let (mut whole, mut seen) = (Vec::new(), Vec::new());
+    while whole.len() < 200 {
+        let mut some = [0; 1000];
+        let read = two.transport.receive(&mut some, LOOK_UP).unwrap_or(0);
+        whole.extend_from_slice(&some[..read]);
+        if read == 0 {
+            break;
+        }
+    }
+    for at in [5, HEADER, HEADER + 20] {
+        let (mut three, four) = pair();
+        let mut sending = four.transport;
+        sending.send(&whole[..at], PATIENCE).unwrap();
+        three.cancel.raise();
+        seen.push(matches!(three.hear(), Err(WireError::Interrupted)));
+        three.ignore_cancel();
+        sending.send(&whole[at..], PATIENCE).unwrap();
+        seen.push(matches!(three.hear(), Ok(Incoming::Message(Message::Cancel { .. }))));
+        seen.push(matches!(three.hear(), Ok(Incoming::Message(Message::Prepare))));
+    }
+    assert_eq!(seen, [true; 9]);
 }
