@@ -7,12 +7,14 @@ mod migrate;
 mod store;
 #[cfg(test)]
 mod tests;
+mod volume;
 
 pub use config::ConfigCommand;
 pub use hook::HookCommand;
 pub use hooks::{Choice, HookArgs};
 pub use migrate::{IpChangeArg, LayerArg, MigrateArgs, PaceArg};
 pub use store::{StoreAddArgs, StoreCommand, StoreGetArgs};
+pub use volume::{VolumeCommand, VolumeForgetArgs, VolumeSnapshotArgs};
 
 use crate::probe::ProbeArgs;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -109,6 +111,9 @@ pub enum Command {
     /// Keep content that checkpoints, volumes and layers have in common once, verified: the store
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Volumes over time: snapshots, what changed, the way back
+    #[command(subcommand)]
+    Volume(VolumeCommand),
     /// Show migrations, running and recent
     Status(StatusArgs),
     /// Show the journal of a migration

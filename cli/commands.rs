@@ -27,6 +27,7 @@ mod scratch;
 mod sealing;
 mod status;
 mod store;
+mod volume;
 
 use crate::args::{Args, Command};
 use crate::draw::Draw;
@@ -84,6 +85,7 @@ pub fn run(args: &Args, draw: &Draw) -> Result<u8, Trouble> {
         Command::Restore(command) => restore::run(args, command, draw),
         Command::Images(command) => images::run(args, command, draw),
         Command::Store(command) => store::run(args, command, draw),
+        Command::Volume(command) => volume::run(args, command, draw),
         Command::Status(command) => status::run(args, command, draw),
         Command::Log(command) => log::run(args, command, draw),
         Command::Explain(command) => explain::run(command, draw),

@@ -2,9 +2,10 @@
 
 use super::Trouble;
 use super::bundle::pack;
-use super::journals::{Told, event_words, find, show_time};
+use super::journals::{Told, event_words, find};
 use crate::args::{Args, LogArgs};
 use crate::draw::{Draw, table};
+use godwit_migration::calendar::show_time;
 use godwit_migration::{Failure, FailureKind};
 
 pub fn run(args: &Args, command: &LogArgs, draw: &Draw) -> Result<u8, Trouble> {

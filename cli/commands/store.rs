@@ -12,7 +12,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Lines of what was found that people get to see; JSON has all.
 const LINES: usize = 40;
@@ -34,7 +34,7 @@ pub fn run(args: &Args, command: &StoreCommand, draw: &Draw) -> Result<u8, Troub
 }
 
 /// A line that is redrawn, when somebody looks.
-fn bar(args: &Args) -> ProgressBar {
+pub(super) fn bar(args: &Args) -> ProgressBar {
     let global = &args.global;
     let lively = global.progress == Progress::Auto && !global.quiet && !global.json && global.verbose == 0;
     let lively = lively && io::stderr().is_terminal();
@@ -291,40 +291,40 @@ impl Place {
     }
 
     fn failure(&self, what: &str, error: &StoreError) -> Failure {
-        let kind = match error {
-            StoreError::Missing(_) | StoreError::NoPin(_) | StoreError::Damaged { .. } => {
-                FailureKind::NotFound
-            }
-            StoreError::Format { .. } | StoreError::NotEmpty(_) | StoreError::PinName(_) => {
-                FailureKind::Usage
-            }
-            StoreError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                FailureKind::Missing
-            }
-            _ => FailureKind::Failed,
-        };
-        let hint = match error {
-            StoreError::Full { .. } => {
-                "`godwit store unpin` lets go of something, or give it more with `--quota`".into()
-            }
-            StoreError::LostPin { .. } => {
-                "`godwit store check --repair` takes pins away that keep nothing whole".into()
-            }
-            StoreError::Format { .. } => format!(
-                "move `{}` away: godwit makes another one, and no container needs it",
-                self.root.display()
-            ),
-            StoreError::Missing(_) | StoreError::Damaged { .. } => {
-                "put the same content there again; `godwit store check` says what else is missing".into()
-            }
-            StoreError::NotEmpty(_) => "name a directory that is not there yet".into(),
-            StoreError::NoPin(_) => "`godwit store stats` shows the pins".into(),
-            StoreError::Changed { .. } => "begin again when nobody writes to it".into(),
-            _ => String::new(),
-        };
-        let failure = Failure::new(kind, what).because_of(error as &(dyn Error + 'static));
-        if hint.is_empty() { failure } else { failure.hint(hint) }
+        failure(what, error, &self.root)
     }
+}
+
+/// What to tell of it; the store is at `root`.
+pub(super) fn failure(what: &str, error: &StoreError, root: &Path) -> Failure {
+    let kind = match error {
+        StoreError::Missing(_) | StoreError::NoPin(_) | StoreError::Damaged { .. } => FailureKind::NotFound,
+        StoreError::Format { .. } | StoreError::NotEmpty(_) | StoreError::PinName(_) => FailureKind::Usage,
+        StoreError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            FailureKind::Missing
+        }
+        _ => FailureKind::Failed,
+    };
+    let hint = match error {
+        StoreError::Full { .. } => {
+            "`godwit store unpin` lets go of something, or give it more with `--quota`".into()
+        }
+        StoreError::LostPin { .. } => {
+            "`godwit store check --repair` takes pins away that keep nothing whole".into()
+        }
+        StoreError::Format { .. } => {
+            format!("move `{}` away: godwit makes another one, and no container needs it", root.display())
+        }
+        StoreError::Missing(_) | StoreError::Damaged { .. } => {
+            "put the same content there again; `godwit store check` says what else is missing".into()
+        }
+        StoreError::NotEmpty(_) => "name a directory that is not there yet".into(),
+        StoreError::NoPin(_) => "`godwit store stats` shows the pins".into(),
+        StoreError::Changed { .. } => "begin again when nobody writes to it".into(),
+        _ => String::new(),
+    };
+    let failure = Failure::new(kind, what).because_of(error as &(dyn Error + 'static));
+    if hint.is_empty() { failure } else { failure.hint(hint) }
 }
 
 /// What is known of a checkpoint, to be kept beside it.

@@ -3,6 +3,7 @@
 //! Nothing here talks to a kernel, a container engine or a network: these are the words and the rules that the
 //! source and the destination must agree on.
 
+pub mod calendar;
 pub mod cancel;
 pub mod convergence;
 pub mod downtime;

@@ -7,7 +7,7 @@ use std::path::Path;
 use godwit_transfer::tree::{Body, Options, RoundError, SEGMENT, TreeIndex, TreeOp, TreePath, TreeSource};
 
 use crate::cut::Cutter;
-use crate::manifest::{Checkpoint, Content, Entry, Manifest, Node, Tree};
+use crate::manifest::{Content, Described, Entry, Manifest, Node, Tree};
 use crate::page_cut::{PageCutter, PageRuns, page_files};
 use crate::{Digest, Lease, StoreError};
 
@@ -54,9 +54,16 @@ impl Lease {
             pages.extend(page_files(&root.join(images.as_path()), &images));
         }
         let tree = self.add(root, pages, progress)?;
-        let checkpoint = Manifest::Checkpoint(Checkpoint { tree: tree.manifest, facts });
-        let manifest = self.put_manifest(&checkpoint)?;
+        let manifest = self.describe(tree.manifest, facts)?;
         Ok(Added { manifest, ..tree })
+    }
+
+    /// The manifest of a tree that is in the store, with what shall be known of it.
+    ///
+    /// # Errors
+    /// As [`Lease::put_manifest`].
+    pub fn describe(&mut self, tree: Digest, facts: BTreeMap<String, String>) -> Result<Digest, StoreError> {
+        self.put_manifest(&Manifest::Described(Described { tree, facts }))
     }
 
     fn add(

@@ -187,12 +187,12 @@ impl Lease {
         self.name_all(&BTreeSet::from([ObjectId::manifest(manifest)]))?;
         let held = self.manifest(manifest)?;
         self.name_all(&held.children())?;
-        if let Manifest::Checkpoint(checkpoint) = &held {
-            let digest = checkpoint.tree;
+        if let Manifest::Described(described) = &held {
+            let digest = described.tree;
             match self.manifest(digest)? {
                 tree @ Manifest::Tree(_) => self.name_all(&tree.children())?,
-                Manifest::Checkpoint(_) => {
-                    let why = "a checkpoint's files are no checkpoint".into();
+                Manifest::Described(_) => {
+                    let why = "what is described is no tree".into();
                     return Err(StoreError::Manifest { digest, why });
                 }
             }

@@ -1,4 +1,4 @@
-//! What is made of which chunks: trees and checkpoints.
+//! What is made of which chunks: trees, and what is known of them.
 //!
 //! A manifest has one encoding only: `GWM`, the version (1), then [`Manifest`] in postcard's format, entries in the order of
 //! their paths. Its digest is its name, so equal trees have equal names. What is read was possibly written by somebody
@@ -28,8 +28,8 @@ pub const GROUP_PAGES: u64 = 64;
 pub enum Manifest {
     /// Of a tree of files, as a volume or a layer is one.
     Tree(Tree),
-    /// Of a checkpoint.
-    Checkpoint(Checkpoint),
+    /// Of a tree that more is known of: a checkpoint, or a snapshot of a volume.
+    Described(Described),
 }
 
 /// A tree of files.
@@ -130,12 +130,12 @@ pub struct PageGroup {
     pub chunk: Option<Digest>,
 }
 
-/// A checkpoint.
+/// A tree, and what is known of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Checkpoint {
-    /// The manifest of its directory.
+pub struct Described {
+    /// The manifest of the tree.
     pub tree: Digest,
-    /// What whoever put it here knows of it: `container`, `host` and such.
+    /// What whoever put it here knows of it: `container`, `volume`, `host` and such.
     pub facts: BTreeMap<String, String>,
 }
 
@@ -176,7 +176,7 @@ impl Manifest {
     /// Everything that it names itself.
     pub fn children(&self) -> BTreeSet<ObjectId> {
         match self {
-            Manifest::Checkpoint(checkpoint) => BTreeSet::from([ObjectId::manifest(checkpoint.tree)]),
+            Manifest::Described(described) => BTreeSet::from([ObjectId::manifest(described.tree)]),
             Manifest::Tree(tree) => {
                 tree.entries.iter().flat_map(Entry::chunks).map(ObjectId::chunk).collect()
             }

@@ -11,7 +11,7 @@ use crate::manifest::{Content, Entry, Manifest, Node, PAGE, Tree};
 use crate::{Digest, Lease, StoreError};
 
 impl Lease {
-    /// Makes the tree of a manifest, or of a checkpoint's, in the directory `root`, which is empty or is made; its parent has to
+    /// Makes the tree of a manifest, or the one that it describes, in the directory `root`, which is empty or is made; its parent has to
     /// be there. `progress` hears how many bytes were written, of how many. When it fails, what was made is taken away.
     ///
     /// # Errors
@@ -37,18 +37,18 @@ impl Lease {
         filled.map(|()| tree)
     }
 
-    /// The tree of a manifest, or of the checkpoint that it is, held.
+    /// The tree of a manifest, or the one that it describes, held.
     ///
     /// # Errors
     /// As [`Lease::hold`].
     pub fn tree(&mut self, manifest: Digest) -> Result<Tree, StoreError> {
         match self.hold(manifest)? {
             Manifest::Tree(tree) => Ok(tree),
-            Manifest::Checkpoint(checkpoint) => match self.hold(checkpoint.tree)? {
+            Manifest::Described(described) => match self.hold(described.tree)? {
                 Manifest::Tree(tree) => Ok(tree),
-                Manifest::Checkpoint(_) => Err(StoreError::Manifest {
-                    digest: checkpoint.tree,
-                    why: "a checkpoint's files are no checkpoint".into(),
+                Manifest::Described(_) => Err(StoreError::Manifest {
+                    digest: described.tree,
+                    why: "what is described is no tree".into(),
                 }),
             },
         }

@@ -6,8 +6,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::census::Stored;
-use crate::digest::Shard;
+use crate::digest::{Digest, Shard};
 use crate::disk::{entries, make_directory, replace, sync_directory};
+use crate::manifest::{Described, Manifest};
 use crate::{Kind, ObjectId, StoreError, object};
 
 /// What `format` says.
@@ -139,6 +140,20 @@ impl Store {
         match self.look_at(id)? {
             Ok(bytes) => Ok(bytes),
             Err(why) => Err(self.move_aside(id, why)?),
+        }
+    }
+
+    /// What is known of a tree, without the tree; none where the manifest is that of a tree alone. It may go at any moment, unless it
+    /// is pinned.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`], [`StoreError::Damaged`].
+    pub fn described(&self, manifest: Digest) -> Result<Option<Described>, StoreError> {
+        let bytes = self.read(ObjectId::manifest(manifest))?;
+        match Manifest::decode(&bytes) {
+            Ok(Manifest::Described(described)) => Ok(Some(described)),
+            Ok(Manifest::Tree(_)) => Ok(None),
+            Err(why) => Err(StoreError::Manifest { digest: manifest, why }),
         }
     }
 

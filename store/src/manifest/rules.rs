@@ -18,10 +18,10 @@ impl Manifest {
     pub(super) fn check(&self) -> Result<(), String> {
         match self {
             Manifest::Tree(tree) => tree.check(),
-            Manifest::Checkpoint(checkpoint) => {
+            Manifest::Described(described) => {
                 let long = |text: &String| text.len() > FACT;
-                let is_long = checkpoint.facts.iter().any(|(name, value)| long(name) || long(value));
-                if is_long || checkpoint.facts.len() > FACTS {
+                let is_long = described.facts.iter().any(|(name, value)| long(name) || long(value));
+                if is_long || described.facts.len() > FACTS {
                     return Err("it has facts that are too long, or too many".into());
                 }
                 Ok(())

@@ -83,7 +83,7 @@ fn tree() -> impl Strategy<Value = Manifest> {
 
 fn manifest() -> impl Strategy<Value = Manifest> {
     let checkpoint = (digest(), btree_map(".{0,9}", ".{0,9}", 0..4))
-        .prop_map(|(tree, facts)| Manifest::Checkpoint(Checkpoint { tree, facts }));
+        .prop_map(|(tree, facts)| Manifest::Described(Described { tree, facts }));
     prop_oneof![4 => tree(), 1 => checkpoint]
 }
 

@@ -1,0 +1,83 @@
+//! `godwit volume`.
+
+use clap::{Args as ClapArgs, Subcommand};
+use godwit_migration::quantity;
+use std::path::PathBuf;
+
+/// `godwit volume`: VOLUME is `podman:NAME`, `docker:NAME` or a directory; SNAPSHOT is an id as `list` shows it, the beginning
+/// of one, its time, or `VOLUME@latest`.
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Keep what is in a volume now, in the content store
+    Snapshot(VolumeSnapshotArgs),
+    /// Show the snapshots of this host, or of one volume, oldest first
+    List {
+        /// Of which volume
+        volume: Option<String>,
+    },
+    /// Show in what a snapshot differs from another one, or from the volume as it is now
+    Diff {
+        /// The earlier one
+        #[arg(value_name = "SNAPSHOT")]
+        before: String,
+        /// The later one; without it: the volume as it is now
+        #[arg(value_name = "SNAPSHOT")]
+        after: Option<String>,
+    },
+    /// Make a directory of a snapshot
+    Restore {
+        /// Which
+        snapshot: String,
+        /// The directory to make; empty if it is there
+        path: PathBuf,
+    },
+    /// Make a volume what it was; what it has become is kept as one more snapshot. Refused while somebody uses the volume
+    Rollback {
+        /// To which snapshot
+        snapshot: String,
+    },
+    /// Let go of snapshots: of some by name, or of those of a volume that nothing of `--keep-…` keeps
+    Forget(VolumeForgetArgs),
+}
+
+/// `godwit volume snapshot`.
+#[derive(Debug, ClapArgs)]
+pub struct VolumeSnapshotArgs {
+    /// Of which volume
+    pub volume: String,
+    /// What to remember of it
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
+    /// How much the store may have on disk: what nothing needs goes, the least recently used first, and then it is refused
+    #[arg(long, env = "GODWIT_STORE_QUOTA", value_parser = quantity::bytes, value_name = "SIZE")]
+    pub quota: Option<u64>,
+}
+
+/// `godwit volume forget`.
+#[derive(Debug, ClapArgs)]
+pub struct VolumeForgetArgs {
+    /// Which
+    #[arg(value_name = "SNAPSHOT", required_unless_present = "volume", conflicts_with = "volume")]
+    pub snapshots: Vec<String>,
+    /// All of this volume but what the policy keeps; a rollback's stash only goes by its name
+    #[arg(long)]
+    pub volume: Option<String>,
+    /// Keep the newest
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_last: u32,
+    /// Keep the newest of each of the latest N hours in which there is one
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_hourly: u32,
+    /// The same of days
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_daily: u32,
+    /// The same of weeks, which begin on Monday
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_weekly: u32,
+    /// The same of months
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_monthly: u32,
+    /// Only say what would go
+    #[arg(long)]
+    pub dry_run: bool,
+}

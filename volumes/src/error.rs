@@ -1,0 +1,75 @@
+//! What can go wrong with a volume's past.
+
+use crate::users::User;
+use godwit_store::StoreError;
+use godwit_transfer::tree::TreeError;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why nothing was done. Unless it says otherwise, the volume is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The content store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The file system said no.
+    #[error("cannot {act} `{}`", path.display())]
+    Io {
+        /// What was tried.
+        act: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// What was beside a volume could not be taken away.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// It is no volume.
+    #[error("`{volume}` is no volume: {why}")]
+    NoVolume {
+        /// As the user wrote it.
+        volume: String,
+        /// Why not.
+        why: String,
+    },
+    /// No such snapshot.
+    #[error("there is no snapshot `{0}`")]
+    NoSnapshot(String),
+    /// A name that means several snapshots.
+    #[error("`{name}` means several snapshots: {}", found.join(", "))]
+    Ambiguous {
+        /// As the user wrote it.
+        name: String,
+        /// Which.
+        found: Vec<String>,
+    },
+    /// Somebody uses the volume.
+    #[error("`{volume}` is in use")]
+    InUse {
+        /// Its name.
+        volume: String,
+        /// By whom.
+        users: Vec<User>,
+    },
+    /// Another command works on it.
+    #[error("another godwit works on `{0}`")]
+    Locked(String),
+    /// Something is mounted there, or it lies where nothing can be put in its place at once.
+    #[error("`{}` cannot be exchanged: {why}", path.display())]
+    Fixed {
+        /// Its directory.
+        path: PathBuf,
+        /// Why not.
+        why: &'static str,
+    },
+}
+
+impl VolumeError {
+    /// `f` for `map_err`: the failed act, and on what.
+    pub(crate) fn io(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeError + use<> {
+        let path = path.to_owned();
+        move |source| VolumeError::Io { act, path, source }
+    }
+}

@@ -1,0 +1,22 @@
+//! The past of volumes, on one node.
+//!
+//! - A *snapshot* is what a volume was at one time: a tree in the content store, with its volume, host and time ([`history`]).
+//! - Two of them, or one and the volume as it is, differ in entries ([`difference`]).
+//! - A policy says which snapshots stay ([`retention`]).
+//! - A *rollback* makes a volume what it was, keeps what it had become as one more snapshot, and is refused while somebody
+//!   uses the volume ([`rollback`], [`users`]).
+//!
+//! Snapshots are the store's: there is no list of them anywhere else that could say something else.
+
+pub mod difference;
+mod error;
+pub mod history;
+pub mod retention;
+pub mod rollback;
+pub mod users;
+pub mod volume;
+
+pub use error::VolumeError;
+pub use history::{Cause, History, Snapshot, Taken};
+pub use retention::{Policy, Reason};
+pub use volume::Volume;

@@ -1,0 +1,104 @@
+//! The way back: a volume becomes what it was, and what it had become is kept as one more snapshot.
+//!
+//! The old content is made beside the volume and exchanged with it in one step: whoever is killed meanwhile leaves the one or
+//! the other, whole. What is beside it afterwards goes with the next rollback.
+
+use crate::history::{Cause, History, Snapshot};
+use crate::users::{is_mount_point, users};
+use crate::{Volume, VolumeError};
+use godwit_transfer::tree::empty_plainly;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What a rollback did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RolledBack {
+    /// What the volume had become.
+    pub stash: Snapshot,
+    /// It was that already: nothing was exchanged.
+    pub was_equal: bool,
+    /// What could not be taken away afterwards, and why.
+    pub left: Option<String>,
+}
+
+impl History {
+    /// Makes the volume of a snapshot what it was then. `progress` hears how many bytes were written, of how many.
+    ///
+    /// # Errors
+    /// [`VolumeError::InUse`], [`VolumeError::Locked`], [`VolumeError::Fixed`], or what the store or the file system say; then the
+    /// volume is as it was.
+    pub fn roll_back(
+        &self,
+        snapshot: &Snapshot,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<RolledBack, VolumeError> {
+        let volume = Volume::find(&snapshot.volume)?;
+        let _lock = self.lock(&volume)?;
+        refuse_users(&volume)?;
+        let beside = beside(&volume)?;
+        clear(&beside)?;
+        let mut lease = self.lease()?;
+        let note = format!("before the rollback to {}", snapshot.id);
+        let stash = self.take_locked(&mut lease, &volume, Cause::Stash, Some(&note), &mut |_| {})?.snapshot;
+        if stash.tree == snapshot.tree {
+            self.forget(&stash)?;
+            return Ok(RolledBack { stash, was_equal: true, left: None });
+        }
+        let made = lease.materialise(snapshot.manifest, &beside, progress).map_err(VolumeError::from);
+        let exchanged =
+            made.and_then(|_| refuse_users(&volume)).and_then(|()| exchange(&beside, &volume.path));
+        let cleared = clear(&beside);
+        exchanged?;
+        let left = cleared.err().map(|error| format!("`{}`: {error}", beside.display()));
+        Ok(RolledBack { stash, was_equal: false, left })
+    }
+}
+
+fn refuse_users(volume: &Volume) -> Result<(), VolumeError> {
+    let users = users(&volume.path).map_err(VolumeError::io("look who uses", &volume.path))?;
+    match users.is_empty() {
+        true => Ok(()),
+        false => Err(VolumeError::InUse { volume: volume.name.clone(), users }),
+    }
+}
+
+/// The place beside a volume where its other content is made.
+fn beside(volume: &Volume) -> Result<PathBuf, VolumeError> {
+    let fixed = |why| VolumeError::Fixed { path: volume.path.clone(), why };
+    if is_mount_point(&volume.path).map_err(VolumeError::io("look at the mounts of", &volume.path))? {
+        return Err(fixed("it is a mount point"));
+    }
+    let (parent, name) =
+        volume.path.parent().zip(volume.path.file_name()).ok_or_else(|| fixed("it is no directory's"))?;
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(".godwit");
+    Ok(parent.join(hidden))
+}
+
+/// In one step, on disk when this returns.
+fn exchange(one: &Path, other: &Path) -> Result<(), VolumeError> {
+    let done = renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE);
+    done.map_err(|errno| match errno {
+        Errno::EINVAL | Errno::EXDEV => VolumeError::Fixed {
+            path: other.to_owned(),
+            why: "its file system cannot exchange two directories",
+        },
+        errno => VolumeError::io("exchange", other)(errno.into()),
+    })?;
+    let parent = other.parent().unwrap_or(other);
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(VolumeError::io("write", parent))
+}
+
+/// Takes a directory of ours away; it may not be there.
+fn clear(path: &Path) -> Result<(), VolumeError> {
+    empty_plainly(path)?;
+    match std::fs::remove_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(VolumeError::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
