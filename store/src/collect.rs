@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 
 use crate::census::{Stored, bytes_below};
 use crate::digest::Shard;
@@ -95,9 +96,24 @@ impl Store {
     }
 
     pub(crate) fn lock_collections(&self) -> Result<File, StoreError> {
+        let (file, path) = self.collection_lock()?;
+        file.lock().map(|()| file).map_err(StoreError::io("lock", &path))
+    }
+
+    /// No collection begins as long as the file lives; none when there is one under way.
+    pub(crate) fn lock_out_collections(&self) -> Result<Option<File>, StoreError> {
+        let (file, path) = self.collection_lock()?;
+        match file.try_lock_shared() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(StoreError::io("lock", &path)(error)),
+        }
+    }
+
+    fn collection_lock(&self) -> Result<(File, PathBuf), StoreError> {
         let path = self.path("collection.lock");
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-        file.and_then(|file| file.lock().map(|()| file)).map_err(StoreError::io("lock", &path))
+        Ok((file.map_err(StoreError::io("open", &path))?, path))
     }
 
     /// Leases of the dead, what they were writing, and what was moved aside.

@@ -310,8 +310,13 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // what stays is a dead lease's, which the next collection clears away
-        if let Err(error) = remove_directory(&self.tmp).and_then(|()| remove(&self.path)) {
+        // A collection that is under way may have looked for manifests before ours was there: from what we have named it learns that
+        // the chunks of it stay. What stays of us is a dead lease's, which the next one clears away.
+        let ended = remove_directory(&self.tmp).and_then(|()| match self.store.lock_out_collections()? {
+            Some(_none_begins) => remove(&self.path).map(drop),
+            None => Ok(()),
+        });
+        if let Err(error) = ended {
             tracing::debug!(%error, "a lease was not cleared away");
         }
     }

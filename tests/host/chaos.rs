@@ -7,10 +7,10 @@ use crate::workload::{Workload, push};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Seeds, each a tree of processes: every one of [`FLAGS`] has its turn twice. `GODWIT_CHAOS_SEEDS` names more.
+/// Seeds, each a tree of processes: every one of [`FLAGS`] has its turn four times. `GODWIT_CHAOS_SEEDS` names more.
 const SEEDS: u64 = 56;
 /// Seeds in one container.
-const TOGETHER: u64 = 4;
+const TOGETHER: u64 = 2;
 /// Containers that are moved at the same time.
 const AT_ONCE: usize = 3;
 

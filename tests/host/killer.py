@@ -3,7 +3,8 @@
 killer.py VICTIMS WHEN CGROUP DELAY_MS
   VICTIMS  criu, guardian, or guardian,criu
   WHEN     dump: CRIU has seized the tasks of the frozen cgroup and has thawed it; restore: the first task exists;
-           traced: CRIU holds a restored task by ptrace(2)
+           traced: CRIU holds a task by ptrace(2), the first one from its beginning; caught: one that is restored and goes
+           by its own name again, as CRIU does to all before it lets them run
 
 godwit is stopped from the kill on for a while, so that it does nothing about it. Prints one line of JSON.
 """
@@ -64,6 +65,10 @@ def ran():
     return {path: int(text.split()[0]) for path, text in texts.items() if text}
 
 
+def is_gone(pid):
+    return read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] in ([], ["Z"])
+
+
 def is_frozen():
     return "frozen 1" in read(directory + "/cgroup.events")
 
@@ -71,7 +76,11 @@ def is_frozen():
 def has_come():
     if when == "dump":
         return read(directory + "/cgroup.freeze") == "0\n"
-    return any(when == "restore" or is_traced(pid) for pid in tasks(criu))
+    for pid in tasks(criu):
+        is_restored = when == "caught" and read(f"/proc/{pid}/comm") != "criu\n"
+        if when == "restore" or is_traced(pid) and (when == "traced" or is_restored):
+            return True
+    return False
 
 
 print("waiting", flush=True)
@@ -90,9 +99,10 @@ send(godwits, signal.SIGSTOP)
 said = {"criu": criu, "held": sum(map(is_traced, tasks(criu))), "thawed": read(directory + "/cgroup.freeze") == "0\n"}
 for victim in victims:
     send({"criu": criu, "guardian": guardians}[victim], signal.SIGKILL)
-# where much else runs, a thread may be late to find that it is to stop
+# Where much else runs, a thread may be late to find that it is to stop. What CRIU holds is frozen already as far as the cgroup
+# knows, and moves for some microseconds from the one state to the other when CRIU is gone.
 until = time.time() + 3
-while time.time() < until and not is_frozen():
+while time.time() < until and not (is_frozen() and all(map(is_gone, criu))):
     time.sleep(0.001)
 time.sleep(0.02)
 before = ran()

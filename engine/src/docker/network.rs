@@ -10,7 +10,7 @@ use crate::runtime::config;
 use crate::tool;
 use nix::unistd::gettid;
 use serde_json::{Value, json};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -86,10 +86,13 @@ fn call(hook: &Value, id: &str, bundle: &Path) -> Result<(), EngineError> {
     std::os::unix::process::CommandExt::arg0(&mut command, SET_KEY);
     let child = command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
     let mut child = child.map_err(|error| failed(format!("cannot be run: {error}")))?;
-    if let Some(mut input) = child.stdin.take() {
-        input.write_all(state.to_string().as_bytes()).map_err(|error| failed(error.to_string()))?;
-    }
+    let told = child.stdin.take().map(|mut input| input.write_all(state.to_string().as_bytes()));
     let ended = child.wait_with_output().map_err(|error| failed(error.to_string()))?;
+    match told {
+        // one that does not read may have done its work
+        Some(Err(error)) if error.kind() != ErrorKind::BrokenPipe => return Err(failed(error.to_string())),
+        _ => {}
+    }
     match ended.status.success() {
         true => Ok(()),
         false => Err(failed(format!(
