@@ -74,6 +74,8 @@ impl Role {
             // trees of files, to be read and to be made
             Command::Store(StoreCommand::Add(_)) => Source,
             Command::Store(StoreCommand::Get(_)) => Destination,
+            // what uses a volume is seen in the namespaces and descriptors of others
+            Command::Volume(_) => Role::Either,
             Command::Guard => Guard,
             Command::Fill { .. } => Fill,
             Command::Log(_)
