@@ -4,6 +4,7 @@ mod config;
 mod hook;
 mod hooks;
 mod migrate;
+mod node;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -12,7 +13,8 @@ mod volume;
 pub use config::ConfigCommand;
 pub use hook::HookCommand;
 pub use hooks::{Choice, HookArgs};
-pub use migrate::{IpChangeArg, LayerArg, MigrateArgs, PaceArg};
+pub use migrate::{CooperativeArg, IpChangeArg, LayerArg, MigrateArgs, PaceArg};
+pub use node::{Neighbours, NodeCommand, NodeServeArgs};
 pub use store::{StoreAddArgs, StoreCommand, StoreGetArgs};
 pub use volume::{VolumeCommand, VolumeForgetArgs, VolumeSnapshotArgs};
 
@@ -111,6 +113,9 @@ pub enum Command {
     /// Keep content that checkpoints, volumes and layers have in common once, verified: the store
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Let other hosts have content of this host's store, and see which of them let this one
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Volumes over time: snapshots, what changed, the way back
     #[command(subcommand)]
     Volume(VolumeCommand),
@@ -229,7 +234,11 @@ pub struct ReceiveArgs {
     /// How long what has come is kept when the link is lost before switchover, for the next attempt; `0s` keeps nothing
     #[arg(long, default_value = "5m", value_parser = quantity::duration, value_name = "DURATION")]
     pub keep_received: Duration,
-    /// Accept plain TCP: neither encrypted nor authenticated
+    /// Hosts near this one that may have content of a container's files (`godwit node serve`), separated by commas:
+    /// `tls://host[:port]`, `ssh://[user@]host` or `unix:///path`
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = Neighbours::parse, value_name = "URLS")]
+    pub neighbours: Neighbours,
+    /// Accept plain TCP, and speak it with neighbours: neither encrypted nor authenticated
     #[arg(long)]
     pub insecure: bool,
 }

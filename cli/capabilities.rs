@@ -83,6 +83,7 @@ impl Role {
             | Command::Explain(_)
             | Command::Images(_)
             | Command::Store(_)
+            | Command::Node(_)
             | Command::Config(_)
             | Command::Keys(_)
             | Command::Probe(_)

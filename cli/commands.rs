@@ -17,6 +17,7 @@ mod keys;
 mod limits;
 mod log;
 mod migrate;
+mod node;
 mod parent;
 mod park;
 mod parting;
@@ -85,6 +86,7 @@ pub fn run(args: &Args, draw: &Draw) -> Result<u8, Trouble> {
         Command::Restore(command) => restore::run(args, command, draw),
         Command::Images(command) => images::run(args, command, draw),
         Command::Store(command) => store::run(args, command, draw),
+        Command::Node(command) => node::run(args, command, draw),
         Command::Volume(command) => volume::run(args, command, draw),
         Command::Status(command) => status::run(args, command, draw),
         Command::Log(command) => log::run(args, command, draw),

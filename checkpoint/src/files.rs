@@ -95,6 +95,8 @@ struct Outgoing {
     offer: TreeOffer,
     root: PathBuf,
     source: TreeSource,
+    /// There is nothing of it at the destination, and all that is in `root` shall come there.
+    is_to_be_filled: bool,
 }
 
 /// All trees of the container.
@@ -111,6 +113,7 @@ impl Files {
     pub fn add(&mut self, offer: TreeOffer, tree: &Tree, base: TreeIndex) -> Result<(), FilesError> {
         let content = &tree.content;
         let failed = |source| FilesError::Tree { path: content.display().to_string(), source };
+        let is_to_be_filled = tree.merged.is_none() && tree.gone.is_none() && base.is_empty();
         let opened = match (&tree.merged, &tree.gone) {
             (Some(merged), _) => TreeSource::of_layer(content, merged, Options::default()),
             (None, Some(gone)) => {
@@ -120,7 +123,7 @@ impl Files {
             (None, None) => TreeSource::new(content, base, Options::default()),
         };
         let source = opened.map_err(failed)?;
-        self.trees.push(Outgoing { offer, root: content.clone(), source });
+        self.trees.push(Outgoing { offer, root: content.clone(), source, is_to_be_filled });
         Ok(())
     }
 
@@ -133,7 +136,26 @@ impl Files {
         let options = Options { root_only: true, ..Options::default() };
         let source = TreeSource::new(content, TreeIndex::default(), options)
             .map_err(|source| FilesError::Tree { path: content.display().to_string(), source })?;
-        self.trees.push(Outgoing { offer, root: content.clone(), source });
+        self.trees.push(Outgoing { offer, root: content.clone(), source, is_to_be_filled: false });
+        Ok(())
+    }
+
+    /// The trees of at least so many bytes of which the destination has nothing: id, root, bytes.
+    pub fn to_be_filled(&self, least: u64) -> Vec<(TreeId, PathBuf, u64)> {
+        let wanted = |tree: &&Outgoing| tree.is_to_be_filled && tree.offer.bytes >= least;
+        let facts = |tree: &Outgoing| (tree.offer.id, tree.root.clone(), tree.offer.bytes);
+        self.trees.iter().filter(wanted).map(facts).collect()
+    }
+
+    /// The destination has something of a tree by now. Before the first round.
+    ///
+    /// # Errors
+    /// When the tree cannot be opened, or what it is said to have contradicts itself.
+    pub fn rebase(&mut self, id: TreeId, base: TreeIndex) -> Result<(), FilesError> {
+        for tree in self.trees.iter_mut().filter(|tree| tree.offer.id == id) {
+            let failed = |source| FilesError::Tree { path: tree.root.display().to_string(), source };
+            tree.source = TreeSource::new(&tree.root, base.clone(), Options::default()).map_err(failed)?;
+        }
         Ok(())
     }
 

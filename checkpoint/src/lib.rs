@@ -8,6 +8,7 @@ mod archive_journal;
 mod archived;
 pub mod chain;
 mod connections;
+mod cooperation;
 mod copying;
 mod digests;
 pub mod directory_lock;

@@ -57,7 +57,9 @@ impl Source<'_> {
                 restoration_why,
                 kept_pages,
                 lacks_image,
+                cooperates,
             }) => {
+                self.peer_cooperates = cooperates;
                 self.lacks_image = lacks_image;
                 self.kept_pages = kept_pages;
                 self.process_start = Duration::from_micros(process_start_us);
@@ -176,7 +178,7 @@ impl Source<'_> {
         ))
     }
 
-    fn hear_index(&mut self, tree: TreeId) -> Result<TreeIndex, SourceError> {
+    pub(crate) fn hear_index(&mut self, tree: TreeId) -> Result<TreeIndex, SourceError> {
         match self.wire.hear()? {
             Incoming::Index(of, index) if of == tree => Ok(index),
             other => Err(unexpected(&other, "the index of a tree").into()),

@@ -36,6 +36,8 @@ pub struct Plan {
     pub connections: u16,
     /// How often its memory outgrew the room that the destination had kept for it: each time that is to keep more.
     pub outgrown: u32,
+    /// The destination may have content of the files from elsewhere.
+    pub cooperates: bool,
     /// How frames are compressed.
     pub compress: Compression,
     /// How it gets its memory at the destination.

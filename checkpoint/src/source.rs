@@ -22,7 +22,7 @@ use godwit_migration::journal::{self, Journal};
 use godwit_migration::observer::{Event, micros};
 use godwit_migration::plan::{Restoration, Tracker};
 use godwit_migration::quantity::{show_bytes, show_duration};
-use godwit_migration::report::{FillReport, MemoryReport, RoundReport, Summary};
+use godwit_migration::report::{CooperationReport, FillReport, MemoryReport, RoundReport, Summary};
 use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Observer, Phase, Role};
 use godwit_transfer::wire::unexpected;
 use godwit_transfer::{
@@ -78,6 +78,10 @@ pub(crate) struct Source<'a> {
     pub(crate) kept_pages: u64,
     /// What the destination has of the container's image, if it lacks some of it.
     pub(crate) lacks_image: Option<String>,
+    /// The destination can have content from elsewhere.
+    pub(crate) peer_cooperates: bool,
+    /// What it had from there.
+    pub(crate) cooperation: Option<CooperationReport>,
 }
 
 /// Moves a container that was opened and looked at to whoever is at the other end of `wire`. See the module for what is
@@ -142,6 +146,8 @@ impl<'a> Source<'a> {
             was_refused: false,
             kept_pages: 0,
             lacks_image: None,
+            peer_cooperates: false,
+            cooperation: None,
             container,
             criu,
             wire,
@@ -232,6 +238,7 @@ impl<'a> Source<'a> {
             Message::Prepared => Ok(()),
             other => Err(other),
         })?;
+        self.cooperate()?;
         if let Some(reader) = self.reader.take() {
             self.streams =
                 connections::open(self.dial, &self.job.id, &self.plan, &self.bandwidth, self.observer);
@@ -392,6 +399,7 @@ impl<'a> Source<'a> {
             downtime,
             memory,
             throttle,
+            cooperation: self.cooperation,
             rounds: self.rounds,
             wire_bytes,
             leftovers,

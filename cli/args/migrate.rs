@@ -61,6 +61,9 @@ pub struct MigrateArgs {
     /// Compression on the wire: `auto` (as link and processor have it), `zstd`, `zstd:LEVEL` or `none`
     #[arg(long, default_value = "auto", value_parser = str::parse::<Compression>)]
     pub compress: Compression,
+    /// Whether the destination may have content of the files from elsewhere than this host: its own store, its neighbours
+    #[arg(long, value_enum, default_value_t = CooperativeArg::Auto)]
+    pub cooperative: CooperativeArg,
     /// Whether copying steps back when the container would have to wait for a processor
     #[arg(long, value_enum, default_value_t = PaceArg::Gentle)]
     pub pace: PaceArg,
@@ -204,6 +207,15 @@ pub enum OnTimeoutArg {
     Switchover,
     /// Ask on the terminal, while further rounds go on; no answer within 60 s is a no
     Ask,
+}
+
+/// Where content of the files comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum CooperativeArg {
+    /// From whoever near the destination has it, and the rest from here
+    Auto,
+    /// All from here
+    Never,
 }
 
 /// How copying behaves while the container runs.

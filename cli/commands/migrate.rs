@@ -2,7 +2,7 @@
 
 use super::earlier::settle_earlier;
 use super::{Trouble, cancel_on_signal, find, open};
-use crate::args::{Args, IpChangeArg, MigrateArgs, PaceArg};
+use crate::args::{Args, CooperativeArg, IpChangeArg, MigrateArgs, PaceArg};
 use crate::draw::Draw;
 use crate::progress::Show;
 use godwit_checkpoint::pages::{PageReader, method_of};
@@ -120,6 +120,7 @@ fn attempt(
         bandwidth: command.bandwidth.unwrap_or(0),
         connections: command.connections,
         outgrown: tried.outgrown,
+        cooperates: command.cooperative == CooperativeArg::Auto,
         compress: command.compress,
         restoration: command.restore.into(),
         gentle: command.pace == PaceArg::Gentle,

@@ -32,6 +32,7 @@ pub fn run(args: &Args, command: &ReceiveArgs, draw: &Draw) -> Result<u8, Troubl
     let policy = Policy::load(&config_dir()).map_err(|error| {
         Failure::new(FailureKind::Usage, "the policy of this host cannot be used").because_of(&error)
     })?;
+    super::node::refuse_exposed(&command.neighbours, command.insecure)?;
     let joins = Joins::default();
     // whoever waits for one migration goes with it, and nobody could come back
     let stays = command.stdio || command.forever;
@@ -46,17 +47,18 @@ pub fn run(args: &Args, command: &ReceiveArgs, draw: &Draw) -> Result<u8, Troubl
         policy: policy.clone(),
         joins: joins.clone(),
         parking: parking.clone(),
+        neighbours: command.neighbours.0.clone(),
     };
     if command.stdio {
         return over_stdio(&host, cancel);
     }
-    let address = address(command)?;
+    let address = listening_address(command.listen.as_deref().unwrap_or_default(), command.insecure)?;
     if let Address::Tls { .. } = address {
         let identity = Identity::load(&config_dir()).map_err(|error| super::keys::failure(&error))?;
         draw.talk(&format!("this host's key is {}", identity.fingerprint));
     }
     if address.is_exposed() {
-        draw.talk(&format!("warning: {}", exposed(&address)));
+        draw.talk(&format!("warning: {}", exposed(&address, START)));
     }
     let listener = Listener::bind(&address).map_err(|error| {
         Failure::new(FailureKind::Failed, format!("cannot listen on `{address}`")).because_of(&error)
@@ -121,21 +123,26 @@ fn over_stdio(host: &dyn Fn(Peer) -> Host, cancel: Cancel) -> Result<u8, Trouble
     }
 }
 
-fn address(command: &ReceiveArgs) -> Result<Address, Failure> {
-    let text = command.listen.as_deref().unwrap_or_default();
+/// What callers of a receiver in the open could do.
+const START: &str = "start containers here";
+
+/// Where to listen; plain TCP only for whoever says so.
+///
+/// # Errors
+/// When it is no such address.
+pub fn listening_address(text: &str, insecure: bool) -> Result<Address, Failure> {
     let address: Address =
         text.parse().map_err(|error| Failure::new(FailureKind::Usage, format!("{error}")))?;
-    if address.is_exposed() && !command.insecure {
-        return Err(Failure::new(FailureKind::Usage, exposed(&address))
+    if address.is_exposed() && !insecure {
+        return Err(Failure::new(FailureKind::Usage, exposed(&address, START))
             .hint("use `tls://`, or ssh, which needs no listener; or add `--insecure` if the network is yours alone"));
     }
     Ok(address)
 }
 
-fn exposed(address: &Address) -> String {
-    format!(
-        "`{address}` is neither encrypted nor authenticated: anybody who reaches it could start containers here"
-    )
+/// What is wrong with plain TCP.
+pub fn exposed(address: &Address, danger: &str) -> String {
+    format!("`{address}` is neither encrypted nor authenticated: anybody who reaches it could {danger}")
 }
 
 /// The next caller that wants to bring a container; nobody after Ctrl-C.

@@ -71,6 +71,7 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
         policy: Policy::default(),
         joins: Joins::default(),
         parking: None,
+        neighbours: Vec::new(),
     };
     let plan = Plan {
         container: name.clone(),
@@ -83,6 +84,7 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
         bandwidth: 0,
         connections: 1,
         outgrown: 0,
+        cooperates: false,
         compress: Compression::None,
         restoration: Restoration::Eager,
         gentle: false,

@@ -33,6 +33,7 @@ pub const KEYS: &[Key] = &[
     migrate("witness"),
     migrate("retries"),
     migrate("compress"),
+    migrate("cooperative"),
     migrate("pace"),
     migrate("tracker"),
     migrate("restore"),
@@ -40,6 +41,7 @@ pub const KEYS: &[Key] = &[
     migrate("network-plan"),
     migrate("remote-command"),
     Key { section: "receive", option: "keep-received", commands: &["receive"] },
+    Key { section: "receive", option: "neighbours", commands: &["receive"] },
     Key { section: "store", option: "quota", commands: &["store", "add"] },
 ];
 

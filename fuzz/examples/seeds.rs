@@ -5,7 +5,8 @@ use godwit_memory::batch::{BatchBuilder, Kind, Run};
 use godwit_memory::{ImageId, PageRun};
 use godwit_migration::Cancel;
 use godwit_criu::images::{PE_PRESENT, Pagemap, PagemapEntry};
-use godwit_store::{Manifest, Store, object};
+use godwit_neighbours::question::{Answer, Question};
+use godwit_store::{Digest, Manifest, Store, object};
 use godwit_transfer::tree::{Options, TreeDestination, TreeIndex, TreeOp, TreeSource};
 use godwit_transfer::wire::HeldFrames;
 use godwit_transfer::{Compression, Message, Transport, TreeId, Wire};
@@ -38,6 +39,11 @@ fn main() {
         put("object", name, &object::encode(godwit_store::Kind::Manifest, &bytes));
     }
     put("object", "chunk", &object::encode(godwit_store::Kind::Chunk, b"not worth compressing"));
+    let digests = vec![Digest::of(b"one"), Digest::of(b"other")];
+    put("question", "has", &Question::Has(digests.clone()).to_bytes());
+    put("question", "give", &Question::Give(digests).to_bytes());
+    put("question", "which", &Answer::has(&[true, false, true, true, false, false, true, false]).to_bytes());
+    put("question", "chunks", &Answer::Chunks(vec![Some(vec![1, 2, 3].into())]).to_bytes());
     put("batch", "all-kinds", &batch());
     let lines = [
         r#"{"seq":1,"unix_us":1,"event":"planned","version":1,"migration":"01m7yydq3wn4cn3s58aezvtgt5","role":"source","container":"runc:web","peer":"ssh://dst","godwit":"0.1.0"}"#,

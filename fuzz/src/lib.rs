@@ -13,10 +13,12 @@ use godwit_hooks::token::Token;
 use godwit_memory::batch::Batch;
 use godwit_migration::hooks::HookUrl;
 use godwit_migration::{Cancel, journal};
+use godwit_neighbours::question::{Answer, Question};
 use godwit_restore::policy::{Policy, Wish};
-use godwit_store::{Digest, Kind, Manifest, ObjectId};
+use godwit_store::{Chunks, Digest, Kind, Manifest, ObjectId, StoreError};
 use godwit_transfer::tree::{TreeDestination, TreeIndex, TreeOp};
 use godwit_transfer::{Incoming, Transport, Wire};
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,12 +27,13 @@ use std::time::{Duration, Instant};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("wire", wire),
     ("index", index),
     ("tree_ops", tree_ops),
     ("manifest", manifest),
     ("object", object),
+    ("question", question),
     ("journal", journal),
     ("images", images),
     ("batch", batch),
@@ -106,12 +109,35 @@ pub fn tree_ops(bytes: &[u8]) {
     assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 2, "something was made beside the tree");
 }
 
+/// Chunks of which only the length is known.
+struct Zeros(HashMap<Digest, u64>);
+
+impl Chunks for Zeros {
+    fn chunk(&mut self, digest: Digest) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.0.get(&digest).map(|bytes| vec![0; *bytes as usize]))
+    }
+}
+
+/// What a neighbour is asked, and what it answers.
+pub fn question(bytes: &[u8]) {
+    if let Ok(question) = Question::from_bytes(bytes) {
+        assert_eq!(Question::from_bytes(&question.to_bytes()).unwrap(), question);
+    }
+    for count in [0, 1, 8, 32] {
+        let _ = Answer::which(bytes, count);
+        let _ = Answer::chunks(bytes, count);
+    }
+}
+
 /// A manifest of the store's.
 pub fn manifest(bytes: &[u8]) {
     let Ok(manifest) = Manifest::decode(bytes) else { return };
     let _ = manifest.children();
     if let Manifest::Tree(tree) = &manifest {
         let _ = tree.file_bytes();
+        // as a destination makes it, with chunks of the length that it says
+        let mut chunks = Zeros(tree.needs().into_iter().take(64).collect());
+        let _ = tree.unfold(&mut chunks, &mut |_| Ok(()), &mut |_, _| {});
     }
     // one encoding only, or equal trees would have several names
     assert_eq!(manifest.encode().unwrap(), bytes);

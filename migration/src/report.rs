@@ -87,6 +87,39 @@ pub struct ThrottleReport {
     pub duration: Duration,
 }
 
+/// Content of the container's files that came from elsewhere than the source.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CooperationReport {
+    /// Bytes of the files that were looked for, those that several files have in common counted once.
+    pub wanted_bytes: u64,
+    /// Of them, those that the destination's own store had.
+    pub own_bytes: u64,
+    /// What each neighbour gave.
+    pub neighbours: Vec<NeighbourReport>,
+    /// From the first question to the last answer.
+    #[serde(rename = "duration_us", with = "micros")]
+    pub duration: Duration,
+}
+
+/// What one neighbour of the destination gave.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NeighbourReport {
+    /// Who, as the destination calls it.
+    pub neighbour: String,
+    /// Bytes of content that were made use of.
+    pub bytes: u64,
+    /// Why no more was asked of it, where that needs saying.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub failed: Option<String>,
+}
+
+impl CooperationReport {
+    /// Bytes that the source need not send.
+    pub fn spared_bytes(&self) -> u64 {
+        self.own_bytes + self.neighbours.iter().map(|neighbour| neighbour.bytes).sum::<u64>()
+    }
+}
+
 /// The whole migration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -121,6 +154,9 @@ pub struct Summary {
     /// The CPU time that was taken from it, when it was.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub throttle: Option<ThrottleReport>,
+    /// Content that came from elsewhere than the source, when it was looked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cooperation: Option<CooperationReport>,
     /// All rounds, the final one last.
     pub rounds: Vec<RoundReport>,
     /// Bytes over the wire in all.

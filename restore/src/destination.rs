@@ -5,6 +5,7 @@
 //! held, frozen, until somebody who knows decides.** The other half is `source.rs` of the checkpoint crate: the two lists
 //! of phases mirror each other.
 
+use crate::cooperation::Contents;
 use crate::error::DestinationError;
 use crate::job::{Job, make_private, open_images, remove_images};
 use crate::pages::IncomingPages;
@@ -23,7 +24,7 @@ use godwit_migration::{Failure, FailureKind, MigrationId, Observer, Phase, Role}
 use godwit_transfer::stale::StaleCopies;
 use godwit_transfer::wire::{HeldFrames, unexpected};
 use godwit_transfer::{
-    HostFacts, Incoming, Message, Peer, Refusal, TreeBase, TreeId, TreeOffer, Wire, WireError,
+    Address, HostFacts, Incoming, Message, Peer, Refusal, TreeBase, TreeId, TreeOffer, Wire, WireError,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,6 +58,8 @@ pub struct Host {
     pub joins: Joins,
     /// What has come when a link is lost is kept by this, if at all.
     pub parking: Option<Arc<Parking>>,
+    /// Who may have content of the container's files.
+    pub neighbours: Vec<Address>,
 }
 
 /// How it ended, if nothing failed.
@@ -98,6 +101,7 @@ pub(crate) struct Destination<'a> {
     observer: &'a dyn Observer,
     pub(crate) job: Option<Job>,
     pub(crate) claim: Option<Claim>,
+    pub(crate) contents: Contents,
     images: PathBuf,
     pid: i32,
 }
@@ -107,8 +111,16 @@ pub(crate) struct Destination<'a> {
 /// # Errors
 /// The failure says what happened and where the container is.
 pub fn receive(wire: Wire, host: &Host, observer: &dyn Observer) -> Result<Outcome, Failure> {
-    let mut destination =
-        Destination { host, wire, observer, job: None, claim: None, images: PathBuf::new(), pid: 0 };
+    let mut destination = Destination {
+        host,
+        wire,
+        observer,
+        job: None,
+        claim: None,
+        contents: Contents::new(),
+        images: PathBuf::new(),
+        pid: 0,
+    };
     match destination.run() {
         Ok(()) => Ok(destination.complete()),
         Err(error) => destination.undo(error),
@@ -150,7 +162,7 @@ impl Destination<'_> {
         }
     }
 
-    fn job(&mut self) -> Result<&mut Job, DestinationError> {
+    pub(crate) fn job(&mut self) -> Result<&mut Job, DestinationError> {
         self.job.as_mut().ok_or_else(|| WireError::Malformed("a message before the offer".into()).into())
     }
 
@@ -267,6 +279,16 @@ impl Destination<'_> {
                     self.wire.send_digests(&digests)?;
                     continue;
                 }
+                Incoming::Message(Message::Contents { tree, bytes }) => {
+                    self.take_contents(tree, bytes)?;
+                    continue;
+                }
+                Incoming::Message(Message::Gather { source_bytes_per_s }) => {
+                    self.gather(source_bytes_per_s)?;
+                    continue;
+                }
+                // it reads what it has to tell of
+                Incoming::Message(Message::Alive { .. }) => continue,
                 Incoming::Message(Message::GetReady) => {
                     self.get_ready()?;
                     continue;

@@ -3,6 +3,7 @@
 //! [`destination::receive`] is the table of contents; it mirrors `source.rs` of the checkpoint crate.
 
 mod compose;
+mod cooperation;
 pub mod destination;
 mod error;
 mod images;

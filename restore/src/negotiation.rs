@@ -1,5 +1,6 @@
 //! The first phase: what is offered, and what speaks against it.
 
+use crate::cooperation::has_other_sources;
 use crate::destination::{Destination, PATIENCE};
 use crate::error::DestinationError;
 use crate::images::IncomingImages;
@@ -162,6 +163,7 @@ impl Destination<'_> {
         let lacks_image = self.host.engines[engine].lacks_image(&shipment)?;
         let accept = Message::Accept {
             lacks_image,
+            cooperates: has_other_sources(&self.host.root, &self.host.neighbours),
             bases: bases.clone(),
             process_start_us: micros(process_start),
             restoration,

@@ -54,6 +54,7 @@ struct Rule {
     roots: Option<Vec<PathBuf>>,
     max_memory: Option<u64>,
     hooks: Vec<String>,
+    store: bool,
 }
 
 #[derive(Deserialize)]
@@ -75,6 +76,8 @@ struct RuleText {
     max_memory: Option<String>,
     #[serde(default)]
     hooks: Vec<String>,
+    #[serde(default)]
+    store: bool,
 }
 
 fn all() -> Vec<String> {
@@ -129,6 +132,20 @@ impl Policy {
         Ok(Self { rules: Some(rules) })
     }
 
+    /// Whether somebody may ask for content of this host's store.
+    ///
+    /// # Errors
+    /// The refusal says what is missing.
+    pub fn may_ask(&self, peer: &str) -> Result<(), Refusal> {
+        let Some(rules) = &self.rules else { return Ok(()) };
+        let allows = |rule: &Rule| rule.store && rule.peers.iter().any(|glob| matches(glob, peer));
+        if rules.iter().any(allows) {
+            return Ok(());
+        }
+        Err(Refusal::new(format!("the policy there lets `{peer}` have nothing of its store"))
+            .hint("add `store = true` to a rule for it in the policy.toml there, usually in /etc/godwit"))
+    }
+
     /// Whether a source may have its wish; touches nothing.
     ///
     /// # Errors
@@ -153,7 +170,7 @@ impl Policy {
 
 impl Rule {
     fn check(text: RuleText) -> Result<Self, String> {
-        let RuleText { rule, peers, containers, roots, max_memory, hooks } = text;
+        let RuleText { rule, peers, containers, roots, max_memory, hooks, store } = text;
         let wrong = |what: &dyn Display| Err(format!("rule `{rule}`: {what}"));
         if rule.is_empty() || rule.len() > 200 || rule.chars().any(char::is_control) {
             return Err("a rule without a name that can be shown".into());
@@ -179,7 +196,7 @@ impl Rule {
             Some(Ok(bytes)) => Some(bytes),
             None => None,
         };
-        Ok(Self { name: rule, peers, containers, roots, max_memory, hooks })
+        Ok(Self { name: rule, peers, containers, roots, max_memory, hooks, store })
     }
 
     /// What of a wish this rule does not allow.
@@ -341,6 +358,15 @@ mod tests {
         assert!(policy.examine(&hook("/usr/lib/net/attach")).is_ok());
         assert!(no(&hook("/bin/sh")).contains("allows no network hook `/bin/sh`"));
         assert!(no(&hook("/usr/lib/net/../../../bin/sh")).contains("allows no network hook"));
+    }
+
+    #[test]
+    fn the_store_is_for_those_who_are_named() {
+        assert!(Policy::default().may_ask("rack2").is_ok());
+        let policy = "[[allow]]\nrule = \"web\"\npeers = [\"rack2\"]\n[[allow]]\nrule = \"near\"\npeers = [\"rack3\"]\nstore = true";
+        let policy = Policy::parse(policy).unwrap();
+        assert!(policy.may_ask("rack3").is_ok());
+        assert!(policy.may_ask("rack2").unwrap_err().reason.contains("lets `rack2` have nothing"));
     }
 
     #[test]

@@ -238,6 +238,15 @@ impl Trees {
         self.incoming.contains_key(&id)
     }
 
+    /// Reads all that is in a tree now.
+    ///
+    /// # Errors
+    /// When the tree is unknown or cannot be read.
+    pub fn index(&self, id: TreeId) -> Result<TreeIndex, TreesError> {
+        let tree = self.incoming.get(&id).ok_or(TreesError::Unknown(id))?;
+        tree.writer.index().map_err(|source| TreesError::Tree { path: tree.before.path.clone(), source })
+    }
+
     /// Carries out one operation.
     ///
     /// # Errors

@@ -72,6 +72,9 @@ pub enum StoreError {
         #[source]
         source: Box<StoreError>,
     },
+    /// Whoever wanted it does not any more.
+    #[error("it was interrupted")]
+    Interrupted,
     /// No name for a pin.
     #[error("`{0}` is no name for a pin: it is written KIND/NAME, with letters, digits and `._:@+-`")]
     PinName(String),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use godwit_transfer::tree::{Body, Options, RoundError, SEGMENT, TreeIndex, TreeOp, TreePath, TreeSource};
 
-use crate::cut::Cutter;
+use crate::cut::{Cutter, Keep};
 use crate::manifest::{Content, Described, Entry, Manifest, Node, Tree};
 use crate::page_cut::{PageCutter, PageRuns, page_files};
 use crate::{Digest, Lease, StoreError};
@@ -73,30 +73,59 @@ impl Lease {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Added, StoreError> {
         let before = self.written();
-        let mut source = TreeSource::new(root, TreeIndex::default(), Options::default())?;
-        let mut recorder = Recorder { lease: self, pages, nodes: BTreeMap::new(), open: None };
-        let mut read = 0;
-        let round = source.round(&HashSet::new(), &mut |step| {
-            read += step.weight() as u64;
-            progress(read);
-            recorder.record(step)
-        });
-        let stats = round.map_err(|error| match error {
-            RoundError::Tree(error) => error.into(),
-            RoundError::Emit(error) => error,
-        })?;
-        let entries = recorder.nodes.into_iter().map(|(path, node)| Entry { path, node }).collect();
-        let tree = Tree { entries };
+        let (tree, read_bytes) = walk(root, pages, &mut |bytes| self.put_chunk(bytes), progress)?;
         let (entries, file_bytes) = (tree.entries.len() as u64, tree.file_bytes());
         let manifest = self.put_manifest(&Manifest::Tree(tree))?;
         let written_bytes = self.written() - before;
-        Ok(Added { manifest, entries, file_bytes, read_bytes: stats.bytes_read, written_bytes })
+        Ok(Added { manifest, entries, file_bytes, read_bytes, written_bytes })
     }
+}
+
+impl Tree {
+    /// What the tree at `root` is made of, as [`Lease::add_tree`] would cut it; nothing is stored. `progress` hears how many bytes
+    /// were read, and may end it.
+    ///
+    /// # Errors
+    /// When it cannot be read, and those of `progress`.
+    pub fn list(
+        root: &Path,
+        progress: &mut dyn FnMut(u64) -> Result<(), StoreError>,
+    ) -> Result<Tree, StoreError> {
+        let mut read = 0;
+        let mut name = |bytes: &[u8]| {
+            read += bytes.len() as u64;
+            progress(read).map(|()| Digest::of(bytes))
+        };
+        Ok(walk(root, HashMap::new(), &mut name, &mut |_| {})?.0)
+    }
+}
+
+/// Walks a tree, cuts its files and has the pieces kept. Gives it, and how many bytes were read.
+fn walk(
+    root: &Path,
+    pages: HashMap<TreePath, PageRuns>,
+    keep: Keep<'_>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(Tree, u64), StoreError> {
+    let mut source = TreeSource::new(root, TreeIndex::default(), Options::default())?;
+    let mut recorder = Recorder { keep, pages, nodes: BTreeMap::new(), open: None };
+    let mut read = 0;
+    let round = source.round(&HashSet::new(), &mut |step| {
+        read += step.weight() as u64;
+        progress(read);
+        recorder.record(step)
+    });
+    let stats = round.map_err(|error| match error {
+        RoundError::Tree(error) => error.into(),
+        RoundError::Emit(error) => error,
+    })?;
+    let entries = recorder.nodes.into_iter().map(|(path, node)| Entry { path, node }).collect();
+    Ok((Tree { entries }, stats.bytes_read))
 }
 
 /// The tree as far as it was walked.
 struct Recorder<'a> {
-    lease: &'a mut Lease,
+    keep: Keep<'a>,
     pages: HashMap<TreePath, PageRuns>,
     nodes: BTreeMap<TreePath, Node>,
     open: Option<(TreePath, Contents)>,
@@ -144,11 +173,11 @@ impl Recorder<'_> {
             }
             TreeOp::FileEnd { size, meta } => {
                 if let Some((path, contents)) = self.open.take() {
-                    let mut keep = |bytes: &[u8]| self.lease.put_chunk(bytes);
+                    let keep = &mut *self.keep;
                     let content = match contents {
-                        Contents::Pieces(cutter) => Content::Pieces(cutter.finish(&mut keep)?),
+                        Contents::Pieces(cutter) => Content::Pieces(cutter.finish(keep)?),
                         Contents::Pages(cutter) => {
-                            let groups = cutter.finish(size, &mut keep)?;
+                            let groups = cutter.finish(size, keep)?;
                             Content::Pages(groups.ok_or_else(|| changed(&path))?)
                         }
                     };
@@ -170,11 +199,11 @@ impl Recorder<'_> {
     }
 
     fn contents(&mut self, at: u64, bytes: &[u8]) -> Result<(), StoreError> {
-        let mut keep = |bytes: &[u8]| self.lease.put_chunk(bytes);
+        let keep = &mut *self.keep;
         match &mut self.open {
-            Some((_, Contents::Pieces(cutter))) => cutter.take(at, bytes, &mut keep),
+            Some((_, Contents::Pieces(cutter))) => cutter.take(at, bytes, keep),
             Some((path, Contents::Pages(cutter))) => {
-                if cutter.take(at, bytes, &mut keep)? {
+                if cutter.take(at, bytes, keep)? {
                     Ok(())
                 } else {
                     Err(changed(path))

@@ -26,6 +26,7 @@ pub mod pin;
 mod plan;
 pub mod stats;
 mod store;
+mod unfold;
 mod usage;
 
 pub use check::Checked;
@@ -38,3 +39,4 @@ pub use manifest::Manifest;
 pub use pin::{Pin, PinName};
 pub use stats::Stats;
 pub use store::Store;
+pub use unfold::Chunks;

@@ -123,16 +123,7 @@ impl Store {
 
     /// Reads and verifies an object; leaves it where it is whatever it is.
     pub(crate) fn look_at(&self, id: ObjectId) -> Result<Result<Vec<u8>, &'static str>, StoreError> {
-        let path = self.object(id);
-        let mut object = Vec::new();
-        let limit = id.kind.disk_limit() + 1;
-        match File::open(&path).and_then(|file| file.take(limit).read_to_end(&mut object)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StoreError::Missing(id)),
-            read => {
-                read.map_err(StoreError::io("read", &path))?;
-                Ok(object::decode(id, &object))
-            }
-        }
+        Ok(object::decode(id, &self.raw(id)?))
     }
 
     /// Reads and verifies an object; a bad one is moved aside.
@@ -140,6 +131,34 @@ impl Store {
         match self.look_at(id)? {
             Ok(bytes) => Ok(bytes),
             Err(why) => Err(self.move_aside(id, why)?),
+        }
+    }
+
+    /// Whether there seems to be a chunk: it may go, or turn out to be damaged.
+    pub fn has_chunk(&self, digest: Digest) -> bool {
+        self.object(ObjectId::chunk(digest)).exists()
+    }
+
+    /// A chunk as it lies on disk, verified: [`object::decode`] takes it apart. It may go at any moment; nothing is held.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`], [`StoreError::Damaged`].
+    pub fn chunk_as_stored(&self, digest: Digest) -> Result<Vec<u8>, StoreError> {
+        let id = ObjectId::chunk(digest);
+        let object = self.raw(id)?;
+        match object::decode(id, &object) {
+            Ok(_) => Ok(object),
+            Err(why) => Err(self.move_aside(id, why)?),
+        }
+    }
+
+    fn raw(&self, id: ObjectId) -> Result<Vec<u8>, StoreError> {
+        let path = self.object(id);
+        let mut object = Vec::new();
+        let limit = id.kind.disk_limit() + 1;
+        match File::open(&path).and_then(|file| file.take(limit).read_to_end(&mut object)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StoreError::Missing(id)),
+            read => read.map(|_| object).map_err(StoreError::io("read", &path)),
         }
     }
 

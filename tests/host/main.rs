@@ -10,6 +10,7 @@ mod cgroup_v1;
 mod chaos;
 mod cold;
 mod container;
+mod cooperative;
 mod engines;
 mod engines_docker;
 mod faults;

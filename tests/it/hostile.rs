@@ -51,6 +51,7 @@ fn there(policy: &str) -> There {
         policy,
         joins: Joins::default(),
         parking: None,
+        neighbours: Vec::new(),
     };
     There { dir, host, witness }
 }

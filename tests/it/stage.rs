@@ -158,6 +158,7 @@ pub fn play(play: Play) -> Ended {
         policy: play.policy.clone(),
         joins: Joins::default(),
         parking: None,
+        neighbours: Vec::new(),
     };
     let (one, two) = Descriptors::pair().unwrap();
     let marks: (Marks, Marks) = Default::default();
@@ -277,6 +278,7 @@ fn plan_of(play: &Play) -> Plan {
         bandwidth: play.bandwidth,
         connections: play.connections,
         outgrown: 0,
+        cooperates: false,
         compress: Compression::None,
         restoration: Restoration::Auto,
         gentle: true,

@@ -133,7 +133,7 @@ impl Machines {
     pub fn wait_until(&self, host: &str, condition: &str) {
         let begun = Instant::now();
         while self.run(host, condition).0 != 0 {
-            assert!(begun.elapsed() < Duration::from_secs(60), "never: {condition}");
+            assert!(begun.elapsed() < Duration::from_secs(180), "never: {condition}");
             std::thread::sleep(Duration::from_millis(200));
         }
     }

@@ -32,7 +32,7 @@ fn migrate(machines: &Machines, from: &str, to: &str, flags: &str) -> Value {
 }
 
 fn digest(machines: &Machines) -> String {
-    let digest = machines.sh("client", &format!("timeout 30 redis-cli -h {ADDRESS} debug digest"));
+    let digest = machines.sh("client", &format!("timeout 150 redis-cli -h {ADDRESS} debug digest"));
     assert_eq!(digest.len(), 40, "{digest}");
     digest
 }
@@ -52,7 +52,7 @@ fn redis_moves_there_and_back_with_every_tracker_of_this_kernel() {
     );
     let probe = machines.start("client", &probe);
     machines.wait_until("client", "test -e /run/vmt.ready");
-    let summary = migrate(&machines, SRC, DST, "--tracker pre-dump --max-rounds 3 --on-timeout switchover");
+    let summary = migrate(&machines, SRC, DST, "--tracker pre-dump --max-rounds 3 --max-downtime 1ms --on-timeout switchover");
     assert_eq!((&summary["strategy"], &summary["tracker"]), (&"pre-copy".into(), &"pre-dump".into()));
     let rounds = summary["rounds"].as_array().unwrap();
     assert!(rounds.len() >= 3, "two rounds and the final one: {summary}");
@@ -60,7 +60,7 @@ fn redis_moves_there_and_back_with_every_tracker_of_this_kernel() {
     assert!(memory(0) > 24 << 20, "the first round holds all: {summary}");
     assert!(memory(1) < memory(0) / 2, "the second holds what changed: {summary}");
     assert!(memory(rounds.len() - 1) < memory(0) / 2, "so does the final dump: {summary}");
-    machines.sh("client", "printf 'stop\\n' | timeout 20 socat -t 15 - UNIX-CONNECT:/run/vmt.sock");
+    machines.sh("client", "printf 'stop\\n' | timeout 150 socat -t 120 - UNIX-CONNECT:/run/vmt.sock");
     let (code, out, err) = probe.finish();
     let report: Value = serde_json::from_str(out.lines().last().unwrap_or_default()).unwrap_or_default();
     assert_eq!(code, 0, "{out}{err}");

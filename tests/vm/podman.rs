@@ -56,7 +56,7 @@ fn a_container_of_podman_keeps_its_limits_under_load() {
         assert_eq!(limits(&machines, to), before);
         assert_eq!(machines.sh(from, "podman ps -aq; pgrep -x 'redis-server|conmon'; true"), "");
     }
-    machines.sh("client", "printf 'stop\\n' | timeout 20 socat -t 15 - UNIX-CONNECT:/run/vmp.sock");
+    machines.sh("client", "printf 'stop\\n' | timeout 150 socat -t 120 - UNIX-CONNECT:/run/vmp.sock");
     let (code, out, err) = probe.finish();
     let report: Value = serde_json::from_str(out.lines().last().unwrap_or_default()).unwrap_or_default();
     assert_eq!(code, 0, "{out}{err}");
@@ -66,7 +66,7 @@ fn a_container_of_podman_keeps_its_limits_under_load() {
         "PROMISE BROKEN: {report}"
     );
     // the limits bind: more than 200 MiB and 100 MiB of swap, of which there is none, it cannot have
-    machines.run("client", &format!("timeout 60 redis-cli -h {ADDRESS} debug populate 1000 more 400000"));
+    machines.run("client", &format!("timeout 200 redis-cli -h {ADDRESS} debug populate 1000 more 400000"));
     let events = "cat /sys/fs/cgroup/$(podman inspect -f '{{.State.CgroupPath}}' vmp)/memory.events | grep -q '^oom_kill [1-9]' || \
          ! podman inspect -f '{{.State.Running}}' vmp | grep -q true";
     machines.wait_until(SRC, events);

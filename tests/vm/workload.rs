@@ -63,7 +63,7 @@ impl<'a> Workload<'a> {
     pub fn assert_clean(&mut self, what: &str) {
         self.checks += 1;
         let script = format!(
-            "cd /srv/vmt-data/0; : > check; timeout 60 sh -c 'until [ -e result.{0} ]; do sleep 0.1; done'; cat result.{0}",
+            "cd /srv/vmt-data/0; : > check; timeout 200 sh -c 'until [ -e result.{0} ]; do sleep 0.1; done'; cat result.{0}",
             self.checks
         );
         let (code, out, err) = self.machines.run(self.host, &script);

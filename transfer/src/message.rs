@@ -10,6 +10,8 @@
 //!                                       ←  ImageTaken
 //! Prepare                               →
 //!                                       ←  Prepared
+//! Contents, bytes, …, Gather            →     where the destination may have content from elsewhere
+//!                                       ←  Alive, …, Gathered, indexes
 //! RoundBegin, tree operations, RoundEnd →     any number of times, the container runs
 //!                                       ←  RoundAck
 //! GetReady                              →     where the engine takes long to start
@@ -37,7 +39,7 @@ use godwit_memory::SharedObject;
 use godwit_migration::hooks::HookUrl;
 use godwit_migration::ownership::Standing;
 use godwit_migration::plan::{Carry, Restoration, Strategy, Tracker};
-use godwit_migration::report::FillReport;
+use godwit_migration::report::{CooperationReport, FillReport};
 use godwit_migration::{Failure, MigrationId};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -222,6 +224,44 @@ pub enum Message {
         /// The image that the container was made of is not there: in the engine's words, what of it is. `BringImage` follows.
         #[serde(default)]
         lacks_image: Option<String>,
+        /// It can have content from elsewhere: `Contents` tell what there is.
+        #[serde(default)]
+        cooperates: bool,
+    },
+    /// Source, when all is prepared: what a tree is made of follows, as bytes in pieces.
+    Contents {
+        /// Which tree.
+        tree: TreeId,
+        /// How many bytes.
+        bytes: u64,
+    },
+    /// Source: that was all; get what you can from elsewhere.
+    Gather {
+        /// About how many bytes a second come from here; 0 where that is not known.
+        source_bytes_per_s: u64,
+    },
+    /// Destination: it was got. An index of each tree of `Contents` follows, in that order.
+    Gathered {
+        /// From whom.
+        report: CooperationReport,
+    },
+    /// Either: I am at what you wait for.
+    Alive {
+        /// Bytes done.
+        done: u64,
+        /// Of so many.
+        total: u64,
+    },
+    /// The first word to a neighbour, instead of `Hello`: may I ask for content? Questions are bytes, as the neighbours crate writes
+    /// them.
+    Visit {
+        /// The speaker's host name.
+        host: String,
+    },
+    /// A neighbour: ask.
+    Welcome {
+        /// The speaker's host name.
+        host: String,
     },
     /// Source: what the destination lacks of the container's image follows, as a tree.
     BringImage {
@@ -364,6 +404,12 @@ impl Message {
             Message::Offer(_) => "offer",
             Message::Accept { .. } => "accept",
             Message::Refuse { .. } => "refuse",
+            Message::Contents { .. } => "contents",
+            Message::Gather { .. } => "gather",
+            Message::Gathered { .. } => "gathered",
+            Message::Alive { .. } => "alive",
+            Message::Visit { .. } => "visit",
+            Message::Welcome { .. } => "welcome",
             Message::BringImage { .. } => "bring-image",
             Message::ImageBrought => "image-brought",
             Message::ImageTaken => "image-taken",

@@ -23,6 +23,7 @@ fn lied_to(answers: impl Fn(&Message) -> Vec<Message> + Send + Sync + 'static) -
 fn accept() -> Message {
     Message::Accept {
         lacks_image: None,
+        cooperates: false,
         bases: vec![godwit_transfer::TreeBase::Empty],
         process_start_us: 0,
         restoration: Restoration::Eager,
@@ -63,6 +64,7 @@ fn a_destination_that_runs_ahead_of_its_answers_does_not_get_the_container() {
             "offer",
             Message::Accept {
                 lacks_image: None,
+                cooperates: false,
                 bases: vec![godwit_transfer::TreeBase::Empty; 500],
                 process_start_us: u64::MAX,
                 restoration: Restoration::Eager,

@@ -44,6 +44,7 @@ impl Ended {
             policy: Policy::default(),
             joins: Joins::default(),
             parking: None,
+            neighbours: Vec::new(),
         }
     }
 

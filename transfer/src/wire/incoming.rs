@@ -20,6 +20,8 @@ pub enum Incoming {
     Pages(Vec<u8>),
     /// What is in which slots of a page store; nothing after the last ones.
     Digests(Vec<SlotDigest>),
+    /// What only whoever waits for it understands.
+    Bytes(Vec<u8>),
 }
 
 /// A slot of a page store, and the digest of the page in it.
@@ -68,6 +70,7 @@ impl Incoming {
             Incoming::Frames(_) => "captured frames".to_owned(),
             Incoming::Pages(_) => "memory pages".to_owned(),
             Incoming::Digests(_) => "digests of pages".to_owned(),
+            Incoming::Bytes(_) => "bytes".to_owned(),
         }
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! | bytes | meaning |
 //! |---|---|
-//! | 0 | kind: 1 message (JSON), 2 tree operation, 3 tree index, 4 a piece of one, 5 captured network frames (postcard), 6 memory pages (the memory crate's `batch`), 7 digests of pages |
+//! | 0 | kind: 1 message (JSON), 2 tree operation, 3 tree index, 4 a piece of one, 5 captured network frames (postcard), 6 memory pages (the memory crate's `batch`), 7 digests of pages, 8 bytes that whoever waits for them understands |
 //! | 1 | flags: bit 0 the body is compressed with zstd |
 //! | 2..4 | tree id (u16 little endian), 0 where there is none |
 //! | 4..8 | length of the body as sent (u32 little endian) |
@@ -55,6 +55,7 @@ const INDEX_CONTINUES: u8 = 4;
 const FRAMES: u8 = 5;
 const PAGES: u8 = 6;
 const DIGESTS: u8 = 7;
+const BYTES: u8 = 8;
 const COMPRESSED: u8 = 1;
 
 /// One end of a connection that both sides agreed about.
@@ -216,6 +217,18 @@ impl Wire {
     /// Whoever applies our operations has nothing to say meanwhile, unless it cannot go on: then all that we still sent
     /// would be for nothing.
     fn overhear(&mut self) -> Result<(), WireError> {
+        match self.glance()? {
+            None => Ok(()),
+            Some(other) => Err(unexpected(&other, "silence")),
+        }
+    }
+
+    /// What the other side has begun to say, if anything; does not wait for it to begin. An end of the stream comes out at the next
+    /// wait.
+    ///
+    /// # Errors
+    /// As [`Wire::hear`].
+    pub fn glance(&mut self) -> Result<Option<Incoming>, WireError> {
         let filled = self.inbox.len();
         self.inbox.resize(filled + (1 << 12), 0);
         let got = self.transport.receive(&mut self.inbox[filled..], Duration::ZERO);
@@ -223,13 +236,9 @@ impl Wire {
         self.inbox.truncate(filled + read);
         self.received += read as u64;
         if self.inbox.len() == self.inbox_at {
-            // nothing was said; an end of the stream comes out at the next wait
-            return Ok(());
+            return Ok(None);
         }
-        match self.hear() {
-            Err(error) => Err(error),
-            Ok(other) => Err(unexpected(&other, "silence")),
-        }
+        self.hear().map(Some)
     }
 
     /// Sends what lies at a tree's place.
@@ -291,6 +300,15 @@ impl Wire {
             self.put(DIGESTS, TreeId(0), &incoming::encode_digests(piece))?;
         }
         self.put(DIGESTS, TreeId(0), &[])?;
+        self.flush()
+    }
+
+    /// Sends bytes in one piece.
+    ///
+    /// # Errors
+    /// As [`Wire::say`], and when they are more than [`MAX_FRAME`].
+    pub fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), WireError> {
+        self.put(BYTES, TreeId(0), bytes)?;
         self.flush()
     }
 
@@ -489,6 +507,7 @@ impl Wire {
                 FRAMES => Incoming::Frames(decode(&body, "captured frames")?),
                 PAGES => Incoming::Pages(body),
                 DIGESTS => Incoming::Digests(incoming::decode_digests(&body)?),
+                BYTES => Incoming::Bytes(body),
                 other => return Err(WireError::Malformed(format!("a frame of kind {other}"))),
             });
         }

@@ -1,0 +1,65 @@
+//! A neighbour's side: answers from the store until the visitor goes.
+
+use crate::question::{Answer, Question};
+use godwit_store::{Store, StoreError};
+use godwit_transfer::wire::unexpected;
+use godwit_transfer::{Compression, Incoming, Message, Wire, WireError};
+use serde_bytes::ByteBuf;
+use std::time::Duration;
+
+/// How long a visitor may think between two questions.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What a visitor got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attended {
+    /// Chunks that were asked about.
+    pub asked: u64,
+    /// Chunks that were given.
+    pub given: u64,
+    /// Bytes of them, as they are stored.
+    pub bytes: u64,
+}
+
+/// Answers a visitor, whose first word has been heard and who may ask. `host`: this host's name. Without a store there is nothing to
+/// be had.
+///
+/// # Errors
+/// When the visitor says what cannot be, or is gone in the midst of a question. What cannot be read here is merely not there.
+pub fn attend(wire: &mut Wire, store: Option<&Store>, host: &str) -> Result<Attended, WireError> {
+    wire.set_patience(PATIENCE);
+    // chunks are stored compressed where that helps
+    wire.set_compression(Compression::None);
+    wire.say(&Message::Welcome { host: host.into() })?;
+    let mut attended = Attended::default();
+    loop {
+        let question = match wire.hear() {
+            Ok(Incoming::Bytes(bytes)) => Question::from_bytes(&bytes),
+            Ok(other) => return Err(unexpected(&other, "a question")),
+            Err(WireError::Closed { .. }) => return Ok(attended),
+            Err(error) => return Err(error),
+        };
+        let answer = match question.map_err(|error| WireError::Malformed(error.to_string()))? {
+            Question::Has(digests) => {
+                attended.asked += digests.len() as u64;
+                let has = |digest| store.is_some_and(|store| store.has_chunk(digest));
+                Answer::has(&digests.into_iter().map(has).collect::<Vec<_>>())
+            }
+            Question::Give(digests) => {
+                let give = |digest| match store.map(|store| store.chunk_as_stored(digest))? {
+                    Ok(chunk) => Some(ByteBuf::from(chunk)),
+                    Err(StoreError::Missing(_)) => None,
+                    Err(error) => {
+                        tracing::warn!(%error, "a chunk that was asked for cannot be given");
+                        None
+                    }
+                };
+                let chunks: Vec<Option<ByteBuf>> = digests.into_iter().map(give).collect();
+                attended.given += chunks.iter().flatten().count() as u64;
+                attended.bytes += chunks.iter().flatten().map(|chunk| chunk.len() as u64).sum::<u64>();
+                Answer::Chunks(chunks)
+            }
+        };
+        wire.send_bytes(&answer.to_bytes())?;
+    }
+}

@@ -1,0 +1,17 @@
+//! Content from whoever near has it.
+//!
+//! A destination knows by digest what the container's files are made of. It looks into its own store first and asks its neighbours
+//! for the rest ([`gather`]): each is asked what it has, then several give at once, whoever is quick gives more. A neighbour answers
+//! from its store ([`attend`]) to whoever may ask, and tells nobody what it has whose digest they do not know already.
+//!
+//! Nothing depends on a neighbour: each chunk is verified by its digest, what nobody gives comes from the source, and the source
+//! compares all that was gathered with what it has, as it would with a stale copy.
+
+pub mod attend;
+pub mod gather;
+pub mod question;
+pub mod visit;
+
+pub use attend::{Attended, attend};
+pub use gather::{Gathering, Neighbour, gather};
+pub use visit::Visit;

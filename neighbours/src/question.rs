@@ -1,0 +1,154 @@
+//! What is asked of a neighbour, and what it answers: postcard's encoding, one question or answer a frame.
+
+use godwit_store::Digest;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+/// Most digests of one question whether they are there.
+pub const MOST_ASKED: usize = 1 << 14;
+/// Most chunks of one answer: with the largest that there are it still fits a frame.
+pub const MOST_GIVEN: usize = 32;
+
+/// A question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Question {
+    /// Which of these chunks are there?
+    Has(Vec<Digest>),
+    /// These chunks, please.
+    Give(Vec<Digest>),
+}
+
+/// An answer, in the order of the question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// A bit for each, the lowest of the first byte first.
+    Has(ByteBuf),
+    /// Each as it is stored, with its header; none for what is not there any more.
+    Chunks(Vec<Option<ByteBuf>>),
+}
+
+/// Why bytes are no question or answer.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("what was said cannot be understood: {0}")]
+pub struct Nonsense(pub String);
+
+impl Question {
+    /// Its bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    /// Takes bytes as a question.
+    ///
+    /// # Errors
+    /// When they are none, or one for too much.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Nonsense> {
+        let question = decode(bytes)?;
+        let (count, most) = match &question {
+            Self::Has(digests) => (digests.len(), MOST_ASKED),
+            Self::Give(digests) => (digests.len(), MOST_GIVEN),
+        };
+        if count > most { Err(Nonsense(format!("a question about {count} chunks"))) } else { Ok(question) }
+    }
+}
+
+impl Answer {
+    /// The answer which chunks are there.
+    pub fn has(there: &[bool]) -> Self {
+        let mut bits = vec![0u8; there.len().div_ceil(8)];
+        for (at, _) in there.iter().enumerate().filter(|(_, there)| **there) {
+            bits[at / 8] |= 1 << (at % 8);
+        }
+        Self::Has(bits.into())
+    }
+
+    /// Its bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    /// Takes bytes as the answer which of `count` chunks are there.
+    ///
+    /// # Errors
+    /// When they are none.
+    pub fn which(bytes: &[u8], count: usize) -> Result<Vec<bool>, Nonsense> {
+        match decode(bytes)? {
+            Self::Has(bits) if bits.len() == count.div_ceil(8) => {
+                Ok((0..count).map(|at| bits[at / 8] & 1 << (at % 8) != 0).collect())
+            }
+            _ => Err(Nonsense("an answer to another question".into())),
+        }
+    }
+
+    /// Takes bytes as `count` chunks.
+    ///
+    /// # Errors
+    /// When they are none.
+    pub fn chunks(bytes: &[u8], count: usize) -> Result<Vec<Option<ByteBuf>>, Nonsense> {
+        match decode(bytes)? {
+            Self::Chunks(chunks) if chunks.len() == count => Ok(chunks),
+            _ => Err(Nonsense("an answer to another question".into())),
+        }
+    }
+}
+
+fn encode(value: &impl Serialize) -> Vec<u8> {
+    // postcard fails for sequences of unknown length, and there are none
+    postcard::to_stdvec(value).unwrap_or_default()
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Nonsense> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        Ok(_) => Err(Nonsense("bytes are left over".into())),
+        Err(error) => Err(Nonsense(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn digests(count: usize) -> Vec<Digest> {
+        (0..count).map(|number| Digest::of(&number.to_le_bytes())).collect()
+    }
+
+    #[test]
+    fn a_question_for_too_much_is_refused() {
+        for question in [Question::Has(digests(MOST_ASKED)), Question::Give(digests(MOST_GIVEN))] {
+            assert_eq!(Question::from_bytes(&question.to_bytes()), Ok(question));
+        }
+        for question in [Question::Has(digests(MOST_ASKED + 1)), Question::Give(digests(MOST_GIVEN + 1))] {
+            assert!(Question::from_bytes(&question.to_bytes()).is_err());
+        }
+    }
+
+    #[test]
+    fn an_answer_of_another_length_is_refused() {
+        let answer = Answer::has(&[true; 9]).to_bytes();
+        assert_eq!(Answer::which(&answer, 9).unwrap(), [true; 9]);
+        // sixteen have as many bytes
+        assert_eq!(Answer::which(&answer, 16).unwrap().len(), 16);
+        assert!(Answer::which(&answer, 17).is_err() && Answer::which(&answer, 8).is_err());
+        assert!(Answer::chunks(&answer, 9).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn back_as_it_was(there: Vec<bool>, chunks: Vec<Option<Vec<u8>>>) {
+            prop_assert_eq!(Answer::which(&Answer::has(&there).to_bytes(), there.len()).unwrap(), there);
+            let chunks: Vec<Option<ByteBuf>> = chunks.into_iter().map(|chunk| chunk.map(ByteBuf::from)).collect();
+            let answer = Answer::Chunks(chunks.clone()).to_bytes();
+            prop_assert_eq!(Answer::chunks(&answer, chunks.len()).unwrap(), chunks);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>, count in 0usize..100) {
+            let _ = Question::from_bytes(&bytes);
+            let _ = Answer::which(&bytes, count);
+            let _ = Answer::chunks(&bytes, count);
+        }
+    }
+}

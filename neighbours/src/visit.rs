@@ -1,0 +1,74 @@
+//! A visit to a neighbour over the wire.
+
+use crate::gather::Neighbour;
+use crate::question::{Answer, Question};
+use godwit_migration::Cancel;
+use godwit_store::{Digest, ObjectId, object};
+use godwit_transfer::wire::unexpected;
+use godwit_transfer::{Compression, Incoming, Message, Transport, Wire, WireError};
+use std::time::Duration;
+
+/// How long a neighbour may be silent when it was asked something. Others are asked for the same long before.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A neighbour that lets us ask.
+pub struct Visit {
+    name: String,
+    /// What it calls itself.
+    pub host: String,
+    wire: Wire,
+}
+
+impl Visit {
+    /// Asks to be let in. `name`: what the neighbour is called here; `host`: what this host is called.
+    ///
+    /// # Errors
+    /// When nobody answers, or says no.
+    pub fn begin(
+        name: impl Into<String>,
+        transport: Box<dyn Transport>,
+        host: &str,
+        cancel: Cancel,
+    ) -> Result<Self, WireError> {
+        let mut wire = Wire::open(transport, cancel, PATIENCE)?;
+        wire.set_compression(Compression::None);
+        wire.say(&Message::Visit { host: host.into() })?;
+        let host = wire.expect("a welcome", |message| match message {
+            Message::Welcome { host } => Ok(host),
+            other => Err(other),
+        })?;
+        Ok(Self { name: name.into(), host, wire })
+    }
+
+    fn ask(&mut self, question: &Question) -> Result<Vec<u8>, String> {
+        let mut answer = || -> Result<Vec<u8>, WireError> {
+            self.wire.send_bytes(&question.to_bytes())?;
+            match self.wire.hear()? {
+                Incoming::Bytes(bytes) => Ok(bytes),
+                other => Err(unexpected(&other, "an answer")),
+            }
+        };
+        answer().map_err(|error| error.to_string())
+    }
+}
+
+impl Neighbour for Visit {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn has(&mut self, digests: &[Digest]) -> Result<Vec<bool>, String> {
+        let answer = self.ask(&Question::Has(digests.to_vec()))?;
+        Answer::which(&answer, digests.len()).map_err(|error| error.to_string())
+    }
+
+    fn give(&mut self, digests: &[Digest]) -> Result<Vec<Option<Vec<u8>>>, String> {
+        let answer = self.ask(&Question::Give(digests.to_vec()))?;
+        let chunks = Answer::chunks(&answer, digests.len()).map_err(|error| error.to_string())?;
+        let verified = |(digest, chunk): (&Digest, Option<serde_bytes::ByteBuf>)| {
+            let bytes = chunk.map(|chunk| object::decode(ObjectId::chunk(*digest), &chunk)).transpose();
+            bytes.map_err(|why| format!("it gave something else for chunk {digest}: {why}"))
+        };
+        digests.iter().zip(chunks).map(verified).collect()
+    }
+}

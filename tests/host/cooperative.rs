@@ -1,0 +1,133 @@
+//! Content that does not come from the source: a neighbour has an earlier state of the volumes, or stops in the midst of it.
+
+use crate::bed::{Bed, CLIENT, DST, SRC, bed};
+use crate::container::{IDLE, add_bind, assert_runs_only_on, make_bundle, run_bundle};
+use crate::godwit::{Background, godwit};
+use serde_json::Value;
+use std::process::Command;
+
+/// MiB of each volume.
+const SIZE: u64 = 16;
+/// The neighbour's store, away from what a host keeps of its own.
+const ROOT: &str = "GODWIT_ROOT=/srv/neighbour";
+const MIB: u64 = 1 << 20;
+
+/// A container with a volume that it may write to and one that it may not.
+fn make_container(bed: &Bed) {
+    bed.sh(SRC, &format!(
+        "mkdir -p /srv/coop-rw/sub /srv/coop-ro
+         head -c {bytes} /dev/urandom > /srv/coop-rw/sub/data
+         head -c {bytes} /dev/urandom > /srv/coop-ro/data; ln /srv/coop-ro/data /srv/coop-ro/name; echo text > /srv/coop-ro/text",
+        bytes = SIZE * MIB
+    ));
+    make_bundle(bed, "coop", IDLE, |config| {
+        add_bind(config, "/srv/coop-rw", "/rw", "rw");
+        add_bind(config, "/srv/coop-ro", "/ro", "ro");
+    });
+    run_bundle(bed, "coop");
+}
+
+/// The neighbour learns the volumes as they are now.
+fn teach(bed: &Bed) {
+    std::fs::create_dir_all(bed.path(CLIENT, "/srv/copies")).unwrap();
+    for volume in ["coop-rw", "coop-ro"] {
+        let from = bed.path(SRC, &format!("/srv/{volume}"));
+        let copied = Command::new("cp").arg("-a").arg(from).arg(bed.path(CLIENT, "/srv/copies")).status();
+        assert!(copied.unwrap().success());
+        bed.sh(CLIENT, &format!("env {ROOT} godwit store add /srv/copies/{volume} --pin snapshot/{volume}"));
+    }
+    bed.sh(CLIENT, "rm -r /srv/copies");
+}
+
+/// A twentieth of the writable volume becomes something else.
+fn change(bed: &Bed) {
+    let blocks = SIZE * MIB / 4096 / 20;
+    bed.sh(SRC, &format!(
+        "dd if=/dev/urandom of=/srv/coop-rw/sub/data bs=4096 count={blocks} seek=777 conv=notrunc status=none"
+    ));
+}
+
+fn serve<'a>(bed: &'a Bed) -> Background<'a> {
+    let neighbour = ["env", ROOT, "godwit", "node", "serve", "--listen", "tcp://0.0.0.0:7711", "--insecure"];
+    let node = Background::start(bed, CLIENT, &neighbour);
+    bed.sh(DST, "timeout 20 sh -c 'until godwit node list tcp://client:7711 --insecure; do sleep 0.1; done'");
+    node
+}
+
+/// Moves it; the volumes are equal then.
+fn migrate(bed: &Bed, flags: &[&str]) -> Value {
+    let remote = "godwit receive --stdio --insecure --neighbours tcp://client:7711";
+    let words =
+        ["--json", "migrate", "runc:coop", "ssh://dst", "--max-downtime", "60s", "--remote-command", remote];
+    let summary = godwit(bed, &[&words, flags].concat()).summary();
+    assert_runs_only_on(bed, DST, "coop");
+    for volume in ["coop-rw", "coop-ro"] {
+        let judge = "rsync -aHAX --checksum --dry-run --delete --itemize-changes";
+        assert_eq!(bed.sh(SRC, &format!("{judge} /srv/{volume}/ dst:/srv/{volume}/")), "", "{volume}");
+    }
+    summary
+}
+
+#[test]
+fn what_a_neighbour_has_does_not_come_from_the_source() {
+    let Some(bed) = bed() else { return };
+    make_container(&bed);
+    teach(&bed);
+    change(&bed);
+    let node = serve(&bed);
+    let summary = migrate(&bed, &[]);
+    let report = &summary["cooperation"];
+    let gave = report["neighbours"][0]["bytes"].as_u64().unwrap();
+    assert_eq!(report["neighbours"][0]["failed"], Value::Null, "{report}");
+    // chunks that hold a change are whole chunks
+    assert!(gave > 2 * SIZE * MIB * 85 / 100, "{report}");
+    let from_source = summary["wire_bytes"].as_u64().unwrap();
+    assert!(from_source < SIZE * MIB / 4, "{from_source} bytes came from the source: {report}");
+    node.signal("TERM");
+    node.finish();
+    end(&bed);
+}
+
+#[test]
+fn a_neighbour_that_stops_or_has_nothing_costs_no_more_than_time() {
+    let Some(bed) = bed() else { return };
+    make_container(&bed);
+    bed.sh(CLIENT, &format!("mkdir -p /srv/empty; env {ROOT} godwit store add /srv/empty"));
+    let node = serve(&bed);
+    // it is reached, and never says a word
+    node.signal("STOP");
+    let summary = migrate(&bed, &[]);
+    let report = &summary["cooperation"];
+    assert!(report["neighbours"][0]["failed"].as_str().unwrap().contains("silent"), "{report}");
+    assert_eq!(report["neighbours"][0]["bytes"], 0);
+    assert!(summary["wire_bytes"].as_u64().unwrap() > 2 * SIZE * MIB);
+    node.signal("CONT");
+
+    // back, and there once more, now that it answers: it has nothing
+    let back = ["godwit", "--json", "migrate", "runc:coop", "ssh://src", "--max-downtime", "60s"];
+    let said = bed.run(DST, &back);
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    bed.sh(DST, "rm -rf /srv/coop-rw /srv/coop-ro");
+    let summary = migrate(&bed, &[]);
+    let report = &summary["cooperation"];
+    assert_eq!(
+        (&report["neighbours"][0]["failed"], &report["neighbours"][0]["bytes"]),
+        (&Value::Null, &0.into())
+    );
+    node.signal("TERM");
+    node.finish();
+    end(&bed);
+}
+
+#[test]
+fn whoever_does_not_want_it_asks_nobody() {
+    let Some(bed) = bed() else { return };
+    make_container(&bed);
+    let summary = migrate(&bed, &["--cooperative", "never"]);
+    assert_eq!(summary["cooperation"], Value::Null);
+    end(&bed);
+}
+
+fn end(bed: &Bed) {
+    bed.sh(CLIENT, "rm -rf /srv/neighbour /srv/copies /srv/empty");
+}
