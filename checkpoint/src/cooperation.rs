@@ -1,5 +1,6 @@
 //! What the destination can have of the container's files from its own store or from its neighbours need not come from here: it is
-//! told what they are made of, says what it has got, and the first round is compared with that.
+//! told what they are made of, says what it has got, and the first round is compared with that. So it is with memory, where there is
+//! an earlier checkpoint of the container.
 
 use crate::files::Meter;
 use crate::source::{Source, SourceError};
@@ -35,16 +36,16 @@ impl Source<'_> {
             }
             told.push(tree);
         }
-        if told.is_empty() {
-            return Ok(());
-        }
         self.wire.say(&Message::Gather { source_bytes_per_s: self.plan.bandwidth })?;
         let report = self.gathered()?;
         for tree in told {
             let index = self.hear_index(tree)?;
             self.files.rebase(tree, index)?;
         }
-        self.say_who_gave(&report);
+        if report.wanted_bytes > 0 {
+            self.say_who_gave(&report);
+        }
+        self.kept_pages += report.pages;
         self.cooperation = Some(report);
         Ok(())
     }
@@ -104,9 +105,9 @@ impl Source<'_> {
             format!("{} {}{}", neighbour.neighbour, show_bytes(neighbour.bytes), failed.unwrap_or_default())
         }));
         self.observer.note(format!(
-            "{} has {} of {} of files without this host, within {}: {}",
+            "{} has gathered {} of {} within {}: {}",
             self.plan.destination,
-            show_bytes(report.spared_bytes()),
+            show_bytes(report.gathered_bytes()),
             show_bytes(report.wanted_bytes),
             show_duration(report.duration),
             gave.join(", ")

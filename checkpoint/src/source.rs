@@ -294,8 +294,10 @@ impl<'a> Source<'a> {
             }
         }
         let bytes = show_bytes(kept * godwit_memory::PAGE_SIZE);
+        let is_of_checkpoint = self.cooperation.as_ref().is_some_and(|report| report.pages > 0);
+        let whence = if is_of_checkpoint { "checkpoint" } else { "attempt" };
         self.observer
-            .note(format!("{} has {bytes} of memory from an earlier attempt", self.plan.destination));
+            .note(format!("{} has {bytes} of memory from an earlier {whence}", self.plan.destination));
         Ok(())
     }
 

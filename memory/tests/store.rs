@@ -377,3 +377,15 @@ fn shrinking_keeps_what_is_used() {
     let blocks = std::os::unix::fs::MetadataExt::blocks(&store.file().metadata().unwrap());
     assert_eq!(blocks, 2 * 8);
 }
+
+#[test]
+fn pages_of_an_earlier_time_are_there_to_be_referred_to() {
+    let store = PageStore::reserve(3).unwrap();
+    let page = |byte| vec![byte; PAGE_SIZE as usize];
+    let pages = [page(1), page(0), page(2), page(3), page(4)].concat();
+    // zeros take no slot, and there is no room for the last one
+    assert_eq!(store.preset(0, &pages).unwrap(), 3);
+    assert_eq!(store.preset(3, &pages).unwrap(), 3);
+    let digests: Vec<_> = [1, 2, 3].map(|byte| PageLedger::digest(&page(byte), 7)).into_iter().collect();
+    assert_eq!(store.digests(7).into_iter().map(|(_, digest)| digest).collect::<Vec<_>>(), digests);
+}

@@ -87,11 +87,14 @@ pub struct ThrottleReport {
     pub duration: Duration,
 }
 
-/// Content of the container's files that came from elsewhere than the source.
+/// Content of the container's files and memory that came from elsewhere than the source.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CooperationReport {
-    /// Bytes of the files that were looked for, those that several files have in common counted once.
+    /// Bytes of files and of an earlier checkpoint's memory that were looked for, those that are there several times counted once.
     pub wanted_bytes: u64,
+    /// Pages of that checkpoint that are at hand: what the container still has of them need not be sent.
+    #[serde(default)]
+    pub pages: u64,
     /// Of them, those that the destination's own store had.
     pub own_bytes: u64,
     /// What each neighbour gave.
@@ -114,8 +117,8 @@ pub struct NeighbourReport {
 }
 
 impl CooperationReport {
-    /// Bytes that the source need not send.
-    pub fn spared_bytes(&self) -> u64 {
+    /// Bytes that came from elsewhere.
+    pub fn gathered_bytes(&self) -> u64 {
         self.own_bytes + self.neighbours.iter().map(|neighbour| neighbour.bytes).sum::<u64>()
     }
 }

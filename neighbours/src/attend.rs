@@ -1,6 +1,6 @@
 //! A neighbour's side: answers from the store until the visitor goes.
 
-use crate::question::{Answer, Question};
+use crate::question::{Answer, Known, MOST_KNOWN, PIECE, Question};
 use godwit_store::{Store, StoreError};
 use godwit_transfer::wire::unexpected;
 use godwit_transfer::{Compression, Incoming, Message, Wire, WireError};
@@ -19,6 +19,24 @@ pub struct Attended {
     pub given: u64,
     /// Bytes of them, as they are stored.
     pub bytes: u64,
+}
+
+/// The checkpoints of a container that a store keeps, the newest first.
+pub fn checkpoints(store: &Store, container: &str) -> Vec<Known> {
+    let pins = store.pins().unwrap_or_else(|error| {
+        tracing::warn!(%error, "what the store keeps cannot be listed");
+        Vec::new()
+    });
+    let known = |manifest| {
+        let described = store.described(manifest).ok()??;
+        let fact = |name: &str| described.facts.get(name).map(String::as_str);
+        let made_unix_s = fact("made_unix_s").and_then(|at| at.parse().ok()).unwrap_or(0);
+        (fact("container") == Some(container)).then_some(Known { tree: described.tree, made_unix_s })
+    };
+    let mut found: Vec<Known> = pins.iter().filter_map(|pin| known(pin.manifest)).collect();
+    found.sort_by_key(|known| std::cmp::Reverse(known.made_unix_s));
+    found.truncate(MOST_KNOWN);
+    found
 }
 
 /// Answers a visitor, whose first word has been heard and who may ask. `host`: this host's name. Without a store there is nothing to
@@ -59,6 +77,15 @@ pub fn attend(wire: &mut Wire, store: Option<&Store>, host: &str) -> Result<Atte
                 attended.bytes += chunks.iter().flatten().map(|chunk| chunk.len() as u64).sum::<u64>();
                 Answer::Chunks(chunks)
             }
+            Question::Checkpoints(container) => {
+                Answer::Checkpoints(store.map(|store| checkpoints(store, &container)).unwrap_or_default())
+            }
+            Question::Manifest(digest, from) => Answer::Manifest(store.and_then(|store| {
+                let manifest = store.manifest_bytes(digest).ok()?;
+                let from = usize::try_from(from).ok()?.min(manifest.len());
+                let piece = &manifest[from..manifest.len().min(from + PIECE)];
+                Some((manifest.len() as u64, ByteBuf::from(piece)))
+            })),
         };
         wire.send_bytes(&answer.to_bytes())?;
     }

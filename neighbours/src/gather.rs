@@ -5,10 +5,10 @@
 //! beforehand. What somebody else was asked for long ago is asked for again by whoever has nothing else to do; the first answer
 //! counts. A neighbour that fails, or gives what is not right, is asked no more, and what it was asked for is open again.
 
-use crate::question::{MOST_ASKED, MOST_GIVEN};
+use crate::question::{Known, MOST_ASKED, MOST_GIVEN};
 use godwit_migration::Cancel;
 use godwit_migration::report::{CooperationReport, NeighbourReport};
-use godwit_store::{Chunks, Digest, ObjectId, Store, StoreError, object};
+use godwit_store::{Chunks, Digest, Manifest, ObjectId, Store, StoreError, object};
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,6 +23,18 @@ pub trait Neighbour: Send {
     /// # Errors
     /// Why it shall not be asked any more.
     fn has(&mut self, digests: &[Digest]) -> Result<Vec<bool>, String>;
+
+    /// The checkpoints that it has of a container, the newest first.
+    ///
+    /// # Errors
+    /// Why it shall not be asked any more.
+    fn checkpoints(&mut self, container: &str) -> Result<Vec<Known>, String>;
+
+    /// A manifest, verified by its digest; none when it has it no more.
+    ///
+    /// # Errors
+    /// Why it shall not be asked any more.
+    fn manifest(&mut self, digest: Digest) -> Result<Option<Manifest>, String>;
 
     /// These chunks, each verified by its digest; none for what it has no more.
     ///
@@ -370,8 +382,13 @@ pub fn gather<T>(
         (worked, gathering.own_bytes)
     });
     let state = board.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let report =
-        CooperationReport { wanted_bytes, own_bytes, neighbours: state.reports, duration: begun.elapsed() };
+    let report = CooperationReport {
+        wanted_bytes,
+        pages: 0,
+        own_bytes,
+        neighbours: state.reports,
+        duration: begun.elapsed(),
+    };
     (worked, report)
 }
 

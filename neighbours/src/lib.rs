@@ -12,6 +12,6 @@ pub mod gather;
 pub mod question;
 pub mod visit;
 
-pub use attend::{Attended, attend};
+pub use attend::{Attended, attend, checkpoints};
 pub use gather::{Gathering, Neighbour, gather};
 pub use visit::Visit;

@@ -10,6 +10,20 @@ pub const MOST_ASKED: usize = 1 << 14;
 /// Most chunks of one answer: with the largest that there are it still fits a frame.
 pub const MOST_GIVEN: usize = 32;
 
+/// Bytes of a piece of a manifest.
+pub const PIECE: usize = 4 << 20;
+/// Most checkpoints of one answer.
+pub const MOST_KNOWN: usize = 64;
+
+/// A checkpoint that somebody has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// The manifest of its tree.
+    pub tree: Digest,
+    /// When it was made, seconds since 1970.
+    pub made_unix_s: u64,
+}
+
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Question {
@@ -17,6 +31,10 @@ pub enum Question {
     Has(Vec<Digest>),
     /// These chunks, please.
     Give(Vec<Digest>),
+    /// Which checkpoints of this container are there (`ENGINE:NAME`)?
+    Checkpoints(String),
+    /// The manifest of a tree, from this byte on.
+    Manifest(Digest, u64),
 }
 
 /// An answer, in the order of the question.
@@ -26,6 +44,10 @@ pub enum Answer {
     Has(ByteBuf),
     /// Each as it is stored, with its header; none for what is not there any more.
     Chunks(Vec<Option<ByteBuf>>),
+    /// The newest first.
+    Checkpoints(Vec<Known>),
+    /// Its bytes in all, and a piece of them; none when it is not there.
+    Manifest(Option<(u64, ByteBuf)>),
 }
 
 /// Why bytes are no question or answer.
@@ -48,6 +70,7 @@ impl Question {
         let (count, most) = match &question {
             Self::Has(digests) => (digests.len(), MOST_ASKED),
             Self::Give(digests) => (digests.len(), MOST_GIVEN),
+            Self::Checkpoints(_) | Self::Manifest(..) => (1, 1),
         };
         if count > most { Err(Nonsense(format!("a question about {count} chunks"))) } else { Ok(question) }
     }
@@ -88,6 +111,30 @@ impl Answer {
     pub fn chunks(bytes: &[u8], count: usize) -> Result<Vec<Option<ByteBuf>>, Nonsense> {
         match decode(bytes)? {
             Self::Chunks(chunks) if chunks.len() == count => Ok(chunks),
+            _ => Err(Nonsense("an answer to another question".into())),
+        }
+    }
+}
+
+impl Answer {
+    /// Takes bytes as a list of checkpoints.
+    ///
+    /// # Errors
+    /// When they are none.
+    pub fn checkpoints(bytes: &[u8]) -> Result<Vec<Known>, Nonsense> {
+        match decode(bytes)? {
+            Self::Checkpoints(known) if known.len() <= MOST_KNOWN => Ok(known),
+            _ => Err(Nonsense("an answer to another question".into())),
+        }
+    }
+
+    /// Takes bytes as a piece of a manifest.
+    ///
+    /// # Errors
+    /// When they are none.
+    pub fn manifest(bytes: &[u8]) -> Result<Option<(u64, ByteBuf)>, Nonsense> {
+        match decode(bytes)? {
+            Self::Manifest(piece) => Ok(piece),
             _ => Err(Nonsense("an answer to another question".into())),
         }
     }
@@ -149,6 +196,7 @@ mod tests {
             let _ = Question::from_bytes(&bytes);
             let _ = Answer::which(&bytes, count);
             let _ = Answer::chunks(&bytes, count);
+            let _ = (Answer::checkpoints(&bytes), Answer::manifest(&bytes));
         }
     }
 }

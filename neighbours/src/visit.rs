@@ -1,9 +1,10 @@
 //! A visit to a neighbour over the wire.
 
 use crate::gather::Neighbour;
-use crate::question::{Answer, Question};
+use crate::question::{Answer, Known, Question};
 use godwit_migration::Cancel;
-use godwit_store::{Digest, ObjectId, object};
+use godwit_store::object::MAX_MANIFEST;
+use godwit_store::{Digest, Manifest, ObjectId, object};
 use godwit_transfer::wire::unexpected;
 use godwit_transfer::{Compression, Incoming, Message, Transport, Wire, WireError};
 use std::time::Duration;
@@ -60,6 +61,31 @@ impl Neighbour for Visit {
     fn has(&mut self, digests: &[Digest]) -> Result<Vec<bool>, String> {
         let answer = self.ask(&Question::Has(digests.to_vec()))?;
         Answer::which(&answer, digests.len()).map_err(|error| error.to_string())
+    }
+
+    fn checkpoints(&mut self, container: &str) -> Result<Vec<Known>, String> {
+        let answer = self.ask(&Question::Checkpoints(container.to_owned()))?;
+        Answer::checkpoints(&answer).map_err(|error| error.to_string())
+    }
+
+    fn manifest(&mut self, digest: Digest) -> Result<Option<Manifest>, String> {
+        let mut bytes: Vec<u8> = Vec::new();
+        loop {
+            let answer = self.ask(&Question::Manifest(digest, bytes.len() as u64))?;
+            let piece = Answer::manifest(&answer).map_err(|error| error.to_string())?;
+            let Some((total, piece)) = piece else { return Ok(None) };
+            bytes.extend_from_slice(&piece);
+            if bytes.len() as u64 >= total {
+                break;
+            }
+            if piece.is_empty() || total > MAX_MANIFEST as u64 {
+                return Err(format!("it does not give all of manifest {digest}"));
+            }
+        }
+        if Digest::of(&bytes) != digest {
+            return Err(format!("it gave something else for manifest {digest}"));
+        }
+        Manifest::decode(&bytes).map(Some)
     }
 
     fn give(&mut self, digests: &[Digest]) -> Result<Vec<Option<Vec<u8>>>, String> {

@@ -1,17 +1,22 @@
-//! Content of the container's files that need not come from the source: this host's store has it, or a neighbour.
+//! Content of the container's files and memory that need not come from the source: this host's store has it, or a neighbour.
 //!
 //! What was gathered is written into the trees, and then read: the source is told what is really there, and sends what differs. So
-//! neither a store nor a neighbour is believed anything.
+//! neither a store nor a neighbour is believed anything. Of memory the pages of an earlier checkpoint are put where pages are kept
+//! that an earlier attempt has brought, and count as those: the source compares their digests with the pages that there are.
+
+mod earlier;
 
 use crate::destination::Destination;
 use crate::error::DestinationError;
+use crate::job::Job;
 use crate::trees::Trees;
 use godwit_migration::Cancel;
 use godwit_migration::report::CooperationReport;
+use godwit_neighbours::question::Known;
 use godwit_neighbours::{Neighbour, Visit, gather};
 use godwit_store::manifest::{Manifest, Tree};
 use godwit_store::object::MAX_MANIFEST;
-use godwit_store::{Digest, Store, StoreError};
+use godwit_store::{Chunks, Digest, Store, StoreError};
 use godwit_transfer::tree::TreeIndex;
 use godwit_transfer::wire::unexpected;
 use godwit_transfer::{Address, Incoming, Message, TreeBase, TreeId, Wire, WireError, connect};
@@ -69,49 +74,71 @@ impl Destination<'_> {
         Ok(())
     }
 
-    /// Fills trees with what is to be had, and tells the source what is there then.
+    /// Fills trees, and room for memory, with what is to be had, and tells the source what is there then.
     pub(crate) fn gather(&mut self, source_bytes_per_s: u64) -> Result<(), DestinationError> {
         let contents = std::mem::take(&mut self.contents);
         let own = own_store(&self.host.root);
         let over = Cancel::default();
         let host = self.host.facts.as_ref().map(|facts| facts.host.clone()).unwrap_or_default();
-        let neighbours = self.host.neighbours.iter().map(|address| -> Box<dyn Neighbour + '_> {
-            let name = address.to_string();
-            Box::new(Acquaintance { name, address, host: &host, over: over.clone(), visit: None })
-        });
-        let needs: Vec<(Digest, u64)> = contents.iter().flat_map(|(_, tree)| tree.needs()).collect();
+        let has_memory = self.claim_pages == 0;
+        let acquaintance = |address| -> Box<dyn Neighbour + '_> {
+            Box::new(Acquaintance::new(address, &host, over.clone()))
+        };
+        let mut neighbours: Vec<_> = self.host.neighbours.iter().map(acquaintance).collect();
         let Self { wire, job, .. } = self;
-        let trees =
-            &mut job.as_mut().ok_or_else(|| WireError::Malformed("contents before the offer".into()))?.trees;
-        let signs = RefCell::new(Signs { wire, said: Instant::now(), done: 0, total: 0, failure: None });
-        signs.borrow_mut().total = contents.iter().map(|(_, tree)| tree.file_bytes()).sum();
+        let Job { trees, pages, name, .. } =
+            job.as_mut().ok_or_else(|| WireError::Malformed("contents before the offer".into()))?;
+        let mut signs = Signs { wire, said: Instant::now(), done: 0, total: 0, failure: None };
+        let memory = match pages {
+            Some(_) if has_memory => {
+                earlier::find(name, own.as_ref(), &mut neighbours, &mut || signs.give())?
+            }
+            _ => Vec::new(),
+        };
+        let mut needs: Vec<(Digest, u64)> = contents.iter().flat_map(|(_, tree)| tree.needs()).collect();
+        needs.extend(&memory);
+        signs.total = contents.iter().map(|(_, tree)| tree.file_bytes()).sum();
+        signs.total += memory.iter().map(|(_, bytes)| bytes).sum::<u64>();
+        let signs = RefCell::new(signs);
         let failed = |error: DestinationError| {
             signs.borrow_mut().failure.get_or_insert(error);
             StoreError::Interrupted
         };
-        let (filled, report) = gather(
+        let (filled, mut report) = gather(
             &needs,
             own.as_ref(),
-            neighbours.collect(),
+            neighbours,
             &over,
             source_bytes_per_s,
-            &mut || signs.borrow_mut().give().map_err(failed),
+            &mut || {
+                let given = signs.borrow_mut().give();
+                given.map_err(failed)
+            },
             |chunks| {
                 let mut before = 0;
-                contents.iter().try_for_each(|(id, tree)| {
+                for (id, tree) in &contents {
                     let mut emit = |step| trees.apply(*id, step).map_err(|error| failed(error.into()));
-                    let filled = tree
-                        .unfold(chunks, &mut emit, &mut |done, _| signs.borrow_mut().done = before + done);
+                    tree.unfold(chunks, &mut emit, &mut |done, _| signs.borrow_mut().done = before + done)?;
                     before += tree.file_bytes();
-                    filled
-                })
+                }
+                let mut slot = 0;
+                for (digest, bytes) in &memory {
+                    if let (Some(group), Some(pages)) = (chunks.chunk(*digest)?, &pages) {
+                        slot = pages.preset(slot, &group).map_err(|error| failed(error.into()))?;
+                    }
+                    before += bytes;
+                    signs.borrow_mut().done = before;
+                }
+                Ok(slot)
             },
         );
         let mut signs = signs.into_inner();
         if let Some(failure) = signs.failure {
             return Err(failure);
         }
-        filled.map_err(|error| WireError::Malformed(format!("the contents of a tree: {error}")))?;
+        let filled: Result<u64, StoreError> = filled;
+        report.pages =
+            filled.map_err(|error| WireError::Malformed(format!("the contents of a tree: {error}")))?;
         let mut indexes = Vec::new();
         for (id, _) in &contents {
             indexes.push((*id, read(trees, *id, &mut signs)?));
@@ -178,17 +205,30 @@ struct Acquaintance<'a> {
     address: &'a Address,
     host: &'a str,
     over: Cancel,
-    visit: Option<Visit>,
+    visit: Option<Result<Visit, String>>,
 }
 
-impl Acquaintance<'_> {
+impl<'a> Acquaintance<'a> {
+    fn new(address: &'a Address, host: &'a str, over: Cancel) -> Self {
+        Self { name: address.to_string(), address, host, over, visit: None }
+    }
+
     fn visit(&mut self) -> Result<&mut Visit, String> {
-        if self.visit.is_none() {
-            let transport = connect(self.address, REMOTE_COMMAND).map_err(|error| error.to_string())?;
-            let visit = Visit::begin(&*self.name, transport, self.host, self.over.clone());
-            self.visit = Some(visit.map_err(|error| error.to_string())?);
+        let Self { name, address, host, over, visit } = self;
+        let begin = || {
+            let transport = connect(address, REMOTE_COMMAND).map_err(|error| error.to_string())?;
+            Visit::begin(&**name, transport, host, over.clone()).map_err(|error| error.to_string())
+        };
+        visit.get_or_insert_with(begin).as_mut().map_err(|why| why.clone())
+    }
+
+    /// Asks it something; whoever fails once is not asked again.
+    fn ask<T>(&mut self, question: impl FnOnce(&mut Visit) -> Result<T, String>) -> Result<T, String> {
+        let answer = question(self.visit()?);
+        if let Err(why) = &answer {
+            self.visit = Some(Err(why.clone()));
         }
-        self.visit.as_mut().ok_or_else(|| "it was never reached".into())
+        answer
     }
 }
 
@@ -198,10 +238,18 @@ impl Neighbour for Acquaintance<'_> {
     }
 
     fn has(&mut self, digests: &[Digest]) -> Result<Vec<bool>, String> {
-        self.visit()?.has(digests)
+        self.ask(|visit| visit.has(digests))
+    }
+
+    fn checkpoints(&mut self, container: &str) -> Result<Vec<Known>, String> {
+        self.ask(|visit| visit.checkpoints(container))
+    }
+
+    fn manifest(&mut self, digest: Digest) -> Result<Option<Manifest>, String> {
+        self.ask(|visit| visit.manifest(digest))
     }
 
     fn give(&mut self, digests: &[Digest]) -> Result<Vec<Option<Vec<u8>>>, String> {
-        self.visit()?.give(digests)
+        self.ask(|visit| visit.give(digests))
     }
 }

@@ -102,6 +102,8 @@ pub(crate) struct Destination<'a> {
     pub(crate) job: Option<Job>,
     pub(crate) claim: Option<Claim>,
     pub(crate) contents: Contents,
+    /// Pages of an earlier attempt that were taken up.
+    pub(crate) claim_pages: u64,
     images: PathBuf,
     pid: i32,
 }
@@ -118,6 +120,7 @@ pub fn receive(wire: Wire, host: &Host, observer: &dyn Observer) -> Result<Outco
         job: None,
         claim: None,
         contents: Contents::new(),
+        claim_pages: 0,
         images: PathBuf::new(),
         pid: 0,
     };

@@ -161,6 +161,7 @@ impl Destination<'_> {
         let images = IncomingImages::new(&dir, offer.tracker)?;
         let (restoration, restoration_why) = self.restoration_of(&offer, engine, &shipment);
         let lacks_image = self.host.engines[engine].lacks_image(&shipment)?;
+        self.claim_pages = self.kept_bytes() / godwit_memory::PAGE_SIZE;
         let accept = Message::Accept {
             lacks_image,
             cooperates: has_other_sources(&self.host.root, &self.host.neighbours),
@@ -168,7 +169,7 @@ impl Destination<'_> {
             process_start_us: micros(process_start),
             restoration,
             restoration_why,
-            kept_pages: self.kept_bytes() / godwit_memory::PAGE_SIZE,
+            kept_pages: self.claim_pages,
         };
         // from here on whatever happens is undone, and the journal says so
         let job = self.job.insert(Job {

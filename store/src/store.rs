@@ -162,6 +162,14 @@ impl Store {
         }
     }
 
+    /// The bytes of a manifest, verified. It may go at any moment, unless it is pinned.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`], [`StoreError::Damaged`].
+    pub fn manifest_bytes(&self, digest: Digest) -> Result<Vec<u8>, StoreError> {
+        self.read(ObjectId::manifest(digest))
+    }
+
     /// What is known of a tree, without the tree; none where the manifest is that of a tree alone. It may go at any moment, unless it
     /// is pinned.
     ///

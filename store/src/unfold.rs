@@ -74,14 +74,29 @@ impl Tree {
                     pieces.iter().map(|piece| (piece.chunk, piece.len.into())).collect()
                 }
                 Node::File { content: Content::Pages(groups), .. } => {
-                    let bytes = |filled: u64| u64::from(filled.count_ones()) * PAGE as u64;
-                    groups.iter().filter_map(|group| Some((group.chunk?, bytes(group.filled)))).collect()
+                    groups.iter().filter_map(|group| Some((group.chunk?, page_bytes(group.filled)))).collect()
                 }
                 _ => Vec::new(),
             }
         };
         self.entries.iter().flat_map(of_file).collect()
     }
+}
+
+impl Tree {
+    /// The chunks of memory pages in it, in the order of their files and addresses, and how many bytes each has.
+    pub fn page_chunks(&self) -> Vec<(Digest, u64)> {
+        let groups = self.entries.iter().filter_map(|entry| match &entry.node {
+            Node::File { content: Content::Pages(groups), .. } => Some(groups),
+            _ => None,
+        });
+        groups.flatten().filter_map(|group| Some((group.chunk?, page_bytes(group.filled)))).collect()
+    }
+}
+
+/// Bytes of the pages of a group that are not all zeros.
+fn page_bytes(filled: u64) -> u64 {
+    u64::from(filled.count_ones()) * PAGE as u64
 }
 
 /// Writes what is in a file, save its zeros. Whether all of it was to be had.

@@ -120,6 +120,43 @@ fn a_neighbour_that_stops_or_has_nothing_costs_no_more_than_time() {
 }
 
 #[test]
+fn memory_begins_with_an_earlier_checkpoint() {
+    let Some(bed) = bed() else { return };
+    let size = 48;
+    let command = format!("/godwit-workload dirty --dir /data/w --size {size} --rate 200");
+    bed.sh(SRC, &format!("testbed-container create coop --command '{command}'"));
+    bed.sh(SRC, "timeout 60 sh -c 'until [ -e /srv/coop-data/w/ready ]; do sleep 0.1; done'");
+    let checkpoint = ["checkpoint", "runc:coop", "--to", "/srv/coop-checkpoint", "--leave-running"];
+    let said = godwit(&bed, &checkpoint);
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    std::fs::create_dir_all(bed.path(CLIENT, "/srv/copies")).unwrap();
+    let (from, to) = (bed.path(SRC, "/srv/coop-checkpoint"), bed.path(CLIENT, "/srv/copies"));
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    bed.sh(CLIENT, &format!("env {ROOT} godwit store add /srv/copies/coop-checkpoint --pin checkpoint/coop"));
+    bed.sh(SRC, "rm -r /srv/coop-checkpoint");
+    let node = serve(&bed);
+    let remote = "godwit receive --stdio --insecure --neighbours tcp://client:7711";
+    let words =
+        ["--json", "migrate", "runc:coop", "ssh://dst", "--max-downtime", "60s", "--remote-command", remote];
+    let summary = godwit(&bed, &words).summary();
+    assert_runs_only_on(&bed, DST, "coop");
+    let pages = summary["cooperation"]["pages"].as_u64().unwrap();
+    assert!(pages * 4096 > size * MIB * 9 / 10, "{summary}");
+    let sent = summary["memory"]["pages_sent"].as_u64().unwrap();
+    assert!(sent < pages / 4, "{sent} pages were sent although {pages} were there: {summary}");
+    // the program compares every page with what it must hold
+    let checked = bed.sh(
+        DST,
+        "cd /srv/coop-data/w && touch check && timeout 60 sh -c 'until [ -e result.1 ]; do sleep 0.05; done' && cat result.1",
+    );
+    let checked: Value = serde_json::from_str(&checked).unwrap();
+    assert_eq!(checked["pass"], true, "{checked}");
+    node.signal("TERM");
+    node.finish();
+    end(&bed);
+}
+
+#[test]
 fn whoever_does_not_want_it_asks_nobody() {
     let Some(bed) = bed() else { return };
     make_container(&bed);

@@ -1,7 +1,7 @@
 //! PostgreSQL under load and a Node.js server, moved there and back: many processes with shared memory, and a collected heap
 //! with compiled code.
 
-use crate::bed::{Bed, CLIENT, DST, SRC, quiet_bed};
+use crate::bed::{Bed, CLIENT, DST, SRC, bed};
 use crate::container::assert_runs_only_on;
 use crate::godwit::{Background, godwit_with};
 use serde_json::Value;
@@ -86,7 +86,7 @@ fn assert_no_transaction_is_lost(bed: &Bed, host: &str, data: &str, exec: &str) 
 
 #[test]
 fn postgresql_loses_no_transaction() {
-    let Some(bed) = quiet_bed() else { return };
+    let Some(bed) = bed() else { return };
     bed.write(SRC, "/srv/pg-data/serve", SERVE);
     let create = "testbed-container create pg --host-usr --user 1000 --seccomp default";
     bed.sh(SRC, &format!("{create} --args sh /data/serve {LOAD}"));
@@ -104,7 +104,7 @@ const MOVES: usize = 5;
 /// As people run it: a volume with a name and one without, read-only programs, a changed layer.
 #[test]
 fn postgresql_of_podman_loses_no_transaction() {
-    let Some(bed) = quiet_bed() else { return };
+    let Some(bed) = bed() else { return };
     for host in [SRC, DST] {
         bed.sh(host, "testbed-container image");
     }
@@ -182,7 +182,7 @@ print(f"asked {asked} longest {longest * 1000:.0f} ms")
 
 #[test]
 fn a_node_server_answers_on() {
-    let Some(bed) = quiet_bed() else { return };
+    let Some(bed) = bed() else { return };
     bed.write(SRC, "/srv/node-data/server.js", SERVER);
     bed.write(CLIENT, "/run/test.ask", ASK);
     bed.sh(

@@ -52,7 +52,12 @@ fn redis_moves_there_and_back_with_every_tracker_of_this_kernel() {
     );
     let probe = machines.start("client", &probe);
     machines.wait_until("client", "test -e /run/vmt.ready");
-    let summary = migrate(&machines, SRC, DST, "--tracker pre-dump --max-rounds 3 --max-downtime 1ms --on-timeout switchover");
+    let summary = migrate(
+        &machines,
+        SRC,
+        DST,
+        "--tracker pre-dump --max-rounds 3 --max-downtime 1ms --on-timeout switchover",
+    );
     assert_eq!((&summary["strategy"], &summary["tracker"]), (&"pre-copy".into(), &"pre-dump".into()));
     let rounds = summary["rounds"].as_array().unwrap();
     assert!(rounds.len() >= 3, "two rounds and the final one: {summary}");

@@ -211,6 +211,25 @@ impl PageStore {
         Ok(Self { file, memory, room: pages, maps: Mutex::new(maps) })
     }
 
+    /// Puts pages into slots from `first` on that no batch has spoken of, as far as there is room: their contents are there to be
+    /// referred to, and no page is known. Pages that are all zero are not worth a slot. The first slot behind them.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn preset(&self, first: u64, pages: &[u8]) -> Result<u64, StoreError> {
+        let mut slot = first;
+        for page in pages.chunks_exact(PAGE_SIZE as usize).filter(|page| !is_zero(page)) {
+            if slot >= self.room {
+                break;
+            }
+            let written = self.file.write_all_at(page, slot * PAGE_SIZE);
+            written.map_err(|source| StoreError::Write { pages: 1, source })?;
+            self.maps().mark_written(slot);
+            slot += 1;
+        }
+        Ok(slot)
+    }
+
     /// Every slot with content, and its digest.
     pub fn digests(&self, seed: u64) -> Vec<(u32, u128)> {
         let maps = self.maps();

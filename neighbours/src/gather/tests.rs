@@ -1,8 +1,8 @@
 use super::*;
-use crate::{Visit, attend};
-use godwit_store::manifest::{Manifest, Tree};
+use crate::{Attended, Visit, attend};
+use godwit_store::manifest::Tree;
 use godwit_transfer::tree::{TreeDestination, TreeOp};
-use godwit_transfer::{Descriptors, Incoming, Message, Wire};
+use godwit_transfer::{Descriptors, Incoming, Message, Wire, WireError};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -38,6 +38,14 @@ impl Neighbour for Fake<'_> {
             Manner::IsMute => Err("mute".into()),
             _ => Ok(digests.iter().map(|digest| self.chunks.contains_key(digest)).collect()),
         }
+    }
+
+    fn checkpoints(&mut self, _: &str) -> Result<Vec<Known>, String> {
+        Ok(Vec::new())
+    }
+
+    fn manifest(&mut self, _: Digest) -> Result<Option<Manifest>, String> {
+        Ok(None)
     }
 
     fn give(&mut self, digests: &[Digest]) -> Result<Vec<Option<Vec<u8>>>, String> {
@@ -101,7 +109,7 @@ fn gave(report: &CooperationReport, name: &str) -> (u64, Option<String>) {
 fn nobody_is_waited_for_who_has_nothing() {
     let wanted = chunks(0..500);
     let (came, report) = run(&wanted, vec![], 0);
-    assert_eq!((came, report.spared_bytes(), report.wanted_bytes), (0, 0, 500 * 16000));
+    assert_eq!((came, report.gathered_bytes(), report.wanted_bytes), (0, 0, 500 * 16000));
     let (came, _) = run(&wanted, vec![("a", 500..600, Manner::Gives(0)), ("b", 0..0, Manner::Gives(0))], 0);
     assert_eq!(came, 0);
 }
@@ -112,7 +120,7 @@ fn several_give_what_each_has_and_the_quick_one_gives_more() {
     let (came, report) =
         run(&wanted, vec![("slow", 0..2500, Manner::Gives(40)), ("quick", 500..2900, Manner::Gives(1))], 0);
     assert_eq!(came, 2900);
-    assert_eq!(report.spared_bytes(), 2900 * 16000);
+    assert_eq!(report.gathered_bytes(), 2900 * 16000);
     assert!(gave(&report, "quick").0 > gave(&report, "slow").0, "{report:?}");
     // what only it has
     assert!(gave(&report, "slow").0 >= 500 * 16000, "{report:?}");
@@ -129,7 +137,7 @@ fn whoever_dies_or_forgets_or_is_mute_costs_nothing_that_others_have() {
     ];
     let (came, report) = run(&wanted, neighbours, 0);
     assert!((1990..=2000).contains(&came), "{came}");
-    assert_eq!(report.spared_bytes(), came as u64 * 16000);
+    assert_eq!(report.gathered_bytes(), came as u64 * 16000);
     assert_eq!(gave(&report, "dies").1.as_deref(), Some("gone"));
     assert_eq!(gave(&report, "mute"), (0, Some("mute".into())));
     assert_eq!(gave(&report, "forgets"), (0, None));
@@ -164,7 +172,7 @@ fn what_is_needed_twice_comes_once() {
     let mut wanted = chunks(0..50);
     wanted.extend(chunks(0..50));
     let (came, report) = run(&wanted, vec![("a", 0..50, Manner::Gives(1))], 0);
-    assert_eq!((came, report.wanted_bytes, report.spared_bytes()), (100, 50 * 16000, 50 * 16000));
+    assert_eq!((came, report.wanted_bytes, report.gathered_bytes()), (100, 50 * 16000, 50 * 16000));
 }
 
 #[test]
@@ -223,7 +231,24 @@ fn a_tree_comes_over_the_wire_and_what_is_damaged_does_not() {
     let report = fetch(&tree, &store, &copy);
     assert!(equal(&volume, &copy));
     assert_eq!(report.neighbours[0].failed, None);
-    assert_eq!(report.spared_bytes(), report.wanted_bytes);
+    assert_eq!(report.gathered_bytes(), report.wanted_bytes);
+
+    // a neighbour whose checkpoint it is
+    let mut lease = store.lease().unwrap();
+    let facts = [("container", "runc:web"), ("made_unix_s", "1790000000")];
+    let facts = facts.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let described = lease.describe(stored.manifest, facts).unwrap();
+    lease.pin(&"checkpoint/web".parse().unwrap(), described).unwrap();
+    let (ours, theirs) = Descriptors::pair().unwrap();
+    let server = serve(theirs, &store);
+    let mut visit = Visit::begin("there", Box::new(ours), "here", Cancel::default()).unwrap();
+    assert_eq!(visit.checkpoints("runc:other").unwrap(), []);
+    let known = visit.checkpoints("runc:web").unwrap();
+    assert_eq!(known, [Known { tree: stored.manifest, made_unix_s: 1_790_000_000 }]);
+    assert_eq!(visit.manifest(stored.manifest).unwrap(), Some(Manifest::Tree(tree.clone())));
+    assert_eq!(visit.manifest(Digest::of(b"nobody")).unwrap(), None);
+    drop(visit);
+    server.join().unwrap().unwrap();
 
     // the neighbour finds out itself, and has it no more; the rest comes
     let (bad, _) = tree.needs()[3];
@@ -233,7 +258,7 @@ fn a_tree_comes_over_the_wire_and_what_is_damaged_does_not() {
     std::fs::write(&path, bytes).unwrap();
     let other = dir.path().join("other");
     let report = fetch(&tree, &store, &other);
-    assert!(!equal(&volume, &other) && report.spared_bytes() < report.wanted_bytes);
+    assert!(!equal(&volume, &other) && report.gathered_bytes() < report.wanted_bytes);
     assert_eq!(report.neighbours[0].failed, None);
     assert_eq!(std::fs::metadata(other.join("large")).unwrap().len(), 3_200_000);
 }
@@ -258,6 +283,7 @@ fn a_liar_is_asked_no_more() {
                         .map(|_| Some(object::encode(godwit_store::Kind::Chunk, b"a lie").into()))
                         .collect(),
                 ),
+                other => panic!("{other:?} was not to be asked"),
             };
             if wire.send_bytes(&answer.to_bytes()).is_err() {
                 break;
@@ -270,20 +296,24 @@ fn a_liar_is_asked_no_more() {
             wanted.iter().filter(|(digest, _)| all.chunk(*digest).unwrap().is_some()).count()
         });
     server.join().unwrap();
-    assert_eq!((came, report.spared_bytes()), (0, 0));
+    assert_eq!((came, report.gathered_bytes()), (0, 0));
     let failed = report.neighbours[0].failed.as_deref().unwrap();
     assert!(failed.contains("it gave something else for chunk"), "{failed}");
+}
+
+fn serve(theirs: Descriptors, store: &Store) -> std::thread::JoinHandle<Result<Attended, WireError>> {
+    let store = store.clone();
+    std::thread::spawn(move || {
+        let mut wire = Wire::open(Box::new(theirs), Cancel::default(), Duration::from_secs(5)).unwrap();
+        assert!(matches!(wire.hear(), Ok(Incoming::Message(Message::Visit { .. }))));
+        attend(&mut wire, Some(&store), "there")
+    })
 }
 
 fn fetch(tree: &Tree, store: &Store, to: &Path) -> CooperationReport {
     std::fs::create_dir(to).unwrap();
     let (ours, theirs) = Descriptors::pair().unwrap();
-    let store = store.clone();
-    let server = std::thread::spawn(move || {
-        let mut wire = Wire::open(Box::new(theirs), Cancel::default(), Duration::from_secs(5)).unwrap();
-        assert!(matches!(wire.hear(), Ok(Incoming::Message(Message::Visit { .. }))));
-        attend(&mut wire, Some(&store), "there")
-    });
+    let server = serve(theirs, store);
     let over = Cancel::default();
     let visit = Visit::begin("there", Box::new(ours), "here", over.clone()).unwrap();
     let mut destination = TreeDestination::open(to).unwrap();
