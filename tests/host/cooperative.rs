@@ -27,14 +27,15 @@ fn make_container(bed: &Bed) {
     run_bundle(bed, "coop");
 }
 
-/// The neighbour learns the volumes as they are now.
+/// The neighbour learns the volumes and the root directory as they are now.
 fn teach(bed: &Bed) {
     std::fs::create_dir_all(bed.path(CLIENT, "/srv/copies")).unwrap();
-    for volume in ["coop-rw", "coop-ro"] {
-        let from = bed.path(SRC, &format!("/srv/{volume}"));
-        let copied = Command::new("cp").arg("-a").arg(from).arg(bed.path(CLIENT, "/srv/copies")).status();
+    for (number, tree) in ["coop-rw", "coop-ro", "coop/rootfs"].iter().enumerate() {
+        let copy = format!("/srv/copies/{number}");
+        let (from, to) = (bed.path(SRC, &format!("/srv/{tree}")), bed.path(CLIENT, &copy));
+        let copied = Command::new("cp").arg("-a").args([from, to]).status();
         assert!(copied.unwrap().success());
-        bed.sh(CLIENT, &format!("env {ROOT} godwit store add /srv/copies/{volume} --pin snapshot/{volume}"));
+        bed.sh(CLIENT, &format!("env {ROOT} godwit store add {copy} --pin snapshot/{number}"));
     }
     bed.sh(CLIENT, "rm -r /srv/copies");
 }
@@ -93,21 +94,23 @@ fn a_neighbour_that_stops_or_has_nothing_costs_no_more_than_time() {
     let Some(bed) = bed() else { return };
     make_container(&bed);
     bed.sh(CLIENT, &format!("mkdir -p /srv/empty; env {ROOT} godwit store add /srv/empty"));
-    let node = serve(&bed);
-    // it is reached, and never says a word
-    node.signal("STOP");
+    // somebody is reached, and never says a word
+    let mute = ["socat", "-u", "TCP-LISTEN:7711,fork,reuseaddr", "OPEN:/dev/null"];
+    let mute = Background::start(&bed, CLIENT, &mute);
     let summary = migrate(&bed, &[]);
     let report = &summary["cooperation"];
     assert!(report["neighbours"][0]["failed"].as_str().unwrap().contains("silent"), "{report}");
     assert_eq!(report["neighbours"][0]["bytes"], 0);
     assert!(summary["wire_bytes"].as_u64().unwrap() > 2 * SIZE * MIB);
-    node.signal("CONT");
+    mute.signal("TERM");
+    mute.finish();
 
     // back, and there once more, now that it answers: it has nothing
     let back = ["godwit", "--json", "migrate", "runc:coop", "ssh://src", "--max-downtime", "60s"];
     let said = bed.run(DST, &back);
     assert_eq!(said.code, 0, "{}{}", said.out, said.err);
     bed.sh(DST, "rm -rf /srv/coop-rw /srv/coop-ro");
+    let node = serve(&bed);
     let summary = migrate(&bed, &[]);
     let report = &summary["cooperation"];
     assert_eq!(
@@ -122,6 +125,7 @@ fn a_neighbour_that_stops_or_has_nothing_costs_no_more_than_time() {
 #[test]
 fn memory_begins_with_an_earlier_checkpoint() {
     let Some(bed) = bed() else { return };
+    crate::workload::push(&bed);
     let size = 48;
     let command = format!("/godwit-workload dirty --dir /data/w --size {size} --rate 200");
     bed.sh(SRC, &format!("testbed-container create coop --command '{command}'"));
