@@ -345,10 +345,6 @@ pub fn gather<T>(
         order.push(*digest);
     }
     let neighbours: Vec<_> = neighbours.into_iter().take(MOST_NEIGHBOURS).collect();
-    let report = |neighbour: &Box<dyn Neighbour + '_>| NeighbourReport {
-        neighbour: neighbour.name().to_owned(),
-        ..NeighbourReport::default()
-    };
     let state = State {
         items,
         next: 0,
@@ -357,7 +353,7 @@ pub fn gather<T>(
         received: 0,
         last_received: begun,
         is_over: false,
-        reports: neighbours.iter().map(report).collect(),
+        reports: neighbours.iter().map(|neighbour| report_of(neighbour.as_ref())).collect(),
     };
     let board = Board { order: &order, state: Mutex::new(state), news: Condvar::new() };
     let (worked, own_bytes) = std::thread::scope(|scope| {
@@ -390,6 +386,10 @@ pub fn gather<T>(
         duration: begun.elapsed(),
     };
     (worked, report)
+}
+
+fn report_of(neighbour: &dyn Neighbour) -> NeighbourReport {
+    NeighbourReport { neighbour: neighbour.name().to_owned(), ..NeighbourReport::default() }
 }
 
 #[cfg(test)]
