@@ -244,9 +244,11 @@ impl Bed {
 
     /// Removes every container and all that was made for one, by us or by godwit.
     pub fn wipe(&self) {
-        for host in [SRC, DST] {
-            self.sh(host, WIPE);
-        }
+        std::thread::scope(|scope| {
+            for host in [SRC, DST] {
+                scope.spawn(move || self.sh(host, WIPE));
+            }
+        });
         self.sh(
             CLIENT,
             "ip neigh flush all; for p in $(pgrep -x godwit); do kill -9 $p; done; rm -f /run/test.*",
