@@ -29,7 +29,6 @@ fn soft_dirty_bits_are_taken_where_there_is_nothing_better_also_for_what_is_swap
     for (sides, tracker, restoration, why) in [
         (Sides { here: NO_UFFD, there: "" }, "soft-dirty", "local-lazy", "userfaultfd"),
         (Sides { here: NO_SCAN, there: NO_UFFD }, "soft-dirty", "eager", "PAGEMAP_SCAN"),
-        (Sides::default(), "uffd", "local-lazy", "the kernel tells which pages are written"),
     ] {
         let kib = swapped(workload.host);
         let (summary, said) = workload.move_on(sides, "--max-rounds 3");
