@@ -1,10 +1,9 @@
-//! Two virtual machines and a client, driven by `scripts/testbed`. Each test has its own; two tests run side by side, as a machine
-//! has one processor and most of the time one of a test's works.
+//! Two virtual machines and a client, driven by `scripts/testbed`. Each test has its own, one after the other.
 
 use crate::program::PROGRAM;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Where the container comes from.
@@ -17,31 +16,10 @@ const LIMIT: &str = "400";
 /// The machines are up as long as this lives.
 pub struct Machines {
     was_up: bool,
-    bed: String,
     _alone: MutexGuard<'static, ()>,
 }
 
-/// Held by who has the bed of that number.
-static BEDS: [Mutex<()>; 2] = [const { Mutex::new(()) }; 2];
-
-/// Waits for a bed that is free, and gives its name: `$GODWIT_TESTBED_NAME` names the only one.
-fn free_bed() -> (String, MutexGuard<'static, ()>) {
-    let named = std::env::var("GODWIT_TESTBED_NAME").ok();
-    let names = match &named {
-        Some(name) => vec![&**name],
-        None => vec!["vmtests", "vmtests2"],
-    };
-    loop {
-        for (name, bed) in names.iter().zip(&BEDS) {
-            match bed.try_lock() {
-                Ok(guard) => return ((*name).to_owned(), guard),
-                Err(TryLockError::Poisoned(poisoned)) => return ((*name).to_owned(), poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) => {}
-            }
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-}
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Boots the machines; `None` when they cannot be had, after saying why.
 pub fn machines() -> Option<Machines> {
@@ -63,9 +41,12 @@ pub fn machines_with(options: &[&str]) -> Option<Machines> {
     }
 }
 
-fn testbed(bed: &str, args: &[&str]) -> Command {
+fn testbed(args: &[&str]) -> Command {
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/testbed"));
-    command.args(args).env("GODWIT_TESTBED_KIND", "vm").env("GODWIT_TESTBED_NAME", bed).stdin(Stdio::null());
+    command.args(args).env("GODWIT_TESTBED_KIND", "vm").stdin(Stdio::null());
+    if std::env::var_os("GODWIT_TESTBED_NAME").is_none() {
+        command.env("GODWIT_TESTBED_NAME", "vmtests");
+    }
     command
 }
 
@@ -73,10 +54,10 @@ fn boot(options: &[&str]) -> Result<Machines, String> {
     if !nix::unistd::Uid::effective().is_root() {
         return Err("the virtual machines need root".into());
     }
-    let (bed, alone) = free_bed();
-    let was_up = testbed(&bed, &["path"]).output().is_ok_and(|output| output.status.success());
-    let machines = Machines { was_up, bed, _alone: alone };
-    let up = testbed(&machines.bed, &[&["up"], options].concat())
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let was_up = testbed(&["path"]).output().is_ok_and(|output| output.status.success());
+    let machines = Machines { was_up, _alone: alone };
+    let up = testbed(&[&["up"], options].concat())
         .output()
         .map_err(|error| format!("scripts/testbed cannot be run: {error}"))?;
     if !up.status.success() {
@@ -85,7 +66,7 @@ fn boot(options: &[&str]) -> Result<Machines, String> {
     let binary =
         std::env::var_os("GODWIT_BIN").map_or_else(|| env!("CARGO_BIN_EXE_godwit").into(), PathBuf::from);
     for (file, place) in [(&binary, "/usr/local/bin/godwit"), (&*PROGRAM, "/usr/local/bin/godwit-workload")] {
-        match testbed(&machines.bed, &["push", &file.to_string_lossy(), place]).output() {
+        match testbed(&["push", &file.to_string_lossy(), place]).output() {
             Ok(output) if output.status.success() => {}
             other => {
                 return Err(format!("`{}` could not be put into the machines: {other:?}", file.display()));
@@ -118,7 +99,7 @@ fn said(output: std::process::Output) -> (i32, String, String) {
 
 impl Machines {
     fn command(&self, host: &str, script: &str) -> Command {
-        testbed(&self.bed, &["exec", host, "timeout", "--kill-after=10", LIMIT, "sh", "-c", script])
+        testbed(&["exec", host, "timeout", "--kill-after=10", LIMIT, "sh", "-c", script])
     }
 
     /// Runs a shell script in a machine: exit code, output, errors.
@@ -137,7 +118,7 @@ impl Machines {
     /// Takes the power from a machine, or gives it back: `cut` or `boot`.
     #[track_caller]
     pub fn power(&self, verb: &str, host: &str) {
-        let output = testbed(&self.bed, &[verb, host]).output().unwrap();
+        let output = testbed(&[verb, host]).output().unwrap();
         assert!(output.status.success(), "{verb} {host}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
@@ -161,7 +142,7 @@ impl Machines {
 impl Drop for Machines {
     fn drop(&mut self) {
         if !self.was_up {
-            let _ = testbed(&self.bed, &["down"]).output();
+            let _ = testbed(&["down"]).output();
         }
     }
 }
