@@ -99,12 +99,17 @@ pub(crate) fn wait(fd: &impl AsFd, what: PollFlags, limit: Duration) -> io::Resu
 
 impl Transport for Descriptors {
     fn receive(&mut self, buffer: &mut [u8], limit: Duration) -> io::Result<usize> {
-        match self.input.read(buffer) {
+        let read = match self.input.read(buffer) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 wait(&self.input, PollFlags::POLLIN, limit)?;
                 self.input.read(buffer)
             }
             done => done,
+        };
+        match read {
+            // a carrier that ended before it had read all that we said: its status says more
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset && self.child.is_some() => Ok(0),
+            read => read,
         }
     }
 
