@@ -80,7 +80,7 @@ measure_cell() { # measure_cell WAY LAYER READ_ONLY WRITABLE RUN
         > "$work/summary" || { tail -n 2 "$work/summary" >&2; return 1; }
     check_memory || return 1
     local volume
-    for volume in bench-ro "$container-data/volume" "$container/rootfs"; do
+    for volume in bench-ro "$container-data/volume" "$container/rootfs/layer"; do
         [ -z "$(in_host src rsync -aHAX --checksum --dry-run --delete --itemize-changes "/srv/$volume/" "dst:/srv/$volume/")" ] ||
             { echo "$volume differs" >&2; return 1; }
     done
