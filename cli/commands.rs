@@ -22,6 +22,7 @@ mod parent;
 mod park;
 mod parting;
 mod receive;
+mod reception;
 mod restore;
 mod resume;
 mod scratch;

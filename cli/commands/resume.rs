@@ -7,7 +7,7 @@ use crate::draw::Draw;
 use godwit_checkpoint::recovery::Interrupted;
 use godwit_checkpoint::resume::{Answer, ask, needs_nobody, resume};
 use godwit_migration::ownership::{Presence, Standing, has_given_word, is_held, may_have_run};
-use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Role, Witness};
+use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Role, Witness, host_name};
 use godwit_restore::recovery::Orphan;
 use godwit_transfer::{Address, Wire, connect};
 use std::path::Path;
@@ -214,8 +214,7 @@ fn call_once(address: &Address, id: &MigrationId, command: &ResumeArgs) -> Resul
     };
     let transport = connect(address, &command.remote_command).map_err(|error| unreachable(&error))?;
     let wire = Wire::open(transport, Cancel::default(), PATIENCE).map_err(|error| unreachable(&error))?;
-    let host = nix::sys::utsname::uname().map(|uname| uname.nodename().to_string_lossy().into_owned());
-    ask(wire, id, &host.unwrap_or_default(), command.forget).map_err(|error| unreachable(&error))
+    ask(wire, id, &host_name(), command.forget).map_err(|error| unreachable(&error))
 }
 
 /// It is over here.

@@ -6,7 +6,7 @@ use crate::draw::{Draw, table};
 use godwit_checkpoint::inspect::{self, Contents};
 use godwit_migration::quantity::show_bytes;
 use godwit_migration::{Failure, FailureKind};
-use godwit_store::{Checked, Digest, Goal, PinName, Store, StoreError};
+use godwit_store::{Checked, Digest, Goal, PinName, Store, StoreError, store_of};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 const LINES: usize = 40;
 
 pub fn run(args: &Args, command: &StoreCommand, draw: &Draw) -> Result<u8, Trouble> {
-    let root = args.global.root.join("store");
+    let root = store_of(&args.global.root);
     let root = std::path::absolute(&root).unwrap_or(root);
     let place = Place { root, bar: bar(args) };
     let done = match command {

@@ -7,6 +7,7 @@ use crate::draw::{Draw, table};
 use godwit_migration::calendar::show_time;
 use godwit_migration::quantity::show_bytes;
 use godwit_migration::{Failure, FailureKind};
+use godwit_store::store_of;
 use godwit_volumes::difference::{Change, difference};
 use godwit_volumes::{Cause, History, Policy, Snapshot, Volume, VolumeError};
 use indicatif::ProgressBar;
@@ -75,7 +76,7 @@ impl Past {
     fn snapshot(&self, wanted: &VolumeSnapshotArgs, draw: &Draw) -> Result<u8, Failure> {
         let failed = |error: VolumeError| self.failure("no snapshot was made", &error);
         let volume = Volume::find(&wanted.volume).map_err(failed)?;
-        let store = self.root.join("store");
+        let store = store_of(&self.root);
         if store.starts_with(&volume.path) || volume.path.starts_with(&store) {
             let message = format!("`{}` and the store lie in each other", volume.path.display());
             return Err(Failure::new(FailureKind::Usage, message));
@@ -192,7 +193,7 @@ impl Past {
             .roll_back(&snapshot, &mut self.progress())
             .map_err(|error| self.failure(&what, &error))?;
         self.bar.finish_and_clear();
-        let stash = (!done.was_equal).then_some(done.stash.id.as_str());
+        let stash = done.stash.as_ref().map(|stash| stash.id.as_str());
         if draw.is_json() {
             draw.json_line(&json!({
                 "message_type": "volume_rolled_back", "id": snapshot.id, "volume": snapshot.volume, "stash": stash,
@@ -279,7 +280,7 @@ impl Past {
 
     fn failure(&self, what: &str, error: &VolumeError) -> Failure {
         let kind = match error {
-            VolumeError::Store(error) => return store::failure(what, error, &self.root.join("store")),
+            VolumeError::Store(error) => return store::failure(what, error, &store_of(&self.root)),
             VolumeError::NoSnapshot(_) | VolumeError::NoVolume { .. } => FailureKind::NotFound,
             VolumeError::Ambiguous { .. } => FailureKind::Usage,
             VolumeError::InUse { .. } | VolumeError::Locked(_) => FailureKind::Locked,

@@ -10,6 +10,7 @@ pub mod downtime;
 pub mod failure;
 pub mod fault;
 pub mod hooks;
+pub mod host;
 pub mod id;
 pub mod journal;
 pub mod lock;
@@ -27,6 +28,7 @@ pub mod witness;
 
 pub use cancel::Cancel;
 pub use failure::{Disposition, Failure, FailureKind};
+pub use host::host_name;
 pub use id::MigrationId;
 pub use observer::{Observer, Silent};
 pub use phase::{Phase, Role};

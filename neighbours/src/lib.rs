@@ -7,11 +7,13 @@
 //! Nothing depends on a neighbour: each chunk is verified by its digest, what nobody gives comes from the source, and the source
 //! compares all that was gathered with what it has, as it would with a stale copy.
 
+pub mod acquaintance;
 pub mod attend;
 pub mod gather;
 pub mod question;
 pub mod visit;
 
+pub use acquaintance::Acquaintance;
 pub use attend::{Attended, attend, checkpoints};
 pub use gather::{Gathering, Neighbour, gather};
 pub use visit::Visit;

@@ -38,5 +38,5 @@ pub use lease::Lease;
 pub use manifest::Manifest;
 pub use pin::{Pin, PinName};
 pub use stats::Stats;
-pub use store::Store;
+pub use store::{Store, store_of};
 pub use unfold::Chunks;

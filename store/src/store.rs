@@ -15,6 +15,11 @@ use crate::{Kind, ObjectId, StoreError, object};
 const FORMAT: &str = "godwit store 1\n";
 const FORMAT_FILE: &str = "format";
 
+/// Where a node's store is, in godwit's directory.
+pub fn store_of(godwit_root: &Path) -> PathBuf {
+    godwit_root.join("store")
+}
+
 /// A store. Any number of processes may have it open at a time, each as often as it likes.
 #[derive(Debug, Clone)]
 pub struct Store {

@@ -5,6 +5,7 @@ use crate::container::{IDLE, add_bind, assert_runs_only_on, make_bundle, run_bun
 use crate::godwit::{Background, godwit};
 use serde_json::Value;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// MiB of each volume.
 const SIZE: u64 = 16;
@@ -48,6 +49,11 @@ fn change(bed: &Bed) {
     ));
 }
 
+/// Somebody who is reached, and never says a word.
+fn mute(bed: &Bed) -> Background<'_> {
+    Background::start(bed, CLIENT, &["socat", "-u", "TCP-LISTEN:7711,fork,reuseaddr", "OPEN:/dev/null"])
+}
+
 fn serve<'a>(bed: &'a Bed) -> Background<'a> {
     let neighbour = ["env", ROOT, "godwit", "node", "serve", "--listen", "tcp://0.0.0.0:7711", "--insecure"];
     let node = Background::start(bed, CLIENT, &neighbour);
@@ -55,11 +61,17 @@ fn serve<'a>(bed: &'a Bed) -> Background<'a> {
     node
 }
 
+/// What receives where the client is a neighbour.
+const RECEIVE: &str = "godwit receive --stdio --insecure --neighbours tcp://client:7711";
+
 /// Moves it; the volumes are equal then.
 fn migrate(bed: &Bed, flags: &[&str]) -> Value {
-    let remote = "godwit receive --stdio --insecure --neighbours tcp://client:7711";
+    migrate_to(bed, RECEIVE, flags)
+}
+
+fn migrate_to(bed: &Bed, receive: &str, flags: &[&str]) -> Value {
     let words =
-        ["--json", "migrate", "runc:coop", "ssh://dst", "--max-downtime", "60s", "--remote-command", remote];
+        ["--json", "migrate", "runc:coop", "ssh://dst", "--max-downtime", "60s", "--remote-command", receive];
     let summary = godwit(bed, &[&words, flags].concat()).summary();
     assert_runs_only_on(bed, DST, "coop");
     for volume in ["coop-rw", "coop-ro"] {
@@ -94,9 +106,7 @@ fn a_neighbour_that_stops_or_has_nothing_costs_no_more_than_time() {
     let Some(bed) = bed() else { return };
     make_container(&bed);
     bed.sh(CLIENT, &format!("mkdir -p /srv/empty; env {ROOT} godwit store add /srv/empty"));
-    // somebody is reached, and never says a word
-    let mute = ["socat", "-u", "TCP-LISTEN:7711,fork,reuseaddr", "OPEN:/dev/null"];
-    let mute = Background::start(&bed, CLIENT, &mute);
+    let mute = mute(&bed);
     let summary = migrate(&bed, &[]);
     let report = &summary["cooperation"];
     assert!(report["neighbours"][0]["failed"].as_str().unwrap().contains("silent"), "{report}");
@@ -139,9 +149,8 @@ fn memory_begins_with_an_earlier_checkpoint() {
     bed.sh(CLIENT, &format!("env {ROOT} godwit store add /srv/copies/coop-checkpoint --pin checkpoint/coop"));
     bed.sh(SRC, "rm -r /srv/coop-checkpoint");
     let node = serve(&bed);
-    let remote = "godwit receive --stdio --insecure --neighbours tcp://client:7711";
     let words =
-        ["--json", "migrate", "runc:coop", "ssh://dst", "--max-downtime", "60s", "--remote-command", remote];
+        ["--json", "migrate", "runc:coop", "ssh://dst", "--max-downtime", "60s", "--remote-command", RECEIVE];
     let summary = godwit(&bed, &words).summary();
     assert_runs_only_on(&bed, DST, "coop");
     let pages = summary["cooperation"]["pages"].as_u64().unwrap();
@@ -158,6 +167,47 @@ fn memory_begins_with_an_earlier_checkpoint() {
     node.signal("TERM");
     node.finish();
     end(&bed);
+}
+
+#[test]
+fn a_neighbour_that_ssh_reaches_needs_no_listener() {
+    let Some(bed) = bed() else { return };
+    make_container(&bed);
+    // the source is near, too; so what its store has need not wait for its container
+    for volume in ["coop-rw", "coop-ro"] {
+        bed.sh(SRC, &format!("godwit store add /srv/{volume} --pin snapshot/{volume}"));
+    }
+    let listed = bed.run(DST, &["godwit", "--json", "node", "list", "ssh://src"]);
+    assert_eq!(listed.code, 0, "{}{}", listed.out, listed.err);
+    let listed = listed.lines("nodes").remove(0);
+    assert_eq!(listed["neighbours"][0]["host"], bed.sh(SRC, "uname -n"), "{listed}");
+    let summary = migrate_to(&bed, "godwit receive --stdio --neighbours ssh://src", &[]);
+    let report = &summary["cooperation"]["neighbours"][0];
+    assert!(report["bytes"].as_u64().unwrap() >= 2 * SIZE * MIB, "{report}");
+    assert_eq!((&report["neighbour"], &report["failed"]), (&"ssh://src".into(), &Value::Null));
+}
+
+#[test]
+fn ctrl_c_does_not_wait_for_a_neighbour_that_is_silent() {
+    let Some(bed) = bed() else { return };
+    make_container(&bed);
+    let mute = mute(&bed);
+    let running = Background::migrate(&bed, &[], &["runc:coop", "ssh://dst", "--remote-command", RECEIVE]);
+    bed.sh(
+        DST,
+        "timeout 30 sh -c 'until ss -Htn state established dport = :7711 | grep -q .; do sleep 0.05; done'",
+    );
+    let begun = Instant::now();
+    running.signal("INT");
+    let said = running.finish();
+    assert_eq!(said.code, 130, "{}{}", said.out, said.err);
+    // whoever is silent is given up after ten seconds
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    assert_runs_only_on(&bed, SRC, "coop");
+    bed.sh(DST, "timeout 20 sh -c 'while pgrep -x godwit; do sleep 0.05; done'");
+    assert!(!bed.holds(DST, "ls -d /srv/coop* | grep -q ."), "something of it is left there");
+    mute.signal("TERM");
+    mute.finish();
 }
 
 #[test]

@@ -97,6 +97,32 @@ fn redis_moves_over_four_connections_that_nobody_else_can_join() {
 }
 
 #[test]
+fn a_store_is_open_to_those_whom_the_policy_names() {
+    let Some(bed) = bed() else { return };
+    let _keys = Keys::none(&bed);
+    let (src, dst) = (make_key(&bed, SRC), make_key(&bed, DST));
+    trust(&bed, SRC, "dst", &dst);
+    trust(&bed, DST, "src", &src);
+    let visit = |is_allowed: bool| {
+        let policy = format!("[[allow]]\nrule = \"near\"\npeers = [\"dst\"]\nstore = {is_allowed}\n");
+        bed.write(SRC, "/etc/godwit/policy.toml", &policy);
+        let serve = ["godwit", "node", "serve", "--listen", "tls://10.77.0.1:7700"];
+        let node = Background::start(&bed, SRC, &serve);
+        await_port(&bed, SRC);
+        let said = godwit_with(&bed, DST, &[], &["--json", "node", "list", "tls://src@10.77.0.1:7700"]);
+        node.signal("TERM");
+        let served = node.finish();
+        assert_eq!(served.code, 0, "{}", served.err);
+        (said.code, said.lines("nodes").remove(0)["neighbours"][0].take())
+    };
+    let (code, row) = visit(false);
+    assert_eq!(code, 1, "{row}");
+    assert!(row["failed"].as_str().unwrap().contains("lets `dst` have nothing of its store"), "{row}");
+    let (code, row) = visit(true);
+    assert_eq!((code, &row["host"]), (0, &bed.sh(SRC, "uname -n").into()), "{row}");
+}
+
+#[test]
 fn strangers_are_refused_with_the_words_that_would_let_them_in() {
     let Some(bed) = bed() else { return };
     let _keys = Keys::none(&bed);

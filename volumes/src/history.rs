@@ -6,8 +6,9 @@
 use crate::retention::{Policy, Reason};
 use crate::{Volume, VolumeError};
 use godwit_migration::calendar::date_of_day;
+use godwit_migration::host_name;
 use godwit_store::manifest::Tree;
-use godwit_store::{Added, Digest, Lease, PinName, Store, StoreError};
+use godwit_store::{Added, Digest, Lease, PinName, Store, StoreError, store_of};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -85,7 +86,7 @@ impl History {
     /// # Errors
     /// As [`Store::open`].
     pub fn open(root: &Path, quota: Option<u64>) -> Result<Self, VolumeError> {
-        Ok(Self { store: Store::open(&root.join("store"), quota)?, locks: root.join("volumes") })
+        Ok(Self { store: Store::open(&store_of(root), quota)?, locks: root.join("volumes") })
     }
 
     /// The same, if there is a store.
@@ -93,7 +94,7 @@ impl History {
     /// # Errors
     /// As [`Store::find`].
     pub fn find_in(root: &Path) -> Result<Option<Self>, VolumeError> {
-        let store = Store::find(&root.join("store"), None)?;
+        let store = Store::find(&store_of(root), None)?;
         Ok(store.map(|store| Self { store, locks: root.join("volumes") }))
     }
 
@@ -126,7 +127,7 @@ impl History {
         let facts: BTreeMap<String, String> = [
             ("volume", Some(volume.name.clone())),
             ("path", Some(volume.path.display().to_string())),
-            ("host", Some(host())),
+            ("host", Some(host_name())),
             ("made_unix_us", Some(made_unix_us.to_string())),
             ("cause", Some(cause.to_string())),
             ("note", note.map(str::to_owned)),
@@ -320,10 +321,6 @@ fn snapshot(
         manifest,
         tree,
     })
-}
-
-fn host() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]

@@ -17,10 +17,8 @@ use std::path::{Path, PathBuf};
 /// What a rollback did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RolledBack {
-    /// What the volume had become.
-    pub stash: Snapshot,
-    /// It was that already: nothing was exchanged.
-    pub was_equal: bool,
+    /// What the volume had become; none when it was that already, and nothing was exchanged.
+    pub stash: Option<Snapshot>,
     /// What could not be taken away afterwards, and why.
     pub left: Option<String>,
 }
@@ -46,7 +44,7 @@ impl History {
         let stash = self.take_locked(&mut lease, &volume, Cause::Stash, Some(&note), &mut |_| {})?.snapshot;
         if stash.tree == snapshot.tree {
             self.forget(&stash)?;
-            return Ok(RolledBack { stash, was_equal: true, left: None });
+            return Ok(RolledBack { stash: None, left: None });
         }
         let made = lease.materialise(snapshot.manifest, &beside, progress).map_err(VolumeError::from);
         let exchanged =
@@ -54,7 +52,7 @@ impl History {
         let cleared = clear(&beside);
         exchanged?;
         let left = cleared.err().map(|error| format!("`{}`: {error}", beside.display()));
-        Ok(RolledBack { stash, was_equal: false, left })
+        Ok(RolledBack { stash: Some(stash), left })
     }
 }
 

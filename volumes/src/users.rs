@@ -59,7 +59,7 @@ fn mounts(process: &str) -> io::Result<Vec<Mount>> {
     Ok(text.lines().filter_map(Mount::of_line).collect())
 }
 
-/// Spaces and such are written as `\040`.
+/// Spaces and such are written as `\040`, and procfs (the crate) leaves them so.
 fn unescape(text: &str) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

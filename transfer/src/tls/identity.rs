@@ -102,16 +102,15 @@ impl Identity {
         let certificate = CertificateDer::from_pem_file(&certificate_path)
             .map_err(content(&certificate_path, "certificate"))?;
         let fingerprint = Fingerprint::of(&certificate)?;
-        let name = host_name();
+        let name = peer_name();
         Ok(Self { name, fingerprint, peers: Peers::load(dir)?, certificate, key })
     }
 }
 
 /// The host's name, as far as it can be the name of a peer.
-fn host_name() -> String {
-    let uname = nix::sys::utsname::uname().ok();
-    let name = uname.map(|uname| uname.nodename().to_string_lossy().into_owned());
-    name.filter(|name| super::is_peer_name(name)).unwrap_or_else(|| "godwit-host".into())
+fn peer_name() -> String {
+    let name = godwit_migration::host_name();
+    if super::is_peer_name(&name) { name } else { "godwit-host".into() }
 }
 
 /// Writes a file that must not exist yet.
