@@ -13,7 +13,7 @@ mod volume;
 pub use config::ConfigCommand;
 pub use hook::HookCommand;
 pub use hooks::{Choice, HookArgs};
-pub use migrate::{CooperativeArg, IpChangeArg, LayerArg, MigrateArgs, PaceArg};
+pub use migrate::{CooperativeArg, FileWatchArg, IpChangeArg, LayerArg, MigrateArgs, PaceArg};
 pub use node::{Neighbours, NodeCommand, NodeServeArgs};
 pub use store::{StoreAddArgs, StoreCommand, StoreGetArgs};
 pub use volume::{VolumeCommand, VolumeForgetArgs, VolumeSnapshotArgs};

@@ -73,6 +73,10 @@ impl SourceContainer for Archived {
         Ok(HashSet::new())
     }
 
+    fn open_files(&self) -> Result<HashSet<(u64, u64)>, EngineError> {
+        Ok(HashSet::new())
+    }
+
     fn remains(&mut self) -> Result<String, EngineError> {
         Ok("{}".into())
     }

@@ -12,6 +12,9 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// From so many entries on the kernel is asked what is changed in a tree: a walk of fewer takes some milliseconds.
+const WATCH_FROM: usize = 5000;
+
 /// Why files could not be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
@@ -94,6 +97,7 @@ pub fn send_round(
 struct Outgoing {
     offer: TreeOffer,
     root: PathBuf,
+    options: Options,
     source: TreeSource,
     /// There is nothing of it at the destination, and all that is in `root` shall come there.
     is_to_be_filled: bool,
@@ -103,6 +107,8 @@ struct Outgoing {
 #[derive(Default)]
 pub struct Files {
     trees: Vec<Outgoing>,
+    /// The kernel is asked what is changed in large ones.
+    pub watches: bool,
 }
 
 impl Files {
@@ -113,17 +119,20 @@ impl Files {
     pub fn add(&mut self, offer: TreeOffer, tree: &Tree, base: TreeIndex) -> Result<(), FilesError> {
         let content = &tree.content;
         let failed = |source| FilesError::Tree { path: content.display().to_string(), source };
+        // what is read once need not be watched
+        let watch_from = (self.watches && !offer.read_only).then_some(WATCH_FROM);
+        let options = Options { watch_from, ..Options::default() };
         let is_to_be_filled = tree.merged.is_none() && tree.gone.is_none() && base.is_empty();
         let opened = match (&tree.merged, &tree.gone) {
-            (Some(merged), _) => TreeSource::of_layer(content, merged, Options::default()),
+            (Some(merged), _) => TreeSource::of_layer(content, merged, options.clone()),
             (None, Some(gone)) => {
                 let gone = layer_file::read(gone).map_err(FilesError::Gone)?;
-                TreeSource::of_changes(content, gone, Options::default())
+                TreeSource::of_changes(content, gone, options.clone())
             }
-            (None, None) => TreeSource::new(content, base, Options::default()),
+            (None, None) => TreeSource::new(content, base, options.clone()),
         };
         let source = opened.map_err(failed)?;
-        self.trees.push(Outgoing { offer, root: content.clone(), source, is_to_be_filled });
+        self.trees.push(Outgoing { offer, root: content.clone(), options, source, is_to_be_filled });
         Ok(())
     }
 
@@ -134,9 +143,9 @@ impl Files {
     pub fn add_root(&mut self, offer: TreeOffer, tree: &Tree) -> Result<(), FilesError> {
         let content = &tree.content;
         let options = Options { root_only: true, ..Options::default() };
-        let source = TreeSource::new(content, TreeIndex::default(), options)
+        let source = TreeSource::new(content, TreeIndex::default(), options.clone())
             .map_err(|source| FilesError::Tree { path: content.display().to_string(), source })?;
-        self.trees.push(Outgoing { offer, root: content.clone(), source, is_to_be_filled: false });
+        self.trees.push(Outgoing { offer, root: content.clone(), options, source, is_to_be_filled: false });
         Ok(())
     }
 
@@ -154,9 +163,19 @@ impl Files {
     pub fn rebase(&mut self, id: TreeId, base: TreeIndex) -> Result<(), FilesError> {
         for tree in self.trees.iter_mut().filter(|tree| tree.offer.id == id) {
             let failed = |source| FilesError::Tree { path: tree.root.display().to_string(), source };
-            tree.source = TreeSource::new(&tree.root, base.clone(), Options::default()).map_err(failed)?;
+            tree.source = TreeSource::new(&tree.root, base.clone(), tree.options.clone()).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Whether the next round needs to be told what is open ([`Files::look_at`]).
+    pub fn are_watched(&self) -> bool {
+        self.trees.iter().any(|tree| tree.source.is_watched())
+    }
+
+    /// As [`TreeSource::look_at`], for all trees.
+    pub fn look_at(&mut self, open: &HashSet<(u64, u64)>) {
+        self.trees.iter_mut().for_each(|tree| tree.source.look_at(open.iter().copied()));
     }
 
     /// Sends what changed. `writable_only` leaves out what the container cannot write to.

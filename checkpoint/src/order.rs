@@ -38,6 +38,8 @@ pub struct Plan {
     pub outgrown: u32,
     /// The destination may have content of the files from elsewhere.
     pub cooperates: bool,
+    /// The kernel is asked what is changed in volumes of many files.
+    pub watches_files: bool,
     /// How frames are compressed.
     pub compress: Compression,
     /// How it gets its memory at the destination.

@@ -398,6 +398,9 @@ impl Source<'_> {
         phase: Phase,
     ) -> Result<(u64, u64), SourceError> {
         let also = self.container.mapped_files()?;
+        if self.files.are_watched() {
+            self.files.look_at(&self.container.open_files()?);
+        }
         Ok(self.files.round(writable_only, &also, &mut self.wire, self.observer, phase, &self.cancel)?)
     }
 

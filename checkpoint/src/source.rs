@@ -134,7 +134,7 @@ impl<'a> Source<'a> {
             restoration: (Restoration::Eager, String::new()),
             memory_report: None,
             round_trip: Duration::ZERO,
-            files: Files::default(),
+            files: Files { watches: plan.watches_files, ..Files::default() },
             rounds: Vec::new(),
             throttle: Throttle::default(),
             pace: plan.gentle.then(|| Pace::observe(container.tasks().unwrap_or_default())),

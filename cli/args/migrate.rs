@@ -64,6 +64,9 @@ pub struct MigrateArgs {
     /// Whether the destination may have content of the files from elsewhere than this host: its own store, its neighbours
     #[arg(long, value_enum, default_value_t = CooperativeArg::Auto)]
     pub cooperative: CooperativeArg,
+    /// Whether the kernel is asked what is changed in volumes of many files, so that the last pass need not look at each of them
+    #[arg(long, value_enum, default_value_t = FileWatchArg::Auto)]
+    pub file_watch: FileWatchArg,
     /// Whether copying steps back when the container would have to wait for a processor
     #[arg(long, value_enum, default_value_t = PaceArg::Gentle)]
     pub pace: PaceArg,
@@ -215,6 +218,15 @@ pub enum CooperativeArg {
     /// From whoever near the destination has it, and the rest from here
     Auto,
     /// All from here
+    Never,
+}
+
+/// Whether the kernel is asked what is changed in files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum FileWatchArg {
+    /// Where it can tell, of volumes of 5,000 files and more
+    Auto,
+    /// Every file is looked at in every pass
     Never,
 }
 

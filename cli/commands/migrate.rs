@@ -2,7 +2,7 @@
 
 use super::earlier::settle_earlier;
 use super::{Trouble, cancel_on_signal, find, open};
-use crate::args::{Args, CooperativeArg, IpChangeArg, MigrateArgs, PaceArg};
+use crate::args::{Args, CooperativeArg, FileWatchArg, IpChangeArg, MigrateArgs, PaceArg};
 use crate::draw::Draw;
 use crate::progress::Show;
 use godwit_checkpoint::pages::{PageReader, method_of};
@@ -121,6 +121,7 @@ fn attempt(
         connections: command.connections,
         outgrown: tried.outgrown,
         cooperates: command.cooperative == CooperativeArg::Auto,
+        watches_files: command.file_watch == FileWatchArg::Auto,
         compress: command.compress,
         restoration: command.restore.into(),
         gentle: command.pace == PaceArg::Gentle,

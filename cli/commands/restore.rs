@@ -85,6 +85,7 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
         connections: 1,
         outgrown: 0,
         cooperates: false,
+        watches_files: false,
         compress: Compression::None,
         restoration: Restoration::Eager,
         gentle: false,

@@ -34,6 +34,7 @@ pub const KEYS: &[Key] = &[
     migrate("retries"),
     migrate("compress"),
     migrate("cooperative"),
+    migrate("file-watch"),
     migrate("pace"),
     migrate("tracker"),
     migrate("restore"),

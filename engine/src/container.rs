@@ -139,6 +139,12 @@ pub trait SourceContainer: Send {
     /// When the tasks cannot be read.
     fn mapped_files(&self) -> Result<HashSet<(u64, u64)>, EngineError>;
 
+    /// The files (device, inode) that some task has open: the kernel does not tell of all that is written to them.
+    ///
+    /// # Errors
+    /// When the tasks cannot be read.
+    fn open_files(&self) -> Result<HashSet<(u64, u64)>, EngineError>;
+
     /// CPU time that all of its tasks have used until now.
     ///
     /// # Errors

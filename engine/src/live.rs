@@ -296,6 +296,10 @@ impl SourceContainer for LiveContainer {
         process::mapped_files(&self.kin.pids()?)
     }
 
+    fn open_files(&self) -> Result<HashSet<(u64, u64)>, EngineError> {
+        Ok(process::open_files(&self.kin.pids()?))
+    }
+
     fn cpu_time(&mut self) -> Result<Duration, EngineError> {
         self.cpu()?.used()
     }

@@ -103,6 +103,15 @@ pub fn mapped_files(pids: &BTreeSet<i32>) -> Result<HashSet<(u64, u64)>, EngineE
     Ok(files)
 }
 
+/// The regular files (device, inode) that some task has open. Tasks and descriptors that end meanwhile have closed theirs.
+pub fn open_files(pids: &BTreeSet<i32>) -> HashSet<(u64, u64)> {
+    let descriptors = pids.iter().filter_map(|pid| std::fs::read_dir(format!("/proc/{pid}/fd")).ok());
+    // the file that the link leads to, and not the link
+    let files =
+        descriptors.flatten().flatten().filter_map(|descriptor| std::fs::metadata(descriptor.path()).ok());
+    files.filter(std::fs::Metadata::is_file).map(|meta| (meta.dev(), meta.ino())).collect()
+}
+
 /// What cannot be moved about the descriptors of the tasks.
 ///
 /// `terminal_allowed` is for a tree that the user wants to move with its terminal (`--shell-job`).

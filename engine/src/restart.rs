@@ -181,6 +181,11 @@ impl SourceContainer for Stoppable {
         Ok(now.union(&self.mapped).copied().collect())
     }
 
+    /// What was open when it was stopped is closed: the kernel has told.
+    fn open_files(&self) -> Result<HashSet<(u64, u64)>, EngineError> {
+        Ok(process::open_files(&self.pids()))
+    }
+
     fn remains(&mut self) -> Result<String, EngineError> {
         crate::remains::written(&StoppableRemains {
             stop_grace_s: self.grace.as_secs(),

@@ -279,6 +279,7 @@ fn plan_of(play: &Play) -> Plan {
         connections: play.connections,
         outgrown: 0,
         cooperates: false,
+        watches_files: false,
         compress: Compression::None,
         restoration: Restoration::Auto,
         gentle: true,

@@ -4,6 +4,7 @@ use crate::machines::machines;
 use crate::workload::{Sides, Workload};
 
 #[test]
+#[ignore = "minutes: `scripts/test --vm` runs it"]
 fn soft_dirty_bits_find_whatever_programs_do_with_memory() {
     let Some(machines) = machines() else { return };
     let cases: [(_, &[&str]); 3] = [

@@ -22,6 +22,7 @@ fn limits(machines: &Machines, host: &str) -> String {
 }
 
 #[test]
+#[ignore = "minutes: `scripts/test --vm` runs it"]
 fn a_container_of_podman_keeps_its_limits_under_load() {
     let Some(machines) = machines() else { return };
     machines.sh(SRC, IMAGE);

@@ -12,6 +12,7 @@ const NEW_TO_OLD: Sides = Sides { here: "", there: OLD };
 const OLD_TO_OLD: Sides = Sides { here: OLD, there: OLD };
 
 #[test]
+#[ignore = "minutes: `scripts/test --vm` runs it"]
 fn containers_move_to_the_same_criu_or_a_newer_one_and_to_no_older_one() {
     let Some(machines) = machines() else { return };
     for (path, version) in [(OLD, "4.1.1"), ("PATH=$PATH", "4.2")] {

@@ -1,4 +1,4 @@
-//! The raw system calls of this crate: `statx(2)` and the extended attribute calls, which `nix` does not wrap.
+//! The raw system calls of this crate: `statx(2)`, the extended attribute calls and `open_by_handle_at(2)`, which `nix` does not wrap.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -70,6 +70,33 @@ fn sized(call: impl Fn(*mut u8, usize) -> libc::ssize_t) -> Result<Vec<u8>, Errn
     };
     buf.truncate(got as usize);
     Ok(buf)
+}
+
+/// Opens (`O_PATH`) what a handle leads to, on the file system that `mount` is on (`open_by_handle_at(2)`; the handle is a
+/// `struct file_handle` of linux/fanotify.h and fcntl.h: its length, its type, its bytes). `ESTALE`: it is no more.
+pub(crate) fn open_by_handle(
+    mount: BorrowedFd<'_>,
+    kind: i32,
+    handle: &[u8],
+) -> Result<std::os::fd::OwnedFd, Errno> {
+    use std::os::fd::{FromRawFd, OwnedFd};
+    if handle.len() > libc::MAX_HANDLE_SZ as usize {
+        return Err(Errno::EINVAL);
+    }
+    let mut words = [0u32; 2 + libc::MAX_HANDLE_SZ as usize / 4];
+    words[0] = handle.len() as u32;
+    words[1] = kind as u32;
+    for (word, bytes) in words[2..].iter_mut().zip(handle.chunks(4)) {
+        let mut padded = [0; 4];
+        padded[..bytes.len()].copy_from_slice(bytes);
+        *word = u32::from_ne_bytes(padded);
+    }
+    let flags = libc::O_PATH | libc::O_CLOEXEC | libc::O_NOFOLLOW;
+    // SAFETY: `words` has the layout and the alignment of a `struct file_handle` with as many bytes as it says, and outlives the call.
+    let raw = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), words.as_mut_ptr().cast(), flags) };
+    let raw = Errno::result(raw)?;
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
 /// Sends `bytes` with two descriptors over a unix socket (`SCM_RIGHTS`, unix(7)).

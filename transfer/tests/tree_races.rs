@@ -168,6 +168,13 @@ fn files_written_through_mappings_are_found() {
     assert_eq!((stats.files_read, stats.files_sent), (1, 1));
     assert!(stats.bytes_sent < 5000, "one page, not {} bytes", stats.bytes_sent);
     pair.assert_equal("mapped");
+    // nor does what is written between a round and the end of the mapping
+    map.write(7, 4);
+    drop((map, file));
+    pair.also.clear();
+    assert_eq!(pair.round().0.files_sent, 1);
+    pair.assert_equal("mapped until just now");
+    assert_eq!(pair.round().0.files_read, 0);
 }
 
 #[test]

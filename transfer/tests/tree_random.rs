@@ -131,8 +131,7 @@ fn carry_out(root: &Path, change: &Change) {
     }
 }
 
-fn check(changes: &[Change]) {
-    let mut pair = Pair::new();
+fn check(mut pair: Pair, changes: &[Change]) {
     for change in changes {
         carry_out(&pair.from(), change);
         if matches!(change, Change::Round) {
@@ -156,7 +155,14 @@ proptest! {
     #[test]
     fn rounds_make_equal(changes in prop::collection::vec(change(), 1..60)) {
         if can_run() {
-            check(&changes);
+            check(Pair::new(), &changes);
+        }
+    }
+
+    #[test]
+    fn rounds_that_look_at_what_the_kernel_names_make_equal(changes in prop::collection::vec(change(), 1..60)) {
+        if can_run() {
+            check(Pair::watched(), &changes);
         }
     }
 }

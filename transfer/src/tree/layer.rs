@@ -6,17 +6,14 @@
 //! (Documentation/filesystems/overlayfs.rst).
 
 use std::collections::{BTreeSet, HashMap};
-use std::ffi::CString;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 
 use super::beneath::Beneath;
 use super::entry::{FileType, InodeKey, Stat, magic_link};
-use super::scan::{Found, is_gone};
+use super::scan::{Found, is_gone, names_in, open_directory};
 use super::{TreeError, TreePath};
 use crate::sys;
 
@@ -101,15 +98,14 @@ impl Walk<'_> {
         // with each directory whether all that is in it counts
         let mut pending = vec![(root, false)];
         while let Some((directory, whole)) = pending.pop() {
-            let Some(merged) = open(self.merged, &directory)? else { continue };
+            let Some(mut merged) = open_directory(self.merged, &directory)? else { continue };
             let names = match whole {
-                true => names_of(merged, &directory)?,
-                false => match open(self.upper, &directory)? {
-                    Some(upper) => names_of(upper, &directory)?,
+                true => names_in(&mut merged, &directory)?,
+                false => match open_directory(self.upper, &directory)? {
+                    Some(mut upper) => names_in(&mut upper, &directory)?,
                     None => continue,
                 },
             };
-            let Some(merged) = open(self.merged, &directory)? else { continue };
             for name in names {
                 let path = directory.join(name.to_bytes())?;
                 let stat = match Stat::of(merged.as_fd(), &name) {
@@ -154,25 +150,4 @@ impl Walk<'_> {
         }
         Ok(replaces)
     }
-}
-
-/// None when it is not there any more.
-fn open(tree: &Beneath, directory: &TreePath) -> Result<Option<Dir>, TreeError> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOATIME;
-    match tree.entry(directory, flags).and_then(Dir::from_fd) {
-        Ok(open) => Ok(Some(open)),
-        Err(errno) if is_gone(errno) => Ok(None),
-        Err(errno) => Err(TreeError::Io { act: "open the directory", path: directory.clone(), errno }),
-    }
-}
-
-fn names_of(mut open: Dir, directory: &TreePath) -> Result<Vec<CString>, TreeError> {
-    let mut names = Vec::new();
-    for entry in open.iter() {
-        let entry = entry.map_err(TreeError::io("read the directory", directory))?;
-        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            names.push(entry.file_name().to_owned());
-        }
-    }
-    Ok(names)
 }

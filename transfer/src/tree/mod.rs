@@ -12,6 +12,7 @@
 //!     TreeIndex ◀── round 0 only: TreeDestination::index of a stale copy, or empty
 //! ```
 
+mod atlas;
 mod beneath;
 mod delta;
 mod destination;
@@ -30,6 +31,7 @@ mod round;
 mod scan;
 mod source;
 mod survey;
+mod watch;
 
 pub use destination::TreeDestination;
 pub use entry::{Kind, Meta, Xattr};

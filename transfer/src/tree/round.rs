@@ -9,6 +9,7 @@ use std::mem;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
+use super::atlas::{Atlas, Part};
 use super::entry::{FileType, InodeKey, read_link, read_xattrs};
 use super::index::NodeId;
 use super::plan::{Seen, assign, bare_kind, now};
@@ -28,6 +29,8 @@ pub(super) struct Round<'a, E> {
     holders: HashMap<NodeId, BTreeSet<TreePath>>,
     /// Names that exist only within the round.
     stash: HashSet<TreePath>,
+    /// What was looked at; none when that is all.
+    scope: Option<BTreeSet<TreePath>>,
 }
 
 type Inodes = HashMap<InodeKey, Seen>;
@@ -48,18 +51,24 @@ impl<'a, E> Round<'a, E> {
             touched: HashSet::new(),
             holders: HashMap::new(),
             stash: HashSet::new(),
+            scope: None,
         }
     }
 
-    pub fn run(mut self) -> Result<RoundStats, RoundError<E>> {
+    /// `part`: what is to be looked at, if it is not all.
+    pub fn run(mut self, part: Option<Part>) -> Result<RoundStats, RoundError<E>> {
         let begin = Instant::now();
-        let mut found = match &mut self.source.layer {
-            None => {
+        let mut found = match (&mut self.source.layer, part) {
+            (None, Some(part)) => {
+                self.scope = Some(part.scope);
+                part.found
+            }
+            (None, None) => {
                 let to_clear = mem::take(&mut self.source.to_clear);
                 self.clear(to_clear)?;
                 scan(&self.source.tree)?
             }
-            Some(layer) => {
+            (Some(layer), _) => {
                 let changes = layer.scan(&self.source.tree)?;
                 self.clear(changes.to_clear)?;
                 changes.found
@@ -70,7 +79,7 @@ impl<'a, E> Round<'a, E> {
             .retain(|entry| entry.stat.file_type != FileType::Socket && (!root_only || entry.path.is_root()));
         self.stats.walk = begin.elapsed();
         let mut inodes = self.observe(&mut found)?;
-        self.stats.entries = found.len() as u64;
+        self.stats.looked_at = found.len() as u64;
         assign(&found, &mut inodes, &self.source.index);
         self.rescue(&found, &inodes)?;
         self.remove(&found, &inodes)?;
@@ -82,9 +91,55 @@ impl<'a, E> Round<'a, E> {
             }
         }
         self.finish_directories(&found, &inodes)?;
-        self.source.seen = inodes;
+        self.remember(&found, inodes);
         self.emit(TreeOp::RoundEnd { round: self.stats.round })?;
         Ok(self.stats)
+    }
+
+    /// Keeps what the next round begins with.
+    fn remember(&mut self, found: &[Found], inodes: Inodes) {
+        let source = &mut *self.source;
+        let unfinished = |inode: &&Seen| !inode.done && inode.stat.file_type != FileType::Dir;
+        source
+            .unfinished
+            .extend(inodes.values().filter(unfinished).map(|inode| (inode.stat.key.dev, inode.stat.key.ino)));
+        match (&self.scope, &mut source.atlas) {
+            (Some(scope), Some(atlas)) => {
+                atlas.update(scope, found);
+                source.seen.extend(inodes);
+                self.stats.entries = atlas.len() as u64;
+            }
+            _ => {
+                source.seen = inodes;
+                source.atlas = source.is_watched().then(|| Atlas::of(found));
+                self.stats.entries = found.len() as u64;
+            }
+        }
+    }
+
+    /// What was seen in the last round of all that is looked at in this one.
+    fn seen_before(&mut self, found: &[Found]) -> Inodes {
+        let (Some(scope), Some(atlas)) = (&self.scope, &self.source.atlas) else {
+            self.source.unfinished.clear();
+            return mem::take(&mut self.source.seen);
+        };
+        let keys =
+            scope.iter().filter_map(|path| atlas.key(path)).chain(found.iter().map(|entry| entry.stat.key));
+        let mut before = Inodes::new();
+        for key in keys {
+            before.extend(self.source.seen.remove_entry(&key));
+            self.source.unfinished.remove(&(key.dev, key.ino));
+        }
+        before
+    }
+
+    /// The destination's names of all that is looked at, in their order.
+    fn names(&self) -> Box<dyn Iterator<Item = (&TreePath, &NodeId)> + '_> {
+        let all = &self.source.index.names;
+        match &self.scope {
+            None => Box::new(all.iter()),
+            Some(scope) => Box::new(scope.iter().filter_map(|path| all.get_key_value(path))),
+        }
     }
 
     pub fn emit(&mut self, op: TreeOp) -> Result<(), RoundError<E>> {
@@ -106,7 +161,7 @@ impl<'a, E> Round<'a, E> {
     /// Looks at every inode that is new or has changed, save at files, which are read when their turn comes. Drops from
     /// `found` what is no longer there.
     fn observe(&mut self, found: &mut Vec<Found>) -> Result<Inodes, TreeError> {
-        let mut before = mem::take(&mut self.source.seen);
+        let mut before = self.seen_before(found);
         let mut inodes = Inodes::with_capacity(found.len());
         let mut gone: HashSet<TreePath> = HashSet::new();
         let mut failure = None;
@@ -178,8 +233,10 @@ impl<'a, E> Round<'a, E> {
         if displaced.is_empty() {
             return Ok(());
         }
-        for (name, id) in self.source.index.names.iter().filter(|(_, id)| displaced.contains(id)) {
-            self.holders.entry(*id).or_default().insert(name.clone());
+        let names = self.names().filter(|(_, id)| displaced.contains(id));
+        let names: Vec<(TreePath, NodeId)> = names.map(|(name, id)| (name.clone(), *id)).collect();
+        for (name, id) in names {
+            self.holders.entry(id).or_default().insert(name);
         }
         let stays = |name: &TreePath, id| {
             let at = found.binary_search_by(|entry| entry.path.cmp(name));
@@ -227,9 +284,7 @@ impl<'a, E> Round<'a, E> {
         let mut doomed = Vec::new();
         let mut going: HashSet<&TreePath> = HashSet::new();
         let mut rest = found;
-        for (name, id) in
-            index.names.iter().filter(|(name, _)| !name.is_root() && !self.stash.contains(*name))
-        {
+        for (name, id) in self.names().filter(|(name, _)| !name.is_root() && !self.stash.contains(*name)) {
             while rest.first().is_some_and(|entry| entry.path < *name) {
                 rest = &rest[1..];
             }

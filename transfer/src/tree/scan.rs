@@ -1,5 +1,6 @@
 //! Walks a tree: one `statx(2)` for every entry, no mount point crossed, no symbolic link followed.
 
+use std::ffi::CString;
 use std::os::fd::AsFd;
 
 use nix::dir::Dir;
@@ -19,6 +20,28 @@ pub(super) struct Found {
 /// Whether a failed open says that the entry is no longer what the walk found.
 pub(super) fn is_gone(errno: Errno) -> bool {
     matches!(errno, Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV)
+}
+
+/// Opens a directory to read it; none when it is no longer there.
+pub(super) fn open_directory(tree: &Beneath, directory: &TreePath) -> Result<Option<Dir>, TreeError> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOATIME;
+    match tree.entry(directory, flags).and_then(Dir::from_fd) {
+        Ok(open) => Ok(Some(open)),
+        Err(errno) if is_gone(errno) => Ok(None),
+        Err(errno) => Err(TreeError::Io { act: "open the directory", path: directory.clone(), errno }),
+    }
+}
+
+/// All names in a directory, at once: their iterator borrows the descriptor.
+pub(super) fn names_in(open: &mut Dir, directory: &TreePath) -> Result<Vec<CString>, TreeError> {
+    let mut names = Vec::new();
+    for entry in open.iter() {
+        let entry = entry.map_err(TreeError::io("read the directory", directory))?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            names.push(entry.file_name().to_owned());
+        }
+    }
+    Ok(names)
 }
 
 /// All entries in the order of their paths, the root first. What is mounted beneath the root shows as an empty
@@ -42,21 +65,8 @@ pub(super) fn scan(tree: &Beneath) -> Result<Vec<Found>, TreeError> {
     let mut found = vec![Found { path: root.clone(), stat }];
     let mut pending = vec![root];
     while let Some(directory) = pending.pop() {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOATIME;
-        let mut open = match tree.entry(&directory, flags).and_then(Dir::from_fd) {
-            Ok(open) => open,
-            Err(errno) if is_gone(errno) => continue,
-            Err(errno) => return Err(TreeError::Io { act: "open the directory", path: directory, errno }),
-        };
-        // The names first: the iterator borrows the descriptor.
-        let mut names = Vec::new();
-        for entry in open.iter() {
-            let entry = entry.map_err(TreeError::io("read the directory", &directory))?;
-            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-                names.push(entry.file_name().to_owned());
-            }
-        }
-        for name in names {
+        let Some(mut open) = open_directory(tree, &directory)? else { continue };
+        for name in names_in(&mut open, &directory)? {
             let path = directory.join(name.to_bytes())?;
             let stat = match Stat::of(open.as_fd(), &name) {
                 Ok(stat) => stat,

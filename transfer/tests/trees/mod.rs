@@ -55,8 +55,20 @@ impl Pair {
         Pair::in_dir(scratch(), |_| {})
     }
 
+    /// The kernel is asked what is changed, however little there is.
+    pub fn watched() -> Pair {
+        let options = Options { watch_from: Some(0), ..Options::default() };
+        let pair = Pair::with(scratch(), |_| {}, options);
+        assert!(pair.source.is_watched(), "the kernel tells nothing here");
+        pair
+    }
+
     /// With a stale copy at the destination, which `make` makes in an empty directory.
     pub fn in_dir(dir: TempDir, make: impl Fn(&Path)) -> Pair {
+        Pair::with(dir, make, Options::default())
+    }
+
+    fn with(dir: TempDir, make: impl Fn(&Path), options: Options) -> Pair {
         let (from, to) = (dir.path().join("source"), dir.path().join("destination"));
         std::fs::create_dir(&from).unwrap();
         std::fs::create_dir(&to).unwrap();
@@ -64,7 +76,7 @@ impl Pair {
         let destination = TreeDestination::open(&to).unwrap();
         let base = destination.index().unwrap();
         let base = TreeIndex::from_bytes(&base.to_bytes().unwrap()).unwrap();
-        let source = TreeSource::new(&from, base, Options::default()).unwrap();
+        let source = TreeSource::new(&from, base, options).unwrap();
         Pair { dir, source, destination, also: HashSet::new() }
     }
 

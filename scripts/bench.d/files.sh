@@ -1,0 +1,104 @@
+# shellcheck shell=bash disable=SC2154
+# Moves of a container with many files, of which some are written to all the time. Sourced by `bench`.
+
+: "${files:=1000,10000,100000}" "${changed:=1}"
+
+# in the container: writes N files' next states, PERCENT of them a second, until it is told to compare all with what they must be
+make_writer() {
+    cat > "$work/writer.py" <<'E2'
+import os, random, sys, time
+
+count, percent = int(sys.argv[1]), float(sys.argv[2])
+states = [0] * count
+
+
+def path(number):
+    return f"/data/tree/d{number // 100}/f{number % 100}"
+
+
+def write(number):
+    with open(path(number), "w") as file:
+        file.write(f"{states[number]} ".ljust(1000, "."))
+
+
+if not os.path.exists("/data/tree"):
+    for number in range(count):
+        os.makedirs(os.path.dirname(path(number)), exist_ok=True)
+        write(number)
+open("/data/ready", "w").close()
+chance = random.Random(1)
+owed = 0.0
+while not os.path.exists("/data/check"):
+    owed += count * percent / 100 / 20
+    while owed >= 1:
+        owed -= 1
+        number = chance.randrange(count)
+        states[number] += 1
+        write(number)
+    time.sleep(0.05)
+wrong = [n for n in range(count) if open(path(n)).read().split()[0] != str(states[n])]
+with open("/data/result.new", "w") as file:
+    file.write(f"{sum(states)} writes, {len(wrong)} of {count} files wrong: {wrong[:5]}\n")
+os.rename("/data/result.new", "/data/result")
+time.sleep(3600)
+E2
+}
+
+measure_files() { # measure_files WAY FILES RUN
+    local data=/srv/$container-data
+    rm -f "$work"/{summary,line}
+    clear_hosts
+    "$testbed" push "$work/writer.py" /usr/local/bin/bench-writer.py
+    in_host src testbed-container create "$container" --host-usr --command \
+        "/usr/bin/python3 /usr/local/bin/bench-writer.py $2 $changed" > /dev/null || return 1
+    in_host src timeout 300 sh -c "until [ -e $data/ready ]; do sleep 0.1; done" || return 1
+    in_host src timeout --kill-after=5 300 godwit --json migrate "runc:$container" ssh://dst --no-copy /usr --max-downtime 10s \
+        --file-watch "$1" > "$work/summary" || { tail -n 2 "$work/summary" >&2; return 1; }
+    in_host dst sh -c "touch $data/check && timeout 120 sh -c 'until [ -e $data/result ]; do sleep 0.05; done' && cat $data/result" |
+        tee "$work/result" | grep -q ', 0 of' || { cat "$work/result" >&2; return 1; }
+    jq -c --arg way "$1" --argjson files "$2" --argjson changed "$changed" --argjson run "$3" 'select(.message_type == "summary") |
+        {way: $way, files: $files, changed_percent: $changed, run: $run, downtime_ms: (.downtime_us / 100 | round / 10),
+         dump_ms: (.downtime.dump_us / 100 | round / 10), total_s: (.duration_us / 1000 | round / 1000), rounds: (.rounds | length)}' \
+        "$work/summary" > "$work/line"
+}
+
+bench_files() {
+    local count run way
+    push_moves
+    make_writer
+    for count in ${files//,/ }; do for ((run = 1; run <= runs; run++)); do for way in auto never; do
+        if measure_files $way "$count" "$run" 2> "$work/errors"; then
+            say "$count files: $(jq -r '"\(.way): downtime \(.downtime_ms) ms, dump and files \(.dump_ms) ms"' "$work/line")"
+        else
+            say "$count files: $way FAILED"
+            tail -n 20 "$work/errors" >&2 || true
+            jq -nc --arg way $way --argjson run "$run" '{way: $way, run: $run, failed: true}' > "$work/line"
+        fi
+        keep_line
+    done; done; done
+}
+
+# medians of each number of files, and their ratio
+sum_files() {
+    jq -sc 'def median: sort | .[length / 2 | floor];
+        map(select(.failed | not)) | group_by(.files) | map(. as $runs | {files: .[0].files, changed_percent: .[0].changed_percent} + ([
+            ("auto", "never") as $way | {($way): ($runs | map(select(.way == $way)) | select(length > 0) |
+                {downtime_ms: (map(.downtime_ms) | median), least_ms: (map(.downtime_ms) | min), most_ms: (map(.downtime_ms) | max),
+                 dump_ms: (map(.dump_ms) | median)})}] | add)
+            | .ratio = (.never.downtime_ms / .auto.downtime_ms * 100 | round / 100)) | {sizes: .}' "$work/lines"
+}
+
+table_files() {
+    sum_files | jq -r '
+        "| files | told by the kernel: downtime, ms (least–most) | of it dump and files | all looked at: downtime, ms (least–most) | of it dump and files | ratio |",
+        "|---|---|---|---|---|---|",
+        (.sizes[] | "| \(.files) | \(.auto.downtime_ms) (\(.auto.least_ms)–\(.auto.most_ms)) | \(.auto.dump_ms) | \(.never.downtime_ms) (\(.never.least_ms)–\(.never.most_ms)) | \(.never.dump_ms) | \(.ratio) |")'
+}
+
+title_files() {
+    printf '# Moves of many files\n\n'
+    printf 'A container with a volume of files of 1000 bytes, %s %% of which are written anew each second; medians. After each move the\n' "$changed"
+    printf 'program compares every file with what it must hold.\n'
+}
+
+ways_files() { echo "\`--file-watch auto\` and \`never\` in turns; fewer than 5,000 files are looked at in either case"; }
