@@ -107,11 +107,15 @@ struct Outgoing {
 #[derive(Default)]
 pub struct Files {
     trees: Vec<Outgoing>,
-    /// The kernel is asked what is changed in large ones.
-    pub watches: bool,
+    watches: bool,
 }
 
 impl Files {
+    /// No trees yet. `watches`: the kernel is asked what is changed in large ones.
+    pub fn none_yet(watches: bool) -> Self {
+        Self { trees: Vec::new(), watches }
+    }
+
     /// Opens a tree of this host; `base` is what the destination holds of it.
     ///
     /// # Errors

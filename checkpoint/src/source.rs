@@ -134,7 +134,7 @@ impl<'a> Source<'a> {
             restoration: (Restoration::Eager, String::new()),
             memory_report: None,
             round_trip: Duration::ZERO,
-            files: Files { watches: plan.watches_files, ..Files::default() },
+            files: Files::none_yet(plan.watches_files),
             rounds: Vec::new(),
             throttle: Throttle::default(),
             pace: plan.gentle.then(|| Pace::observe(container.tasks().unwrap_or_default())),
