@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 /// How long a runtime or a CRIU without master may take to give up.
 const GIVING_UP: Duration = Duration::from_secs(60);
+/// Those that have used no processor for so long wait for somebody who is dead.
+const STUCK: Duration = Duration::from_secs(5);
 
 /// Tells a process that still waits for its source that it has lost it: the source is here, and speaks with another one. Only one that
 /// serves a single connection is told.
@@ -23,13 +25,18 @@ pub(crate) fn end_the_receiver(pid: Option<i32>) {
 /// Waits until no runtime and no CRIU is at work in a migration's directory; at last they are killed, and what they leave
 /// is held or nothing.
 pub(crate) fn await_the_end_of_restores(dir: &Path) {
-    let until = Instant::now() + GIVING_UP;
+    let begun = Instant::now();
+    let (mut last, mut changed) = (Vec::new(), begun);
     loop {
         let at_work = at_work_in(dir);
         if at_work.is_empty() {
             return;
         }
-        if Instant::now() > until {
+        let progress: Vec<_> = at_work.iter().map(|pid| (*pid, ticks(*pid))).collect();
+        if progress != last {
+            (last, changed) = (progress, Instant::now());
+        }
+        if changed.elapsed() > STUCK || begun.elapsed() > GIVING_UP {
             tracing::warn!(?at_work, "killed: they restore for nobody");
             for pid in at_work {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -38,6 +45,14 @@ pub(crate) fn await_the_end_of_restores(dir: &Path) {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Processor time that a process has used, in ticks (`utime` and `stime` of proc_pid_stat(5)).
+fn ticks(pid: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // behind the name, which may hold anything
+    let fields = stat.rsplit_once(") ").map(|(_, behind)| behind.split(' ').skip(11).take(2));
+    fields.into_iter().flatten().filter_map(|field| field.parse::<u64>().ok()).sum()
 }
 
 /// Runtimes and CRIUs that are told of the directory or sit in it.
@@ -70,4 +85,37 @@ fn processes(wanted: impl Fn(i32) -> bool) -> Vec<i32> {
 fn arguments(pid: i32) -> Vec<String> {
     let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     bytes.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    /// What godwit takes for a CRIU at work in `dir`.
+    fn criu(dir: &Path, script: &str) -> std::process::Child {
+        let program = dir.join("criu");
+        std::fs::copy("/bin/sh", &program).unwrap();
+        Command::new(program).args(["-c", script]).current_dir(dir).spawn().unwrap()
+    }
+
+    #[test]
+    fn who_waits_for_the_dead_is_ended_and_who_works_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let begun = Instant::now();
+        await_the_end_of_restores(dir.path());
+        assert!(begun.elapsed() < Duration::from_secs(1));
+
+        let mut works =
+            criu(dir.path(), "end=$(($(date +%s) + 6)); while [ $(date +%s) -lt $end ]; do :; done; exit 7");
+        await_the_end_of_restores(dir.path());
+        assert_eq!(works.wait().unwrap().code(), Some(7));
+
+        let mut waits = criu(dir.path(), "kill -STOP $$");
+        let begun = Instant::now();
+        await_the_end_of_restores(dir.path());
+        assert!((STUCK..3 * STUCK).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        assert_eq!(waits.wait().unwrap().signal(), Some(9));
+    }
 }
