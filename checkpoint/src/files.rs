@@ -6,7 +6,7 @@ use godwit_migration::Cancel;
 use godwit_migration::observer::{Event, Observer};
 use godwit_migration::phase::Phase;
 use godwit_transfer::message::{TreeId, TreeOffer};
-use godwit_transfer::tree::{Options, RoundError, TreeError, TreeIndex, TreeSource};
+use godwit_transfer::tree::{Options, RoundError, RoundStats, TreeError, TreeIndex, TreeSource};
 use godwit_transfer::{Wire, WireError};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -69,8 +69,7 @@ impl<'a> Meter<'a> {
     }
 }
 
-/// Sends one round of one tree over the wire; gives the bytes that were read because they may have changed, and those
-/// that were sent (before compression).
+/// Sends one round of one tree over the wire.
 ///
 /// # Errors
 /// When the tree cannot be read or the wire breaks.
@@ -81,13 +80,13 @@ pub fn send_round(
     also: &HashSet<(u64, u64)>,
     wire: &mut Wire,
     meter: &mut Meter<'_>,
-) -> Result<(u64, u64), FilesError> {
+) -> Result<RoundStats, FilesError> {
     let stats = source.round(also, &mut |op| {
         meter.add(op.weight() as u64);
         wire.operate(tree, &op)
     });
     match stats {
-        Ok(stats) => Ok((stats.bytes_read, stats.bytes_sent)),
+        Ok(stats) => Ok(stats),
         Err(RoundError::Tree(source)) => Err(FilesError::Tree { path: root.display().to_string(), source }),
         Err(RoundError::Emit(error)) => Err(error.into()),
     }
@@ -101,6 +100,8 @@ struct Outgoing {
     source: TreeSource,
     /// There is nothing of it at the destination, and all that is in `root` shall come there.
     is_to_be_filled: bool,
+    /// What the last round was.
+    stats: RoundStats,
 }
 
 /// All trees of the container.
@@ -136,7 +137,14 @@ impl Files {
             (None, None) => TreeSource::new(content, base, options.clone()),
         };
         let source = opened.map_err(failed)?;
-        self.trees.push(Outgoing { offer, root: content.clone(), options, source, is_to_be_filled });
+        self.trees.push(Outgoing {
+            offer,
+            root: content.clone(),
+            options,
+            source,
+            is_to_be_filled,
+            stats: RoundStats::default(),
+        });
         Ok(())
     }
 
@@ -149,7 +157,14 @@ impl Files {
         let options = Options { root_only: true, ..Options::default() };
         let source = TreeSource::new(content, TreeIndex::default(), options.clone())
             .map_err(|source| FilesError::Tree { path: content.display().to_string(), source })?;
-        self.trees.push(Outgoing { offer, root: content.clone(), options, source, is_to_be_filled: false });
+        self.trees.push(Outgoing {
+            offer,
+            root: content.clone(),
+            options,
+            source,
+            is_to_be_filled: false,
+            stats: RoundStats::default(),
+        });
         Ok(())
     }
 
@@ -182,7 +197,19 @@ impl Files {
         self.trees.iter_mut().for_each(|tree| tree.source.look_at(open.iter().copied()));
     }
 
-    /// Sends what changed. `writable_only` leaves out what the container cannot write to.
+    /// What the kernel has spared in the last round, for people.
+    pub fn spared(&self) -> Option<String> {
+        let watched = self.trees.iter().filter(|tree| tree.source.is_watched());
+        let (looked_at, entries) = watched.fold((0, 0), |(looked_at, entries), tree| {
+            (looked_at + tree.stats.looked_at, entries + tree.stats.entries)
+        });
+        (looked_at < entries).then(|| {
+            format!("the kernel told what is changed in large volumes: {looked_at} of {entries} entries were looked at")
+        })
+    }
+
+    /// Sends what changed; gives the bytes that were read because they may have changed, and those that were sent (before
+    /// compression). `writable_only` leaves out what the container cannot write to.
     ///
     /// # Errors
     /// When a tree cannot be read or the wire breaks.
@@ -202,9 +229,8 @@ impl Files {
             }
             let mut meter =
                 Meter::new(observer, phase, tree.offer.path.display().to_string(), tree.offer.bytes);
-            let (read, sent) =
-                send_round(&mut tree.source, tree.offer.id, &tree.root, also, wire, &mut meter)?;
-            sum = (sum.0 + read, sum.1 + sent);
+            tree.stats = send_round(&mut tree.source, tree.offer.id, &tree.root, also, wire, &mut meter)?;
+            sum = (sum.0 + tree.stats.bytes_read, sum.1 + tree.stats.bytes_sent);
         }
         Ok(sum)
     }

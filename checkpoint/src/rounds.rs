@@ -416,8 +416,8 @@ impl Source<'_> {
         let mut source =
             TreeSource::new(dir, TreeIndex::default(), Options::default()).map_err(unreadable)?;
         let mut meter = Meter::new(self.observer, phase, "memory", memory_bytes);
-        let (_, sent) = send_round(&mut source, tree, dir, &HashSet::new(), &mut self.wire, &mut meter)?;
-        Ok(sent)
+        let stats = send_round(&mut source, tree, dir, &HashSet::new(), &mut self.wire, &mut meter)?;
+        Ok(stats.bytes_sent)
     }
 
     pub(crate) fn end_round(&mut self, round: u32) -> Result<(), SourceError> {
