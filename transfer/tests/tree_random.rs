@@ -12,7 +12,7 @@ use std::process::Command;
 
 use godwit_transfer::tree::TreeOp;
 use proptest::prelude::*;
-use trees::{Pair, can_run, noise, settle};
+use trees::{Pair, bash, can_run, noise, settle};
 
 /// A change to one of a few paths, so that changes meet.
 #[derive(Debug, Clone)]
@@ -147,6 +147,8 @@ fn check(mut pair: Pair, changes: &[Change]) {
     pair.round();
     let (stats, _) = pair.round();
     assert_eq!((stats.files_read, stats.ops), (0, 1), "a settled tree is not read");
+    let entries: u64 = bash(&pair.from(), "find . | wc -l").trim().parse().unwrap();
+    assert_eq!(stats.entries, entries, "of what is gone nothing is kept");
 }
 
 proptest! {

@@ -54,7 +54,7 @@ fn events_are_taken_apart() {
 proptest! {
     #[test]
     fn no_bytes_are_a_reason_to_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), cut in 0usize..80) {
-        let mut events = event(u64::from(bytes.first().copied().unwrap_or(0)), &[bytes.clone()]);
+        let mut events = event(u64::from(bytes.first().copied().unwrap_or(0)), std::slice::from_ref(&bytes));
         events.truncate(events.len().saturating_sub(cut));
         for bytes in [&bytes, &events] {
             let mut rest = &bytes[..];
