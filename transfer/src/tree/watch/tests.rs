@@ -140,3 +140,27 @@ fn where_it_is_not_known_what_is_told_nobody_listens() {
     let tree = Beneath::open(Path::new("/proc/sys")).unwrap();
     assert_eq!(Watch::begin(&tree).err(), Some(Errno::EOPNOTSUPP));
 }
+
+#[test]
+fn a_directory_has_news_of_its_own_and_holds_nothing_open() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    let (volume, other) = (root.join("volume"), root.join("volume-other"));
+    fs::create_dir_all(volume.join("deep")).unwrap();
+    fs::create_dir(&other).unwrap();
+    let notice = ChangeNotice::of(&volume).unwrap();
+    fs::write(other.join("file"), "elsewhere").unwrap();
+    assert!(!notice.has_come());
+    fs::write(volume.join("deep/file"), "here").unwrap();
+    assert!(notice.has_come() && !notice.has_come());
+    // what comes from outside is within from then on
+    fs::rename(&other, volume.join("came")).unwrap();
+    assert!(notice.has_come());
+    fs::write(volume.join("came/file"), "again").unwrap();
+    assert!(notice.has_come());
+    fs::remove_dir_all(volume.join("came")).unwrap();
+    assert!(notice.has_come());
+    let links = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let open = links.filter_map(|link| fs::read_link(link.path()).ok()).find(|to| to.starts_with(&volume));
+    assert_eq!(open, None);
+}
