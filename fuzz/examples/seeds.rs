@@ -1,4 +1,4 @@
-//! Writes the seeds anew: `cargo run --no-default-features --example seeds [DIRECTORY OF A SMALL CHECKPOINT'S IMAGES]`.
+//! Writes the seeds anew: `cargo run --example seeds [DIRECTORY OF A SMALL CHECKPOINT'S IMAGES]`.
 #![allow(clippy::unwrap_used)]
 
 use godwit_memory::batch::{BatchBuilder, Kind, Run};

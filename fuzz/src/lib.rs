@@ -1,9 +1,8 @@
 //! Every decoder of godwit's that reads what a peer or a disk gives, as a function of any bytes. None may panic, allocate
 //! what only a length in the bytes speaks of, or write outside of the directory that it was given.
 //!
-//! With nightly Rust and cargo-fuzz: `cargo +nightly fuzz run wire corpus/wire seeds/wire` here (the first directory gets what it
-//! finds). With stable Rust:
-//! `cargo test --no-default-features`, which mutates the seeds for a while.
+//! With nightly Rust and cargo-fuzz: `cargo +nightly fuzz run --features libfuzzer wire corpus/wire seeds/wire` here (the first
+//! directory gets what it finds). With stable Rust: `cargo test`, which mutates the seeds for a while.
 #![allow(clippy::unwrap_used)]
 
 use godwit_criu::images;
