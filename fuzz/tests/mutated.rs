@@ -1,4 +1,5 @@
 //! The seeds, changed at random for a while: what a fuzzer does, without one. `GODWIT_FUZZ_SECONDS` says for how long in all.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use godwit_fuzz::TARGETS;
 use std::path::Path;
