@@ -108,10 +108,11 @@ impl Watch {
         let tree = Beneath::open(path).map_err(|_| Errno::ENOENT)?;
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let above = nix::fcntl::open(path.parent().unwrap_or(path), flags, Mode::empty())?;
-        let mount = match fstat(&above)?.st_dev == fstat(tree.root())?.st_dev {
-            true => above,
-            false => openat(tree.root(), ".", flags, Mode::empty())?,
-        };
+        // paths are those of the mount that the descriptor is on
+        let on = |fd: BorrowedFd<'_>| sys::statx(fd, c"").map(|stat| (stat.stx_mask, stat.stx_mnt_id));
+        let (here, there) = (on(tree.root())?, on(above.as_fd())?);
+        let is_same = here == there && here.0 & libc::STATX_MNT_ID != 0;
+        let mount = if is_same { above } else { openat(tree.root(), ".", flags, Mode::empty())? };
         Self::listen_at(&tree, mount, Some(path.to_owned()))
     }
 

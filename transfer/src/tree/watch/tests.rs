@@ -164,3 +164,26 @@ fn a_directory_has_news_of_its_own_and_holds_nothing_open() {
     let open = links.filter_map(|link| fs::read_link(link.path()).ok()).find(|to| to.starts_with(&volume));
     assert_eq!(open, None);
 }
+
+#[test]
+fn a_directory_that_is_mounted_has_news_too() {
+    use nix::mount::{MsFlags, mount};
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    let (volume, place) = (root.join("volume"), root.join("place"));
+    fs::create_dir(&volume).unwrap();
+    fs::create_dir(&place).unwrap();
+    // what is mounted goes with the thread, whose namespace it is
+    let checked = thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let none = None::<&Path>;
+        mount(none, Path::new("/"), none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        mount(Some(&volume), &place, none, MsFlags::MS_BIND, none).unwrap();
+        let notice = ChangeNotice::of(&place).unwrap();
+        fs::write(place.join("file"), "by this mount").unwrap();
+        assert!(notice.has_come());
+        fs::write(volume.join("file"), "by the other").unwrap();
+        assert!(notice.has_come());
+    });
+    checked.join().unwrap();
+}
