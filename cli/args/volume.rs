@@ -2,6 +2,7 @@
 
 use clap::{Args as ClapArgs, Subcommand};
 use godwit_migration::quantity;
+use godwit_transfer::Address;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ pub enum VolumeCommand {
     Snapshot(VolumeSnapshotArgs),
     /// Keep a snapshot soon after each change, until somebody ends it
     Follow(VolumeFollowArgs),
+    /// Have here the newest snapshot of a volume that another node has; what is here already does not travel
+    Replicate(VolumeReplicateArgs),
     /// Show the snapshots of this host, or of one volume, oldest first
     List {
         /// Of which volume
@@ -88,6 +91,27 @@ pub struct VolumeFollowArgs {
     /// How much the store may have on disk: what nothing needs goes, the least recently used first, and then it is refused
     #[arg(long, env = "GODWIT_STORE_QUOTA", value_parser = quantity::bytes, value_name = "SIZE")]
     pub quota: Option<u64>,
+}
+
+/// `godwit volume replicate`.
+#[derive(Debug, ClapArgs)]
+pub struct VolumeReplicateArgs {
+    /// Of which volume, by the name that it has there
+    pub volume: String,
+    /// The node: `ssh://HOST`, `tls://NAME@HOST`, where `godwit node serve` answers
+    #[arg(long, value_name = "URL", value_parser = str::parse::<Address>)]
+    pub from: Address,
+    /// All that it has, and not the newest alone
+    #[arg(long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// How much the store may have on disk: what nothing needs goes, the least recently used first, and then it is refused
+    #[arg(long, env = "GODWIT_STORE_QUOTA", value_parser = quantity::bytes, value_name = "SIZE")]
+    pub quota: Option<u64>,
+    /// Plain TCP, too
+    #[arg(long)]
+    pub insecure: bool,
 }
 
 /// Which snapshots stay.

@@ -1,6 +1,7 @@
 //! `godwit volume`: the past of volumes.
 
 mod follow;
+mod replicate;
 
 use super::Trouble;
 use super::store;
@@ -26,6 +27,7 @@ pub fn run(args: &Args, command: &VolumeCommand, draw: &Draw) -> Result<u8, Trou
     let done = match command {
         VolumeCommand::Snapshot(snapshot) => past.snapshot(snapshot, draw),
         VolumeCommand::Follow(follow) => past.follow(follow, draw),
+        VolumeCommand::Replicate(replicate) => past.replicate(replicate, draw),
         VolumeCommand::List { volume } => past.list(volume.as_deref(), draw),
         VolumeCommand::Diff { before, after } => past.diff(before, after.as_deref(), draw),
         VolumeCommand::Restore { snapshot, path } => past.restore(snapshot, path, draw),
@@ -217,6 +219,19 @@ impl Past {
                 Ok(FailureKind::Leftovers.exit_code())
             }
         }
+    }
+
+    /// Lets go of what a policy does not keep, if there is any policy; the names.
+    fn apply(history: &History, volume: &str, policy: &Policy) -> Result<Vec<String>, VolumeError> {
+        let mut gone = Vec::new();
+        if policy.is_empty() {
+            return Ok(gone);
+        }
+        for (snapshot, _) in history.judge(volume, policy)?.into_iter().filter(|(_, why)| why.is_empty()) {
+            history.forget(&snapshot)?;
+            gone.push(snapshot.id);
+        }
+        Ok(gone)
     }
 
     fn forget(&self, wanted: &VolumeForgetArgs, draw: &Draw) -> Result<u8, Failure> {

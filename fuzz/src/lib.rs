@@ -228,7 +228,8 @@ pub fn images(bytes: &[u8]) {
     let _ = images::stats::read_restore(place.path());
     // what `godwit images` shows of anybody's
     use images::contents;
-    let _ = (contents::core(bytes), contents::files_id(bytes), contents::memory(bytes), contents::tasks(bytes));
+    let _ =
+        (contents::core(bytes), contents::files_id(bytes), contents::memory(bytes), contents::tasks(bytes));
     let _ = (contents::open_files(bytes), contents::descriptors(bytes), contents::mounts(bytes));
     let _ = contents::inventory_version(bytes);
 }

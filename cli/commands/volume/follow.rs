@@ -70,15 +70,7 @@ impl Past {
             return history.forget(&taken.snapshot);
         }
         *last = Some(taken.snapshot.clone());
-        let mut gone = Vec::new();
-        if !policy.is_empty() {
-            for (snapshot, _) in
-                history.judge(&volume.name, policy)?.into_iter().filter(|(_, why)| why.is_empty())
-            {
-                history.forget(&snapshot)?;
-                gone.push(snapshot.id);
-            }
-        }
+        let gone = Self::apply(history, &volume.name, policy)?;
         if draw.is_json() {
             let mut line = line(&taken);
             line["forgotten"] = gone.into();
