@@ -89,3 +89,88 @@ pub fn fetch(
 fn manifest(from: &mut dyn Neighbour, digest: Digest) -> Result<Option<Manifest>, FetchError> {
     from.manifest(digest).map_err(FetchError::Neighbour)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Visit, attend};
+    use godwit_migration::Cancel;
+    use godwit_store::Store;
+    use godwit_transfer::{Descriptors, Wire};
+    use std::path::Path;
+    use std::time::Duration;
+
+    fn visit<T>(store: &Store, ask: impl FnOnce(&mut Visit) -> T) -> T {
+        let (ours, theirs) = Descriptors::pair().unwrap();
+        std::thread::scope(|scope| {
+            let server = scope.spawn(|| {
+                let mut wire =
+                    Wire::open(Box::new(theirs), Cancel::default(), Duration::from_secs(5)).unwrap();
+                wire.hear().unwrap();
+                attend(&mut wire, Some(store), "there")
+            });
+            let mut visit = Visit::begin("there", Box::new(ours), "here", Cancel::default()).unwrap();
+            let answer = ask(&mut visit);
+            drop(visit);
+            server.join().unwrap().unwrap();
+            answer
+        })
+    }
+
+    /// A snapshot of a volume; the manifest that describes it.
+    fn keep(store: &Store, volume: &Path, second: u64) -> Digest {
+        let mut lease = store.lease().unwrap();
+        let added = lease.add_tree(volume, &mut |_| {}).unwrap();
+        let facts = [("volume", "data".to_owned()), ("made_unix_us", format!("{second}000000"))];
+        let facts = facts.map(|(name, fact)| (name.to_owned(), fact)).into();
+        let manifest = lease.describe(added.manifest, facts).unwrap();
+        lease.pin(&format!("snapshot/data-{second}").parse().unwrap(), manifest).unwrap();
+        manifest
+    }
+
+    #[test]
+    fn a_snapshot_comes_once_and_of_the_next_what_is_new() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("volume");
+        std::fs::create_dir(&volume).unwrap();
+        let there = Store::open(&dir.path().join("there"), None).unwrap();
+        let here = Store::open(&dir.path().join("here"), None).unwrap();
+        std::fs::write(volume.join("one"), vec![1; 300_000]).unwrap();
+        let first = keep(&there, &volume, 1);
+        std::fs::write(volume.join("other"), vec![2; 5_000]).unwrap();
+        let second = keep(&there, &volume, 2);
+        let mut lease = here.lease().unwrap();
+        visit(&there, |visit| {
+            assert_eq!(visit.snapshots("data").unwrap(), [second, first]);
+            assert_eq!(visit.snapshots("another").unwrap(), []);
+            let mut bring = |manifest| fetch(visit, &mut lease, manifest, &mut |_, _| {});
+            let came = bring(first).unwrap();
+            assert_eq!(came.needed_bytes, came.received_bytes);
+            let came = bring(second).unwrap();
+            assert_eq!(came.received_bytes, 5_000);
+            assert_eq!(bring(second).unwrap().received_bytes, 0);
+            assert!(matches!(bring(Digest::of(b"none")), Err(FetchError::Neighbour(_))));
+        });
+        let copy = dir.path().join("copy");
+        lease.materialise(second, &copy, &mut |_, _| {}).unwrap();
+        assert_eq!(std::fs::read(copy.join("other")).unwrap(), vec![2; 5_000]);
+        assert_eq!(std::fs::read(copy.join("one")).unwrap(), vec![1; 300_000]);
+    }
+
+    #[test]
+    fn what_the_neighbour_has_lost_is_said_and_nothing_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("volume");
+        std::fs::create_dir(&volume).unwrap();
+        std::fs::write(volume.join("file"), "content").unwrap();
+        let there = Store::open(&dir.path().join("there"), None).unwrap();
+        let here = Store::open(&dir.path().join("here"), None).unwrap();
+        let manifest = keep(&there, &volume, 1);
+        let chunk = Digest::of(b"content").to_string();
+        std::fs::remove_file(there.root().join("chunks").join(&chunk[..2]).join(&chunk)).unwrap();
+        let mut lease = here.lease().unwrap();
+        let came = visit(&there, |visit| fetch(visit, &mut lease, manifest, &mut |_, _| {}));
+        assert!(matches!(came, Err(FetchError::Neighbour(why)) if why.contains(&chunk)));
+        assert!(here.manifest_bytes(manifest).is_err());
+    }
+}

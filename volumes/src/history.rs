@@ -265,6 +265,11 @@ impl History {
         let unfit = || StoreError::Unfit("its facts are none of a snapshot".into());
         let found = snapshot(String::new(), manifest, described.tree, &described.facts).ok_or_else(unfit)?;
         let found = Snapshot { id: id(&found.volume, found.made_unix_us), ..found };
+        if self.list(None)?.iter().any(|here| here.id == found.id && here.manifest != manifest) {
+            return Err(
+                StoreError::Unfit(format!("`{}` is here already, and is another one", found.id)).into()
+            );
+        }
         lease.pin(&pin(&found.id)?, manifest)?;
         Ok(found)
     }

@@ -38,6 +38,9 @@ impl Past {
                 FetchError::Neighbour(why) => self.unreachable(wanted, &cancel, &why),
                 FetchError::Store(error) => failed(error.into()),
             })?;
+            if fetched.described.facts.get("volume") != Some(&wanted.volume) {
+                return Err(self.unreachable(wanted, &cancel, "it gave a snapshot of another volume"));
+            }
             let snapshot = history.adopt(&mut lease, manifest, &fetched.described).map_err(failed)?;
             self.bar.finish_and_clear();
             if draw.is_json() {
