@@ -44,6 +44,8 @@ fn main() {
     put("question", "give", &Question::Give(digests).to_bytes());
     put("question", "checkpoints", &Question::Checkpoints("runc:web".into()).to_bytes());
     put("question", "manifest", &Question::Manifest(Digest::of(b"one"), 4096).to_bytes());
+    put("question", "snapshots", &Question::Snapshots("podman:data".into()).to_bytes());
+    put("question", "kept", &Answer::Snapshots(vec![Digest::of(b"one")]).to_bytes());
     put("question", "piece", &Answer::Manifest(Some((4099, vec![1, 2, 3].into()))).to_bytes());
     put(
         "question",

@@ -43,6 +43,8 @@ const CHANGES: u64 = libc::FAN_MODIFY
 const OF_NAMES: u64 = libc::FAN_CREATE | libc::FAN_DELETE | libc::FAN_MOVED_FROM | libc::FAN_MOVED_TO;
 /// So many hints are kept: looking at all is cheaper then.
 const MOST_TOLD: usize = 1 << 20;
+/// So often events are taken from the kernel at once, some hundreds each time.
+const MOST_READ: usize = 2000;
 /// So many handles are known by heart.
 const MOST_KNOWN: usize = 1 << 16;
 /// How long the kernel gathers, and puts together what is the same, in milliseconds.
@@ -175,10 +177,10 @@ impl Shared {
         }
     }
 
-    /// Takes all events that there are.
+    /// Takes all events that there are; that is not known of all where more come all the time.
     fn hear(&self, heard: &mut Heard) {
         let mut buffer = vec![0; 64 << 10];
-        loop {
+        for _ in 0..MOST_READ {
             match read(&self.group, &mut buffer) {
                 Ok(0) | Err(Errno::EAGAIN) => return,
                 Err(Errno::EINTR) => {}
@@ -190,6 +192,7 @@ impl Shared {
                 }
             }
         }
+        heard.is_lost = true;
     }
 
     fn note_all(&self, mut events: &[u8], heard: &mut Heard) {
