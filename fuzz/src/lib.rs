@@ -122,7 +122,7 @@ pub fn question(bytes: &[u8]) {
     if let Ok(question) = Question::from_bytes(bytes) {
         assert_eq!(Question::from_bytes(&question.to_bytes()).unwrap(), question);
     }
-    let _ = (Answer::checkpoints(bytes), Answer::manifest(bytes));
+    let _ = (Answer::checkpoints(bytes), Answer::manifest(bytes), Answer::snapshots(bytes));
     for count in [0, 1, 8, 32] {
         let _ = Answer::which(bytes, count);
         let _ = Answer::chunks(bytes, count);
