@@ -8,8 +8,10 @@
 //! files that are open or mapped.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::io::PipeWriter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -257,7 +259,7 @@ impl Shared {
         Ok((stat.st_dev, stat.st_ino))
     }
 
-    /// Of a directory that, as it is called now, is this one or beneath it.
+    /// Of a directory that, as it is called now, is this one or beneath it, or in which this one got or lost its name.
     fn number_within(&self, record: &Record<'_>, within: &Path) -> Result<Option<Number>, Errno> {
         let open = match self.open(record) {
             Ok(open) => open,
@@ -265,9 +267,11 @@ impl Shared {
             Err(Errno::ESTALE) => return Ok(None),
             Err(errno) => return Err(errno),
         };
-        let path = readlink(&*magic_link(open.as_fd()))?;
+        let path = PathBuf::from(readlink(&*magic_link(open.as_fd()))?);
+        let named = record.name.map(|name| path.join(OsStr::from_bytes(name)));
+        let is_within = path.starts_with(within) || named.is_some_and(|named| named == within);
         let stat = fstat(&open)?;
-        Ok(Path::new(&path).starts_with(within).then_some((stat.st_dev, stat.st_ino)))
+        Ok(is_within.then_some((stat.st_dev, stat.st_ino)))
     }
 }
 

@@ -160,6 +160,14 @@ fn a_directory_has_news_of_its_own_and_holds_nothing_open() {
     assert!(notice.has_come());
     fs::remove_dir_all(volume.join("came")).unwrap();
     assert!(notice.has_come());
+    // another directory in its place, in which nothing is changed
+    fs::create_dir(root.join("next")).unwrap();
+    fs::rename(&volume, root.join("before")).unwrap();
+    assert!(notice.has_come());
+    fs::rename(root.join("next"), &volume).unwrap();
+    assert!(notice.has_come());
+    fs::write(root.join("before/file"), "elsewhere by now").unwrap();
+    assert!(!notice.has_come());
     let links = fs::read_dir("/proc/self/fd").unwrap().flatten();
     let open = links.filter_map(|link| fs::read_link(link.path()).ok()).find(|to| to.starts_with(&volume));
     assert_eq!(open, None);
