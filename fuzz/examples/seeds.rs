@@ -174,6 +174,5 @@ fn conversation(steps: &[TreeOp], index: &TreeIndex) -> Vec<u8> {
     wire.send_frames(&[HeldFrames { interface: "eth0".into(), frames }]).unwrap();
     wire.say(&Message::Cancel { reason: "enough".into(), again: false }).unwrap();
     wire.flush().unwrap();
-    let bytes = kept.lock().unwrap().clone();
-    bytes
+    kept.lock().unwrap().clone()
 }
