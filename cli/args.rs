@@ -16,7 +16,9 @@ pub use hooks::{Choice, HookArgs};
 pub use migrate::{CooperativeArg, FileWatchArg, IpChangeArg, LayerArg, MigrateArgs, PaceArg};
 pub use node::{Neighbours, NodeCommand, NodeServeArgs};
 pub use store::{StoreAddArgs, StoreCommand, StoreGetArgs};
-pub use volume::{VolumeCommand, VolumeForgetArgs, VolumeSnapshotArgs};
+pub use volume::{
+    KeepArgs, VolumeCommand, VolumeFollowArgs, VolumeForgetArgs, VolumeReplicateArgs, VolumeSnapshotArgs,
+};
 
 use crate::probe::ProbeArgs;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};

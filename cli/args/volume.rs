@@ -2,7 +2,9 @@
 
 use clap::{Args as ClapArgs, Subcommand};
 use godwit_migration::quantity;
+use godwit_transfer::Address;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// `godwit volume`: VOLUME is `podman:NAME`, `docker:NAME` or a directory; SNAPSHOT is an id as `list` shows it, the beginning
 /// of one, its time, or `VOLUME@latest`.
@@ -10,6 +12,10 @@ use std::path::PathBuf;
 pub enum VolumeCommand {
     /// Keep what is in a volume now, in the content store
     Snapshot(VolumeSnapshotArgs),
+    /// Keep a snapshot soon after each change, until somebody ends it
+    Follow(VolumeFollowArgs),
+    /// Have here the newest snapshot of a volume that another node has; what is here already does not travel
+    Replicate(VolumeReplicateArgs),
     /// Show the snapshots of this host, or of one volume, oldest first
     List {
         /// Of which volume
@@ -62,6 +68,55 @@ pub struct VolumeForgetArgs {
     /// All of this volume but what the policy keeps; a rollback's stash only goes by its name
     #[arg(long)]
     pub volume: Option<String>,
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// Only say what would go
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `godwit volume follow`.
+#[derive(Debug, ClapArgs)]
+pub struct VolumeFollowArgs {
+    /// Which volume
+    pub volume: String,
+    /// The least time between two snapshots, however much is changed: 30s, 5m, 1h
+    #[arg(long, default_value = "1m", value_parser = quantity::duration, value_name = "DURATION")]
+    pub interval: Duration,
+    /// One after this time, too, whatever was heard of changes; needed where the kernel tells of none
+    #[arg(long, value_parser = quantity::duration, value_name = "DURATION")]
+    pub every: Option<Duration>,
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// How much the store may have on disk: what nothing needs goes, the least recently used first, and then it is refused
+    #[arg(long, env = "GODWIT_STORE_QUOTA", value_parser = quantity::bytes, value_name = "SIZE")]
+    pub quota: Option<u64>,
+}
+
+/// `godwit volume replicate`.
+#[derive(Debug, ClapArgs)]
+pub struct VolumeReplicateArgs {
+    /// Of which volume, by the name that it has there
+    pub volume: String,
+    /// The node: `ssh://HOST`, `tls://NAME@HOST`, where `godwit node serve` answers
+    #[arg(long, value_name = "URL", value_parser = str::parse::<Address>)]
+    pub from: Address,
+    /// All that it has, and not the newest alone
+    #[arg(long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// How much the store may have on disk: what nothing needs goes, the least recently used first, and then it is refused
+    #[arg(long, env = "GODWIT_STORE_QUOTA", value_parser = quantity::bytes, value_name = "SIZE")]
+    pub quota: Option<u64>,
+    /// Plain TCP, too
+    #[arg(long)]
+    pub insecure: bool,
+}
+
+/// Which snapshots stay.
+#[derive(Debug, ClapArgs)]
+pub struct KeepArgs {
     /// Keep the newest
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub keep_last: u32,
@@ -77,7 +132,4 @@ pub struct VolumeForgetArgs {
     /// The same of months
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub keep_monthly: u32,
-    /// Only say what would go
-    #[arg(long)]
-    pub dry_run: bool,
 }

@@ -1,15 +1,18 @@
 //! `godwit volume`: the past of volumes.
 
+mod follow;
+mod replicate;
+
 use super::Trouble;
 use super::store;
-use crate::args::{Args, VolumeCommand, VolumeForgetArgs, VolumeSnapshotArgs};
+use crate::args::{Args, KeepArgs, VolumeCommand, VolumeForgetArgs, VolumeSnapshotArgs};
 use crate::draw::{Draw, table};
 use godwit_migration::calendar::show_time;
 use godwit_migration::quantity::show_bytes;
 use godwit_migration::{Failure, FailureKind};
 use godwit_store::store_of;
 use godwit_volumes::difference::{Change, difference};
-use godwit_volumes::{Cause, History, Policy, Snapshot, Volume, VolumeError};
+use godwit_volumes::{Cause, History, Policy, Snapshot, Taken, Volume, VolumeError};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use std::error::Error;
@@ -23,6 +26,8 @@ pub fn run(args: &Args, command: &VolumeCommand, draw: &Draw) -> Result<u8, Trou
     let past = Past { root, bar: store::bar(args) };
     let done = match command {
         VolumeCommand::Snapshot(snapshot) => past.snapshot(snapshot, draw),
+        VolumeCommand::Follow(follow) => past.follow(follow, draw),
+        VolumeCommand::Replicate(replicate) => past.replicate(replicate, draw),
         VolumeCommand::List { volume } => past.list(volume.as_deref(), draw),
         VolumeCommand::Diff { before, after } => past.diff(before, after.as_deref(), draw),
         VolumeCommand::Restore { snapshot, path } => past.restore(snapshot, path, draw),
@@ -75,24 +80,13 @@ impl Past {
 
     fn snapshot(&self, wanted: &VolumeSnapshotArgs, draw: &Draw) -> Result<u8, Failure> {
         let failed = |error: VolumeError| self.failure("no snapshot was made", &error);
-        let volume = Volume::find(&wanted.volume).map_err(failed)?;
-        let store = store_of(&self.root);
-        if store.starts_with(&volume.path) || volume.path.starts_with(&store) {
-            let message = format!("`{}` and the store lie in each other", volume.path.display());
-            return Err(Failure::new(FailureKind::Usage, message));
-        }
+        let volume = self.volume(&wanted.volume, "no snapshot was made")?;
         let history = History::open(&self.root, wanted.quota).map_err(failed)?;
         let taken = history.take(&volume, wanted.note.as_deref(), &mut self.reading()).map_err(failed)?;
         self.bar.finish_and_clear();
         let added = &taken.added;
         if draw.is_json() {
-            let mut shown = shown(&taken.snapshot);
-            shown["message_type"] = "volume_snapshot".into();
-            shown["entries"] = added.entries.into();
-            shown["file_bytes"] = added.file_bytes.into();
-            shown["read_bytes"] = added.read_bytes.into();
-            shown["written_bytes"] = added.written_bytes.into();
-            draw.json_line(&shown);
+            draw.json_line(&line(&taken));
         } else {
             draw.data(&taken.snapshot.id);
         }
@@ -103,6 +97,17 @@ impl Past {
             show_bytes(added.written_bytes)
         ));
         Ok(0)
+    }
+
+    /// A volume that can be kept in the store.
+    fn volume(&self, text: &str, what: &str) -> Result<Volume, Failure> {
+        let volume = Volume::find(text).map_err(|error| self.failure(what, &error))?;
+        let store = store_of(&self.root);
+        if store.starts_with(&volume.path) || volume.path.starts_with(&store) {
+            let message = format!("`{}` and the store lie in each other", volume.path.display());
+            return Err(Failure::new(FailureKind::Usage, message));
+        }
+        Ok(volume)
     }
 
     fn list(&self, volume: Option<&str>, draw: &Draw) -> Result<u8, Failure> {
@@ -216,14 +221,21 @@ impl Past {
         }
     }
 
+    /// Lets go of what a policy does not keep, if there is any policy; the names.
+    fn apply(history: &History, volume: &str, policy: &Policy) -> Result<Vec<String>, VolumeError> {
+        let mut gone = Vec::new();
+        if policy.is_empty() {
+            return Ok(gone);
+        }
+        for (snapshot, _) in history.judge(volume, policy)?.into_iter().filter(|(_, why)| why.is_empty()) {
+            history.forget(&snapshot)?;
+            gone.push(snapshot.id);
+        }
+        Ok(gone)
+    }
+
     fn forget(&self, wanted: &VolumeForgetArgs, draw: &Draw) -> Result<u8, Failure> {
-        let policy = Policy {
-            last: wanted.keep_last,
-            hourly: wanted.keep_hourly,
-            daily: wanted.keep_daily,
-            weekly: wanted.keep_weekly,
-            monthly: wanted.keep_monthly,
-        };
+        let policy = policy(&wanted.keep);
         if policy.is_empty() == wanted.volume.is_some() {
             let message = "`--volume` and one of `--keep-…` belong together";
             return Err(Failure::new(FailureKind::Usage, message)
@@ -305,6 +317,16 @@ impl Past {
     }
 }
 
+fn policy(keep: &KeepArgs) -> Policy {
+    Policy {
+        last: keep.keep_last,
+        hourly: keep.keep_hourly,
+        daily: keep.keep_daily,
+        weekly: keep.keep_weekly,
+        monthly: keep.keep_monthly,
+    }
+}
+
 fn word(change: Change) -> &'static str {
     match change {
         Change::Added => "added",
@@ -312,6 +334,17 @@ fn word(change: Change) -> &'static str {
         Change::Changed => "changed",
         Change::Described => "described",
     }
+}
+
+/// A snapshot that was just taken, and what it needed.
+fn line(taken: &Taken) -> Value {
+    let (mut line, added) = (shown(&taken.snapshot), &taken.added);
+    line["message_type"] = "volume_snapshot".into();
+    line["entries"] = added.entries.into();
+    line["file_bytes"] = added.file_bytes.into();
+    line["read_bytes"] = added.read_bytes.into();
+    line["written_bytes"] = added.written_bytes.into();
+    line
 }
 
 fn shown(snapshot: &Snapshot) -> Value {

@@ -1,10 +1,10 @@
-//! Writes the seeds anew: `cargo run --no-default-features --example seeds [DIRECTORY OF A SMALL CHECKPOINT'S IMAGES]`.
+//! Writes the seeds anew: `cargo run --example seeds [DIRECTORY OF A SMALL CHECKPOINT'S IMAGES]`.
 #![allow(clippy::unwrap_used)]
 
+use godwit_criu::images::{PE_PRESENT, Pagemap, PagemapEntry};
 use godwit_memory::batch::{BatchBuilder, Kind, Run};
 use godwit_memory::{ImageId, PageRun};
 use godwit_migration::Cancel;
-use godwit_criu::images::{PE_PRESENT, Pagemap, PagemapEntry};
 use godwit_neighbours::question::{Answer, Known, Question};
 use godwit_store::{Digest, Manifest, Store, object};
 use godwit_transfer::tree::{Options, TreeDestination, TreeIndex, TreeOp, TreeSource};
@@ -44,8 +44,14 @@ fn main() {
     put("question", "give", &Question::Give(digests).to_bytes());
     put("question", "checkpoints", &Question::Checkpoints("runc:web".into()).to_bytes());
     put("question", "manifest", &Question::Manifest(Digest::of(b"one"), 4096).to_bytes());
+    put("question", "snapshots", &Question::Snapshots("podman:data".into()).to_bytes());
+    put("question", "kept", &Answer::Snapshots(vec![Digest::of(b"one")]).to_bytes());
     put("question", "piece", &Answer::Manifest(Some((4099, vec![1, 2, 3].into()))).to_bytes());
-    put("question", "known", &Answer::Checkpoints(vec![Known { tree: Digest::of(b"one"), made_unix_s: 1_790_000_000 }]).to_bytes());
+    put(
+        "question",
+        "known",
+        &Answer::Checkpoints(vec![Known { tree: Digest::of(b"one"), made_unix_s: 1_790_000_000 }]).to_bytes(),
+    );
     put("question", "which", &Answer::has(&[true, false, true, true, false, false, true, false]).to_bytes());
     put("question", "chunks", &Answer::Chunks(vec![Some(vec![1, 2, 3].into())]).to_bytes());
     put("batch", "all-kinds", &batch());
@@ -168,6 +174,5 @@ fn conversation(steps: &[TreeOp], index: &TreeIndex) -> Vec<u8> {
     wire.send_frames(&[HeldFrames { interface: "eth0".into(), frames }]).unwrap();
     wire.say(&Message::Cancel { reason: "enough".into(), again: false }).unwrap();
     wire.flush().unwrap();
-    let bytes = kept.lock().unwrap().clone();
-    bytes
+    kept.lock().unwrap().clone()
 }

@@ -1,9 +1,8 @@
 //! Every decoder of godwit's that reads what a peer or a disk gives, as a function of any bytes. None may panic, allocate
 //! what only a length in the bytes speaks of, or write outside of the directory that it was given.
 //!
-//! With nightly Rust and cargo-fuzz: `cargo +nightly fuzz run wire corpus/wire seeds/wire` here (the first directory gets what it
-//! finds). With stable Rust:
-//! `cargo test --no-default-features`, which mutates the seeds for a while.
+//! With nightly Rust and cargo-fuzz: `cargo +nightly fuzz run --features libfuzzer wire corpus/wire seeds/wire` here (the first
+//! directory gets what it finds). With stable Rust: `cargo test`, which mutates the seeds for a while.
 #![allow(clippy::unwrap_used)]
 
 use godwit_criu::images;
@@ -123,7 +122,7 @@ pub fn question(bytes: &[u8]) {
     if let Ok(question) = Question::from_bytes(bytes) {
         assert_eq!(Question::from_bytes(&question.to_bytes()).unwrap(), question);
     }
-    let _ = (Answer::checkpoints(bytes), Answer::manifest(bytes));
+    let _ = (Answer::checkpoints(bytes), Answer::manifest(bytes), Answer::snapshots(bytes));
     for count in [0, 1, 8, 32] {
         let _ = Answer::which(bytes, count);
         let _ = Answer::chunks(bytes, count);
@@ -229,7 +228,8 @@ pub fn images(bytes: &[u8]) {
     let _ = images::stats::read_restore(place.path());
     // what `godwit images` shows of anybody's
     use images::contents;
-    let _ = (contents::core(bytes), contents::files_id(bytes), contents::memory(bytes), contents::tasks(bytes));
+    let _ =
+        (contents::core(bytes), contents::files_id(bytes), contents::memory(bytes), contents::tasks(bytes));
     let _ = (contents::open_files(bytes), contents::descriptors(bytes), contents::mounts(bytes));
     let _ = contents::inventory_version(bytes);
 }

@@ -1,7 +1,7 @@
 //! A neighbour's side: answers from the store until the visitor goes.
 
 use crate::question::{Answer, Known, MOST_KNOWN, PIECE, Question};
-use godwit_store::{Store, StoreError};
+use godwit_store::{Digest, Store, StoreError};
 use godwit_transfer::wire::unexpected;
 use godwit_transfer::{Compression, Incoming, Message, Wire, WireError};
 use serde_bytes::ByteBuf;
@@ -23,18 +23,28 @@ pub struct Attended {
 
 /// The checkpoints of a container that a store keeps, the newest first.
 pub fn checkpoints(store: &Store, container: &str) -> Vec<Known> {
+    let found = kept(store, "container", container, "made_unix_s");
+    found.into_iter().map(|(made_unix_s, _, tree)| Known { tree, made_unix_s }).collect()
+}
+
+/// The snapshots of a volume, the newest first.
+fn snapshots(store: &Store, volume: &str) -> Vec<Digest> {
+    kept(store, "volume", volume, "made_unix_us").into_iter().map(|(_, manifest, _)| manifest).collect()
+}
+
+/// What a store keeps of which a fact is this one: when it was made, its manifest and its tree, the newest first.
+fn kept(store: &Store, fact: &str, value: &str, made: &str) -> Vec<(u64, Digest, Digest)> {
     let pins = store.pins().unwrap_or_else(|error| {
         tracing::warn!(%error, "what the store keeps cannot be listed");
         Vec::new()
     });
     let known = |manifest| {
         let described = store.described(manifest).ok()??;
-        let fact = |name: &str| described.facts.get(name).map(String::as_str);
-        let made_unix_s = fact("made_unix_s").and_then(|at| at.parse().ok()).unwrap_or(0);
-        (fact("container") == Some(container)).then_some(Known { tree: described.tree, made_unix_s })
+        let made = described.facts.get(made).and_then(|at| at.parse().ok()).unwrap_or(0);
+        (described.facts.get(fact).is_some_and(|is| is == value)).then_some((made, manifest, described.tree))
     };
-    let mut found: Vec<Known> = pins.iter().filter_map(|pin| known(pin.manifest)).collect();
-    found.sort_by_key(|known| std::cmp::Reverse(known.made_unix_s));
+    let mut found: Vec<_> = pins.iter().filter_map(|pin| known(pin.manifest)).collect();
+    found.sort_by_key(|(made, ..)| std::cmp::Reverse(*made));
     found.truncate(MOST_KNOWN);
     found
 }
@@ -79,6 +89,9 @@ pub fn attend(wire: &mut Wire, store: Option<&Store>, host: &str) -> Result<Atte
             }
             Question::Checkpoints(container) => {
                 Answer::Checkpoints(store.map(|store| checkpoints(store, &container)).unwrap_or_default())
+            }
+            Question::Snapshots(volume) => {
+                Answer::Snapshots(store.map(|store| snapshots(store, &volume)).unwrap_or_default())
             }
             Question::Manifest(digest, from) => Answer::Manifest(store.and_then(|store| {
                 let manifest = store.manifest_bytes(digest).ok()?;

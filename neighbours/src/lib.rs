@@ -9,11 +9,13 @@
 
 pub mod acquaintance;
 pub mod attend;
+pub mod fetch;
 pub mod gather;
 pub mod question;
 pub mod visit;
 
 pub use acquaintance::Acquaintance;
 pub use attend::{Attended, attend, checkpoints};
+pub use fetch::{FetchError, Fetched, fetch};
 pub use gather::{Gathering, Neighbour, gather};
 pub use visit::Visit;

@@ -12,7 +12,7 @@ pub const MOST_GIVEN: usize = 32;
 
 /// Bytes of a piece of a manifest.
 pub const PIECE: usize = 4 << 20;
-/// Most checkpoints of one answer.
+/// Most checkpoints, or snapshots, of one answer.
 pub const MOST_KNOWN: usize = 64;
 
 /// A checkpoint that somebody has.
@@ -33,8 +33,10 @@ pub enum Question {
     Give(Vec<Digest>),
     /// Which checkpoints of this container are there (`ENGINE:NAME`)?
     Checkpoints(String),
-    /// The manifest of a tree, from this byte on.
+    /// A manifest, from this byte on.
     Manifest(Digest, u64),
+    /// Which snapshots of this volume are there, by the name that it has there?
+    Snapshots(String),
 }
 
 /// An answer, in the order of the question.
@@ -48,6 +50,8 @@ pub enum Answer {
     Checkpoints(Vec<Known>),
     /// Its bytes in all, and a piece of them; none when it is not there.
     Manifest(Option<(u64, ByteBuf)>),
+    /// The newest first: the manifests that describe them.
+    Snapshots(Vec<Digest>),
 }
 
 /// Why bytes are no question or answer.
@@ -70,7 +74,7 @@ impl Question {
         let (count, most) = match &question {
             Self::Has(digests) => (digests.len(), MOST_ASKED),
             Self::Give(digests) => (digests.len(), MOST_GIVEN),
-            Self::Checkpoints(_) | Self::Manifest(..) => (1, 1),
+            Self::Checkpoints(_) | Self::Manifest(..) | Self::Snapshots(_) => (1, 1),
         };
         if count > most { Err(Nonsense(format!("a question about {count} chunks"))) } else { Ok(question) }
     }
@@ -124,6 +128,17 @@ impl Answer {
     pub fn checkpoints(bytes: &[u8]) -> Result<Vec<Known>, Nonsense> {
         match decode(bytes)? {
             Self::Checkpoints(known) if known.len() <= MOST_KNOWN => Ok(known),
+            _ => Err(Nonsense("an answer to another question".into())),
+        }
+    }
+
+    /// Takes bytes as a list of snapshots.
+    ///
+    /// # Errors
+    /// When they are none.
+    pub fn snapshots(bytes: &[u8]) -> Result<Vec<Digest>, Nonsense> {
+        match decode(bytes)? {
+            Self::Snapshots(found) if found.len() <= MOST_KNOWN => Ok(found),
             _ => Err(Nonsense("an answer to another question".into())),
         }
     }
@@ -196,7 +211,7 @@ mod tests {
             let _ = Question::from_bytes(&bytes);
             let _ = Answer::which(&bytes, count);
             let _ = Answer::chunks(&bytes, count);
-            let _ = (Answer::checkpoints(&bytes), Answer::manifest(&bytes));
+            let _ = (Answer::checkpoints(&bytes), Answer::manifest(&bytes), Answer::snapshots(&bytes));
         }
     }
 }

@@ -41,6 +41,15 @@ impl Visit {
         Ok(Self { name: name.into(), host, wire })
     }
 
+    /// The snapshots that it has of a volume, by the name that the volume has there, the newest first: the manifests that describe them.
+    ///
+    /// # Errors
+    /// Why it cannot be asked.
+    pub fn snapshots(&mut self, volume: &str) -> Result<Vec<Digest>, String> {
+        let answer = self.ask(&Question::Snapshots(volume.to_owned()))?;
+        Answer::snapshots(&answer).map_err(|error| error.to_string())
+    }
+
     fn ask(&mut self, question: &Question) -> Result<Vec<u8>, String> {
         let mut answer = || -> Result<Vec<u8>, WireError> {
             self.wire.send_bytes(&question.to_bytes())?;

@@ -188,6 +188,43 @@ fn a_neighbour_that_ssh_reaches_needs_no_listener() {
 }
 
 #[test]
+fn of_a_volume_that_was_replicated_the_difference_comes_from_the_source() {
+    let Some(bed) = bed() else { return };
+    make_container(&bed);
+    let taken = bed.sh(SRC, "godwit --quiet volume snapshot /srv/coop-rw");
+    let replicate = ["godwit", "--json", "volume", "replicate", "/srv/coop-rw", "--from", "ssh://src"];
+    let said = bed.run(DST, &replicate);
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    let line = said.lines("volume_replicated").remove(0);
+    assert_eq!(
+        (&line["id"], &line["host"]),
+        (&taken.clone().into(), &bed.sh(SRC, "uname -n").into()),
+        "{line}"
+    );
+    assert!(line["received_bytes"].as_u64().unwrap() >= SIZE * MIB, "{line}");
+    // it is there, and a later one has little that is not
+    let said = bed.run(DST, &replicate);
+    assert_eq!((said.code, said.lines("volume_replicated").len()), (0, 0), "{}{}", said.out, said.err);
+    change(&bed);
+    bed.sh(SRC, "godwit volume snapshot /srv/coop-rw");
+    let said = bed.run(DST, &[&replicate[..], &["--keep-last", "1"]].concat());
+    let line = said.lines("volume_replicated").remove(0);
+    assert!(line["received_bytes"].as_u64().unwrap() < SIZE * MIB / 4, "{line}");
+    let listed = bed.run(DST, &["godwit", "--json", "volume", "list"]).lines("volume_snapshots").remove(0);
+    let ids: Vec<&Value> = listed["snapshots"].as_array().unwrap().iter().map(|one| &one["id"]).collect();
+    assert_eq!(ids, [&line["id"]]);
+    let said = bed.run(DST, &["godwit", "volume", "replicate", "/srv/nothing", "--from", "ssh://src"]);
+    assert_eq!(said.code, 10, "{}", said.err);
+    // a move finds it
+    change(&bed);
+    let summary = migrate_to(&bed, "godwit receive --stdio", &[]);
+    assert!(summary["cooperation"]["own_bytes"].as_u64().unwrap() > SIZE * MIB * 85 / 100, "{summary}");
+    let all = bed.sh(SRC, "du -sbc /srv/coop-rw /srv/coop-ro /srv/coop/rootfs | tail -n 1 | cut -f 1");
+    let (from_source, all) = (summary["wire_bytes"].as_u64().unwrap(), all.parse::<u64>().unwrap());
+    assert!(from_source < all - SIZE * MIB * 3 / 4, "{from_source} of {all} bytes came from the source");
+}
+
+#[test]
 fn ctrl_c_does_not_wait_for_a_neighbour_that_is_silent() {
     let Some(bed) = bed() else { return };
     make_container(&bed);

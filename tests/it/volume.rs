@@ -2,8 +2,10 @@
 
 use crate::cli::{Ran, run_in};
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 fn object(ran: &Ran) -> Value {
     serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("no JSON: {}{}", ran.out, ran.err))
@@ -222,4 +224,59 @@ fn a_rollback_that_was_killed_leaves_the_one_or_the_other() {
     let ran = scene.godwit(&["rollback", target]);
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert!(!scene.dir.path().join(".data.godwit").exists());
+}
+
+/// Ended with the test, however that ends.
+struct Follower(std::process::Child);
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_volume_that_is_followed_has_a_snapshot_after_each_change_and_can_be_rolled_back() {
+    let scene = Scene::new();
+    let follower = Command::new(env!("CARGO_BIN_EXE_godwit"))
+        .args(["--root", scene.dir.path().join("root").to_str().unwrap(), "volume", "follow", scene.path()])
+        .args(["--interval", "1s", "--keep-last", "2"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut follower = Follower(follower);
+    let mut lines = BufReader::new(follower.0.stdout.take().unwrap()).lines();
+    let mut next = || lines.next().unwrap().unwrap();
+    let first = next();
+    // nothing is changed
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(scene.ids(), [&*first]);
+    std::fs::write(scene.volume.join("inner/file"), "second").unwrap();
+    let second = next();
+    std::fs::write(scene.volume.join("inner/new"), "third").unwrap();
+    let third = next();
+    let begun = Instant::now();
+    while scene.ids() != [&*second, &*third] {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", scene.ids());
+    }
+    // it holds nothing open, and hears of the other directory that the volume is then
+    let back = scene.json(&["rollback", &second]);
+    assert!(back["stash"].is_string(), "{back}");
+    assert!(!scene.volume.join("inner/new").exists());
+    let fourth = next();
+    assert_eq!(scene.json(&["diff", &fourth])["changes"], Value::Array(vec![]));
+    let pid = nix::unistd::Pid::from_raw(follower.0.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGINT).unwrap();
+    assert_eq!(follower.0.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn what_the_kernel_does_not_tell_of_is_followed_by_a_timer_or_not_at_all() {
+    let scene = Scene::new();
+    let ran = scene.godwit(&["follow", "/proc/self"]);
+    assert_eq!(ran.code, 13, "{}", ran.err);
+    assert!(ran.err.contains("`--every DURATION`"), "{}", ran.err);
+    assert_eq!(scene.godwit(&["follow", "/nowhere", "--every", "1s"]).code, 10);
 }

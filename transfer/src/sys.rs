@@ -15,7 +15,7 @@ const XATTR_MAX: usize = 65536;
 /// `statx(2)` of `name` beneath `dir`, or of `dir` itself when `name` is empty; a symbolic link is not followed.
 pub(crate) fn statx(dir: BorrowedFd<'_>, name: &CStr) -> Result<libc::statx, Errno> {
     let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT | libc::AT_EMPTY_PATH;
-    let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
+    let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME | libc::STATX_MNT_ID;
     let mut stat = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: `name` is NUL-terminated and `stat` is a writable `struct statx`; both outlive the call.
     let res = unsafe { libc::statx(dir.as_raw_fd(), name.as_ptr(), flags, mask, stat.as_mut_ptr()) };

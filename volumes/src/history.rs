@@ -7,7 +7,7 @@ use crate::retention::{Policy, Reason};
 use crate::{Volume, VolumeError};
 use godwit_migration::calendar::date_of_day;
 use godwit_migration::host_name;
-use godwit_store::manifest::Tree;
+use godwit_store::manifest::{Described, Tree};
 use godwit_store::{Added, Digest, Lease, PinName, Store, StoreError, store_of};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -244,8 +244,34 @@ impl History {
         Ok((tree.entries.len() as u64, tree.file_bytes()))
     }
 
-    pub(crate) fn lease(&self) -> Result<Lease, VolumeError> {
+    /// To read from the store of the snapshots, or write to it.
+    ///
+    /// # Errors
+    /// As [`Store::lease`].
+    pub fn lease(&self) -> Result<Lease, VolumeError> {
         Ok(self.store.lease()?)
+    }
+
+    /// Keeps a snapshot that another node has made, under the name that it has there. Of the lease: its manifest.
+    ///
+    /// # Errors
+    /// When it is no snapshot, or the store says no.
+    pub fn adopt(
+        &self,
+        lease: &mut Lease,
+        manifest: Digest,
+        described: &Described,
+    ) -> Result<Snapshot, VolumeError> {
+        let unfit = || StoreError::Unfit("its facts are none of a snapshot".into());
+        let found = snapshot(String::new(), manifest, described.tree, &described.facts).ok_or_else(unfit)?;
+        let found = Snapshot { id: id(&found.volume, found.made_unix_us), ..found };
+        if self.list(None)?.iter().any(|here| here.id == found.id && here.manifest != manifest) {
+            return Err(
+                StoreError::Unfit(format!("`{}` is here already, and is another one", found.id)).into()
+            );
+        }
+        lease.pin(&pin(&found.id)?, manifest)?;
+        Ok(found)
     }
 
     /// Nobody else works on the volume as long as this lives.

@@ -2,6 +2,7 @@
 //!
 //! - A *snapshot* is what a volume was at one time: a tree in the content store, with its volume, host and time ([`history`]).
 //! - Two of them, or one and the volume as it is, differ in entries ([`difference`]).
+//! - Snapshots are made by hand, or soon after changes ([`rhythm`]).
 //! - A policy says which snapshots stay ([`retention`]).
 //! - A *rollback* makes a volume what it was, keeps what it had become as one more snapshot, and is refused while somebody
 //!   uses the volume ([`rollback`], [`users`]).
@@ -12,6 +13,7 @@ pub mod difference;
 mod error;
 pub mod history;
 pub mod retention;
+pub mod rhythm;
 pub mod rollback;
 pub mod users;
 pub mod volume;
@@ -19,4 +21,5 @@ pub mod volume;
 pub use error::VolumeError;
 pub use history::{Cause, History, Snapshot, Taken};
 pub use retention::{Policy, Reason};
+pub use rhythm::Rhythm;
 pub use volume::Volume;

@@ -41,6 +41,7 @@ pub use op::{Body, ChangedBlock, TreeOp};
 pub use path::{PathError, TreePath};
 pub use removal::{empty_plainly, remove_plainly};
 pub use source::{Options, RoundError, RoundStats, TreeSource};
+pub use watch::ChangeNotice;
 
 use nix::errno::Errno;
 

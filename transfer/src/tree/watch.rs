@@ -8,13 +8,16 @@
 //! files that are open or mapped.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::io::PipeWriter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{OFlag, openat, readlink};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
@@ -23,6 +26,7 @@ use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUP
 use nix::unistd::read;
 
 use super::beneath::Beneath;
+use super::entry::magic_link;
 use crate::sys;
 
 /// Device and inode (`st_dev`, `st_ino`).
@@ -41,6 +45,8 @@ const CHANGES: u64 = libc::FAN_MODIFY
 const OF_NAMES: u64 = libc::FAN_CREATE | libc::FAN_DELETE | libc::FAN_MOVED_FROM | libc::FAN_MOVED_TO;
 /// So many hints are kept: looking at all is cheaper then.
 const MOST_TOLD: usize = 1 << 20;
+/// So often events are taken from the kernel at once, some hundreds each time.
+const MOST_READ: usize = 2000;
 /// So many handles are known by heart.
 const MOST_KNOWN: usize = 1 << 16;
 /// How long the kernel gathers, and puts together what is the same, in milliseconds.
@@ -82,6 +88,8 @@ struct Heard {
     is_lost: bool,
     /// A handle names one inode for good: it has a generation.
     known: HashMap<Box<[u8]>, Number>,
+    /// What is changed elsewhere than in this directory and beneath is of no interest.
+    within: Option<PathBuf>,
 }
 
 impl Watch {
@@ -90,6 +98,29 @@ impl Watch {
     /// # Errors
     /// When the kernel, or the file system, cannot tell all that is needed; `EOPNOTSUPP` for those of which that is not known.
     pub fn begin(tree: &Beneath) -> Result<Self, Errno> {
+        // a descriptor of its own: the tree may go first
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Self::listen_at(tree, openat(tree.root(), ".", flags, Mode::empty())?, None)
+    }
+
+    /// Listens to what is changed in a directory and beneath, `path` being absolute and without symbolic links. The directory itself
+    /// is not open meanwhile, where that can be avoided.
+    ///
+    /// # Errors
+    /// As [`Watch::begin`], or when there is no such directory.
+    pub fn within(path: &Path) -> Result<Self, Errno> {
+        let tree = Beneath::open(path).map_err(|_| Errno::ENOENT)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let above = nix::fcntl::open(path.parent().unwrap_or(path), flags, Mode::empty())?;
+        // paths are those of the mount that the descriptor is on
+        let on = |fd: BorrowedFd<'_>| sys::statx(fd, c"").map(|stat| (stat.stx_mask, stat.stx_mnt_id));
+        let (here, there) = (on(tree.root())?, on(above.as_fd())?);
+        let is_same = here == there && here.0 & libc::STATX_MNT_ID != 0;
+        let mount = if is_same { above } else { openat(tree.root(), ".", flags, Mode::empty())? };
+        Self::listen_at(&tree, mount, Some(path.to_owned()))
+    }
+
+    fn listen_at(tree: &Beneath, mount: OwnedFd, within: Option<PathBuf>) -> Result<Self, Errno> {
         let kind = fstatfs(tree.root())?.filesystem_type();
         if ![EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, TMPFS_MAGIC].contains(&kind) {
             return Err(Errno::EOPNOTSUPP);
@@ -99,10 +130,8 @@ impl Watch {
         let group = Fanotify::init(flags | InitFlags::from_bits_retain(reports), EventFFlags::empty())?;
         let place = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_FILESYSTEM;
         group.mark(place, MaskFlags::from_bits_retain(CHANGES), tree.root(), Some("."))?;
-        // a descriptor of its own: the tree may go first
-        let mount =
-            openat(tree.root(), ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-        let shared = Arc::new(Shared { group, mount, heard: Mutex::default() });
+        let shared =
+            Arc::new(Shared { group, mount, heard: Mutex::new(Heard { within, ..Heard::default() }) });
         let (wait, end) = std::io::pipe().map_err(|_| Errno::EMFILE)?;
         let ear = shared.clone();
         let listener = thread::Builder::new().name("watch".into()).spawn(move || ear.listen(wait.as_fd()));
@@ -150,10 +179,10 @@ impl Shared {
         }
     }
 
-    /// Takes all events that there are.
+    /// Takes all events that there are; that is not known of all where more come all the time.
     fn hear(&self, heard: &mut Heard) {
         let mut buffer = vec![0; 64 << 10];
-        loop {
+        for _ in 0..MOST_READ {
             match read(&self.group, &mut buffer) {
                 Ok(0) | Err(Errno::EAGAIN) => return,
                 Err(Errno::EINTR) => {}
@@ -165,6 +194,7 @@ impl Shared {
                 }
             }
         }
+        heard.is_lost = true;
     }
 
     fn note_all(&self, mut events: &[u8], heard: &mut Heard) {
@@ -185,6 +215,12 @@ impl Shared {
     fn note(&self, event: &Event<'_>, heard: &mut Heard) -> Result<(), Errno> {
         for record in event.records() {
             let Some(record) = record else { return Err(Errno::EBADMSG) };
+            if let Some(within) = &heard.within {
+                if record.is_directory {
+                    heard.told.inodes.extend(self.number_within(&record, within)?);
+                }
+                continue;
+            }
             let number = match heard.known.get(record.handle) {
                 Some(number) => *number,
                 None => match self.number(&record) {
@@ -213,11 +249,47 @@ impl Shared {
         Ok(())
     }
 
-    fn number(&self, record: &Record<'_>) -> Result<Number, Errno> {
+    fn open(&self, record: &Record<'_>) -> Result<OwnedFd, Errno> {
         let kind = i32::from_ne_bytes(four(record.handle, 4));
-        let open = sys::open_by_handle(self.mount.as_fd(), kind, &record.handle[8..])?;
-        let stat = fstat(&open)?;
+        sys::open_by_handle(self.mount.as_fd(), kind, &record.handle[8..])
+    }
+
+    fn number(&self, record: &Record<'_>) -> Result<Number, Errno> {
+        let stat = fstat(&self.open(record)?)?;
         Ok((stat.st_dev, stat.st_ino))
+    }
+
+    /// Of a directory that, as it is called now, is this one or beneath it, or in which this one got or lost its name.
+    fn number_within(&self, record: &Record<'_>, within: &Path) -> Result<Option<Number>, Errno> {
+        let open = match self.open(record) {
+            Ok(open) => open,
+            // what was in it, and its own end, is told of those above it
+            Err(Errno::ESTALE) => return Ok(None),
+            Err(errno) => return Err(errno),
+        };
+        let path = PathBuf::from(readlink(&*magic_link(open.as_fd()))?);
+        let named = record.name.map(|name| path.join(OsStr::from_bytes(name)));
+        let is_within = path.starts_with(within) || named.is_some_and(|named| named == within);
+        let stat = fstat(&open)?;
+        Ok(is_within.then_some((stat.st_dev, stat.st_ino)))
+    }
+}
+
+/// Tells whether anything was changed in a directory or beneath it.
+pub struct ChangeNotice(Watch);
+
+impl ChangeNotice {
+    /// For the directory at `path`, which is absolute and without symbolic links; from now on.
+    ///
+    /// # Errors
+    /// When the kernel or the file system cannot tell, or there is no such directory.
+    pub fn of(path: &Path) -> std::io::Result<Self> {
+        Ok(Self(Watch::within(path)?))
+    }
+
+    /// Whether anything was changed since the last time; also when that is not known.
+    pub fn has_come(&self) -> bool {
+        self.0.take().is_none_or(|told| !told.inodes.is_empty())
     }
 }
 
@@ -233,6 +305,8 @@ struct Record<'a> {
     handle: &'a [u8],
     /// In the directory that the handle leads to.
     name: Option<&'a [u8]>,
+    /// The handle leads to a directory.
+    is_directory: bool,
 }
 
 fn four(bytes: &[u8], at: usize) -> [u8; 4] {
@@ -282,7 +356,7 @@ impl<'a> Record<'a> {
             libc::FAN_EVENT_INFO_TYPE_DFID_NAME => behind.split(|byte| *byte == 0).next(),
             _ => return None,
         };
-        Some(Self { handle, name })
+        Some(Self { handle, name, is_directory: kind != libc::FAN_EVENT_INFO_TYPE_FID })
     }
 }
 

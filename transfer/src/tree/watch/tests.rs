@@ -140,3 +140,58 @@ fn where_it_is_not_known_what_is_told_nobody_listens() {
     let tree = Beneath::open(Path::new("/proc/sys")).unwrap();
     assert_eq!(Watch::begin(&tree).err(), Some(Errno::EOPNOTSUPP));
 }
+
+#[test]
+fn a_directory_has_news_of_its_own_and_holds_nothing_open() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    let (volume, other) = (root.join("volume"), root.join("volume-other"));
+    fs::create_dir_all(volume.join("deep")).unwrap();
+    fs::create_dir(&other).unwrap();
+    let notice = ChangeNotice::of(&volume).unwrap();
+    fs::write(other.join("file"), "elsewhere").unwrap();
+    assert!(!notice.has_come());
+    fs::write(volume.join("deep/file"), "here").unwrap();
+    assert!(notice.has_come() && !notice.has_come());
+    // what comes from outside is within from then on
+    fs::rename(&other, volume.join("came")).unwrap();
+    assert!(notice.has_come());
+    fs::write(volume.join("came/file"), "again").unwrap();
+    assert!(notice.has_come());
+    fs::remove_dir_all(volume.join("came")).unwrap();
+    assert!(notice.has_come());
+    // another directory in its place, in which nothing is changed
+    fs::create_dir(root.join("next")).unwrap();
+    fs::rename(&volume, root.join("before")).unwrap();
+    assert!(notice.has_come());
+    fs::rename(root.join("next"), &volume).unwrap();
+    assert!(notice.has_come());
+    fs::write(root.join("before/file"), "elsewhere by now").unwrap();
+    assert!(!notice.has_come());
+    let links = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let open = links.filter_map(|link| fs::read_link(link.path()).ok()).find(|to| to.starts_with(&volume));
+    assert_eq!(open, None);
+}
+
+#[test]
+fn a_directory_that_is_mounted_has_news_too() {
+    use nix::mount::{MsFlags, mount};
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    let (volume, place) = (root.join("volume"), root.join("place"));
+    fs::create_dir(&volume).unwrap();
+    fs::create_dir(&place).unwrap();
+    // what is mounted goes with the thread, whose namespace it is
+    let checked = thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let none = None::<&Path>;
+        mount(none, Path::new("/"), none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        mount(Some(&volume), &place, none, MsFlags::MS_BIND, none).unwrap();
+        let notice = ChangeNotice::of(&place).unwrap();
+        fs::write(place.join("file"), "by this mount").unwrap();
+        assert!(notice.has_come());
+        fs::write(volume.join("file"), "by the other").unwrap();
+        assert!(notice.has_come());
+    });
+    checked.join().unwrap();
+}
