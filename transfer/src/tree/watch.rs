@@ -126,7 +126,12 @@ impl Watch {
             return Err(Errno::EOPNOTSUPP);
         }
         let reports = libc::FAN_REPORT_DIR_FID | libc::FAN_REPORT_NAME | libc::FAN_REPORT_FID;
-        let flags = InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_CLOEXEC | InitFlags::FAN_NONBLOCK;
+        // the queue is emptied all the time, so its length needs no limit; with one, whoever makes many files elsewhere on the file
+        // system would have all of the tree looked at
+        let flags = InitFlags::FAN_CLASS_NOTIF
+            | InitFlags::FAN_CLOEXEC
+            | InitFlags::FAN_NONBLOCK
+            | InitFlags::FAN_UNLIMITED_QUEUE;
         let group = Fanotify::init(flags | InitFlags::from_bits_retain(reports), EventFFlags::empty())?;
         let place = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_FILESYSTEM;
         group.mark(place, MaskFlags::from_bits_retain(CHANGES), tree.root(), Some("."))?;
