@@ -17,7 +17,8 @@ pub use migrate::{CooperativeArg, FileWatchArg, IpChangeArg, LayerArg, MigrateAr
 pub use node::{Neighbours, NodeCommand, NodeServeArgs};
 pub use store::{StoreAddArgs, StoreCommand, StoreGetArgs};
 pub use volume::{
-    KeepArgs, VolumeCommand, VolumeFollowArgs, VolumeForgetArgs, VolumeReplicateArgs, VolumeSnapshotArgs,
+    FreezeArgs, KeepArgs, VolumeCommand, VolumeFollowArgs, VolumeForgetArgs, VolumeReplicateArgs,
+    VolumeSnapshotArgs,
 };
 
 use crate::probe::ProbeArgs;
@@ -149,6 +150,14 @@ pub enum Command {
     /// Hold a container if CRIU is killed (started beside CRIU)
     #[command(hide = true)]
     Guard,
+    /// Let a container go on that stands still, when godwit dies (started by `volume snapshot --freeze`)
+    #[command(hide = true)]
+    LetGo {
+        /// Its cgroup
+        cgroup: PathBuf,
+        /// When it is to go on at the latest, ms
+        limit: u64,
+    },
     /// Make this host's key, and say which hosts it trusts over `tls://`
     #[command(subcommand)]
     Keys(KeysCommand),

@@ -84,6 +84,7 @@ impl Role {
             | Command::Images(_)
             | Command::Store(_)
             | Command::Node(_)
+            | Command::LetGo { .. }
             | Command::Config(_)
             | Command::Keys(_)
             | Command::Probe(_)

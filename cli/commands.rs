@@ -100,6 +100,7 @@ pub fn run(args: &Args, draw: &Draw) -> Result<u8, Trouble> {
         },
         Command::Fill { done, .. } => fill(done.as_deref()),
         Command::Guard => guard(),
+        Command::LetGo { cgroup, limit } => let_go(cgroup, *limit),
         Command::Park => park::run(),
         Command::Hook(command) => hook::run(args, command, draw),
         Command::Config(command) => config::run(command, draw),
@@ -136,6 +137,15 @@ fn guard() -> Result<u8, Trouble> {
     };
     let control = control.map_err(|error| cannot(&error))?;
     godwit_guardian::run_guardian(control).map(|()| 0).map_err(|error| cannot(&error))
+}
+
+/// Whoever has a container stand still starts it, and speaks with it over its standard input.
+fn let_go(cgroup: &std::path::Path, limit_ms: u64) -> Result<u8, Trouble> {
+    godwit_engine::standstill::run_keeper(cgroup, std::time::Duration::from_millis(limit_ms))
+        .map(|()| 0)
+        .map_err(|error| {
+            Failure::new(FailureKind::Failed, "the container stands still").because_of(&error).into()
+        })
 }
 
 fn probe(args: &Args, command: &crate::probe::ProbeArgs) -> Result<u8, Trouble> {

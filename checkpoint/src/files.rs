@@ -105,7 +105,6 @@ struct Outgoing {
 }
 
 /// All trees of the container.
-#[derive(Default)]
 pub struct Files {
     trees: Vec<Outgoing>,
     watches: bool,
@@ -129,12 +128,12 @@ impl Files {
         let options = Options { watch_from, ..Options::default() };
         let is_to_be_filled = tree.merged.is_none() && tree.gone.is_none() && base.is_empty();
         let opened = match (&tree.merged, &tree.gone) {
-            (Some(merged), _) => TreeSource::of_layer(content, merged, options.clone()),
+            (Some(merged), _) => TreeSource::of_layer(content, merged, options),
             (None, Some(gone)) => {
                 let gone = layer_file::read(gone).map_err(FilesError::Gone)?;
-                TreeSource::of_changes(content, gone, options.clone())
+                TreeSource::of_changes(content, gone, options)
             }
-            (None, None) => TreeSource::new(content, base, options.clone()),
+            (None, None) => TreeSource::new(content, base, options),
         };
         let source = opened.map_err(failed)?;
         self.trees.push(Outgoing {
@@ -155,7 +154,7 @@ impl Files {
     pub fn add_root(&mut self, offer: TreeOffer, tree: &Tree) -> Result<(), FilesError> {
         let content = &tree.content;
         let options = Options { root_only: true, ..Options::default() };
-        let source = TreeSource::new(content, TreeIndex::default(), options.clone())
+        let source = TreeSource::new(content, TreeIndex::default(), options)
             .map_err(|source| FilesError::Tree { path: content.display().to_string(), source })?;
         self.trees.push(Outgoing {
             offer,
@@ -182,7 +181,7 @@ impl Files {
     pub fn rebase(&mut self, id: TreeId, base: TreeIndex) -> Result<(), FilesError> {
         for tree in self.trees.iter_mut().filter(|tree| tree.offer.id == id) {
             let failed = |source| FilesError::Tree { path: tree.root.display().to_string(), source };
-            tree.source = TreeSource::new(&tree.root, base.clone(), tree.options.clone()).map_err(failed)?;
+            tree.source = TreeSource::new(&tree.root, base.clone(), tree.options).map_err(failed)?;
         }
         Ok(())
     }

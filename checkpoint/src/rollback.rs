@@ -42,7 +42,7 @@ impl Source<'_> {
         let stopped_for = self.stopped_for();
         let throttled = self.unthrottle().err();
         // what is open here an engine cannot mount again
-        self.files = Files::default();
+        self.files = Files::none_yet(false);
         let here = put_back(&mut *self.container);
         // who waits for it to run
         let untold = if here.is_empty() { self.tell(Moment::Rollback) } else { None };

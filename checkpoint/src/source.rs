@@ -350,7 +350,8 @@ impl<'a> Source<'a> {
         // the tracker holds the tasks' memory
         let totals = self.pages.take().map(|pages| (pages.statistics(), pages.longest_stop()));
         // an engine cannot unmount what is open here
-        self.files = Files::default();
+        self.files.spared().into_iter().for_each(|spared| self.observer.note(spared));
+        self.files = Files::none_yet(false);
         let parting = self.plan.parting.clone();
         let mut leftovers =
             discard(Some(&mut *self.container), &parting, &self.name, &self.job, &mut self.journal);

@@ -128,7 +128,6 @@ impl Source<'_> {
         self.streams = streams;
         let (dumped, looked, (file_bytes, _)) = (dumped??, looked??, files?);
         self.observer.note(crate::pages::describe(&dumped));
-        self.files.spared().into_iter().for_each(|spared| self.observer.note(spared));
         self.container.verify_frozen()?;
         self.container.complete_images(&dir)?;
         self.journal.append(journal::Event::Dumped)?;

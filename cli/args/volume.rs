@@ -46,11 +46,25 @@ pub enum VolumeCommand {
     Forget(VolumeForgetArgs),
 }
 
+/// Who stands still for a snapshot.
+#[derive(Debug, ClapArgs)]
+pub struct FreezeArgs {
+    /// Have this container stand still while the last of the volume is read: the snapshot is of one moment. Repeatable; all who use the
+    /// volume must be named
+    #[arg(long, value_name = "CONTAINER")]
+    pub freeze: Vec<String>,
+    /// For how long at most; else there is no snapshot
+    #[arg(long, default_value = "2s", value_parser = quantity::positive_duration, value_name = "DURATION")]
+    pub freeze_limit: Duration,
+}
+
 /// `godwit volume snapshot`.
 #[derive(Debug, ClapArgs)]
 pub struct VolumeSnapshotArgs {
     /// Of which volume
     pub volume: String,
+    #[command(flatten)]
+    pub still: FreezeArgs,
     /// What to remember of it
     #[arg(long, value_name = "TEXT")]
     pub note: Option<String>,
@@ -86,6 +100,8 @@ pub struct VolumeFollowArgs {
     /// One after this time, too, whatever was heard of changes; needed where the kernel tells of none
     #[arg(long, value_parser = quantity::duration, value_name = "DURATION")]
     pub every: Option<Duration>,
+    #[command(flatten)]
+    pub still: FreezeArgs,
     #[command(flatten)]
     pub keep: KeepArgs,
     /// How much the store may have on disk: what nothing needs goes, the least recently used first, and then it is refused

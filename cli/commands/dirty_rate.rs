@@ -51,15 +51,8 @@ pub fn run(_: &Args, command: &CheckArgs, container: &str, draw: &Draw) -> Resul
     check_privilege()?;
     let criu = usable_criu()?;
     // nothing is moved: whatever would need a word first does not matter here
-    let carry = Carry {
-        tcp_established: true,
-        ext_unix_sk: true,
-        file_locks: true,
-        shell_job: true,
-        link_remap: true,
-    };
     let (name, container) =
-        open(container, &OpenRequest { carry, ip_change: true, ..OpenRequest::default() })?;
+        open(container, &OpenRequest { carry: Carry::ALL, ip_change: true, ..OpenRequest::default() })?;
     let about = |failure| Trouble::about(failure, &name.to_string(), None);
     let (tracker, _) = choose_tracker(TrackerChoice::Auto, &abilities(&criu))
         .map_err(|why| about(Failure::new(FailureKind::Missing, why)))?;

@@ -2,13 +2,14 @@
 
 mod follow;
 mod replicate;
+mod still;
 
 use super::Trouble;
 use super::store;
 use crate::args::{Args, KeepArgs, VolumeCommand, VolumeForgetArgs, VolumeSnapshotArgs};
 use crate::draw::{Draw, table};
 use godwit_migration::calendar::show_time;
-use godwit_migration::quantity::show_bytes;
+use godwit_migration::quantity::{show_bytes, show_duration};
 use godwit_migration::{Failure, FailureKind};
 use godwit_store::store_of;
 use godwit_volumes::difference::{Change, difference};
@@ -17,6 +18,8 @@ use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use still::Containers;
 
 /// Lines of differences that people get to see; JSON has all.
 const LINES: usize = 1000;
@@ -81,8 +84,14 @@ impl Past {
     fn snapshot(&self, wanted: &VolumeSnapshotArgs, draw: &Draw) -> Result<u8, Failure> {
         let failed = |error: VolumeError| self.failure("no snapshot was made", &error);
         let volume = self.volume(&wanted.volume, "no snapshot was made")?;
+        let containers = Containers::of(&wanted.still, &self.root, &volume)?;
         let history = History::open(&self.root, wanted.quota).map_err(failed)?;
-        let taken = history.take(&volume, wanted.note.as_deref(), &mut self.reading()).map_err(failed)?;
+        let note = wanted.note.as_deref();
+        let taken = match containers {
+            Some(mut containers) => history.take_of(&volume, note, &mut containers, &mut self.reading()),
+            None => history.take(&volume, note, &mut self.reading()),
+        };
+        let taken = taken.map_err(failed)?;
         self.bar.finish_and_clear();
         let added = &taken.added;
         if draw.is_json() {
@@ -96,6 +105,13 @@ impl Past {
             added.entries,
             show_bytes(added.written_bytes)
         ));
+        if let Some(stood) = taken.snapshot.stood_us {
+            let stood = show_duration(Duration::from_micros(stood));
+            draw.talk(&format!(
+                "it is of one moment: {} stood still for {stood}",
+                wanted.still.freeze.join(" and ")
+            ));
+        }
         Ok(0)
     }
 
@@ -351,6 +367,6 @@ fn shown(snapshot: &Snapshot) -> Value {
     json!({
         "id": snapshot.id, "volume": snapshot.volume, "path": snapshot.path, "host": snapshot.host,
         "made_unix_us": snapshot.made_unix_us, "stash": snapshot.cause == Cause::Stash, "note": snapshot.note,
-        "manifest": snapshot.manifest.to_string(), "tree": snapshot.tree.to_string(),
+        "stood_us": snapshot.stood_us, "manifest": snapshot.manifest.to_string(), "tree": snapshot.tree.to_string(),
     })
 }

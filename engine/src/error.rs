@@ -75,6 +75,9 @@ pub enum EngineError {
     /// The restored tree is not held as it must be.
     #[error("the restored container is not held: {0}")]
     NotHeld(String),
+    /// Somebody else has frozen it.
+    #[error("the container stands still already, for somebody else")]
+    StandsStill,
     /// The frozen tree is not as it was.
     #[error("the container did not stay frozen: {0}")]
     NotFrozen(String),

@@ -23,6 +23,7 @@ pub mod remains;
 mod restart;
 pub mod runtime;
 pub mod stand_in;
+pub mod standstill;
 mod start;
 mod sys;
 pub mod throttle;

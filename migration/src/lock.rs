@@ -10,7 +10,17 @@ use std::path::{Path, PathBuf};
 /// Held while a migration of one container is under way. The kernel lets go of it when the process ends, however.
 #[derive(Debug)]
 pub struct ContainerLock {
-    _file: Flock<File>,
+    file: Flock<File>,
+}
+
+impl ContainerLock {
+    /// A descriptor for another process: it is held until that one has closed its own, too. Nothing is to be written to it.
+    ///
+    /// # Errors
+    /// When there are too many descriptors.
+    pub fn share(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
 }
 
 /// Takes the lock of a container below godwit's root directory; `None` when another process holds it.
@@ -38,7 +48,7 @@ pub fn lock_container(root: &Path, engine: &str, name: &str) -> io::Result<Optio
             // for whoever wants to stop it; that it is old says nothing, the lock does
             file.set_len(0)?;
             file.write_all_at(std::process::id().to_string().as_bytes(), 0)?;
-            Ok(Some(ContainerLock { _file: file }))
+            Ok(Some(ContainerLock { file }))
         }
         Err((_, Errno::EWOULDBLOCK)) => Ok(None),
         Err((_, errno)) => Err(errno.into()),

@@ -120,6 +120,17 @@ pub struct Carry {
     pub link_remap: bool,
 }
 
+impl Carry {
+    /// Whatever there is: for who moves nothing.
+    pub const ALL: Self = Self {
+        tcp_established: true,
+        ext_unix_sk: true,
+        file_locks: true,
+        shell_job: true,
+        link_remap: true,
+    };
+}
+
 /// What the source's kernel can do to find written pages; each error says why not.
 #[derive(Clone, Debug)]
 pub struct Abilities {

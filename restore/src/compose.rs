@@ -8,6 +8,7 @@ use godwit_memory::{ImageId, PAGE_SIZE, PageRun};
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::Path;
 
@@ -62,27 +63,58 @@ pub fn compose(images: &Path, store: &PageStore, lazy: bool) -> Result<Composed,
         .filter(|vpid| images.join(format!("pagemap-{vpid}.img")).exists())
         .collect();
     let mut maps: BTreeMap<u32, Vec<Mapping>> = BTreeMap::new();
+    let mut parts: BTreeMap<u32, Vec<Range<u64>>> = BTreeMap::new();
     for vpid in &tasks {
         let mut of_task = mappings(&images.join(format!("mm-{vpid}.img")))?;
+        parts.insert(*vpid, parts_of(&of_task));
         for mapping in &mut of_task {
             let large = (mapping.end - mapping.start) / PAGE_SIZE >= SMALL;
             mapping.lazy &= lazy && large && !mapping.grows_down;
         }
         maps.insert(*vpid, of_task);
     }
-    let cow = if lazy && tasks.len() > 1 { shared_runs(store, &tasks, &maps) } else { BTreeMap::new() };
+    let mut cow = if lazy && tasks.len() > 1 { shared_runs(store, &tasks, &maps) } else { BTreeMap::new() };
     let cow_pages: u64 = cow.values().flatten().map(|run| run.pages).sum();
     let keep_shared = cow_pages <= EAGER_COW_PAGES;
     composed.unshared_pages = if keep_shared { 0 } else { cow_pages };
     for vpid in tasks.iter().copied() {
         let of_task = maps.remove(&vpid).unwrap_or_default();
-        let at_once = if keep_shared { cow.get(&vpid).map_or(&[][..], Vec::as_slice) } else { &[] };
-        task(images, store, vpid, &of_task, at_once, &mut composed)?;
+        let mut at_once = cow.remove(&vpid).filter(|_| keep_shared).unwrap_or_default();
+        for part in parts.remove(&vpid).unwrap_or_default() {
+            let first = store.runs(ImageId::Task(vpid), Some(part)).first().map(|(run, _)| run.start);
+            first.into_iter().for_each(|page| include(&mut at_once, page));
+        }
+        task(images, store, vpid, &of_task, &at_once, &mut composed)?;
     }
     if composed.lazy_pages > 0 {
         keep_huge_pages_away(images, &tasks)?;
     }
     Ok(composed)
+}
+
+/// Adds a page to ascending runs, if it is in none of them.
+fn include(runs: &mut Vec<PageRun>, page: u64) {
+    let place = runs.partition_point(|run| run.end() <= page);
+    if runs.get(place).is_none_or(|run| run.start > page) {
+        runs.insert(place, PageRun { start: page, pages: 1 });
+    }
+}
+
+/// Mappings beside each other that may be what is left of one that was cut for a while: a task took the right to write away from
+/// some pages and will give it back (mprotect(2)), and then may move them all with one call (mremap(2)), which takes one mapping
+/// only. The kernel makes one of them again if they have one anon_vma, and offsets that go on from one to the next
+/// (`vma_merge_existing_range` in mm/vma.c).
+///
+/// So CRIU must put a page into each of them. It maps them one behind the other first, where they are one mapping, which gets its
+/// anon_vma with a page; it and the offsets stay when they are moved to their places. Parts that are empty until then lose both: the
+/// offset is set anew by the move, and `VM_ACCOUNT` goes with the right to write (mm/mprotect.c), so that none shares the anon_vma of
+/// another.
+fn parts_of(maps: &[Mapping]) -> Vec<Range<u64>> {
+    let is_kin = |one: &Mapping, next: &Mapping| {
+        one.end == next.start && [one, next].iter().all(|part| part.lazy && part.readable && !part.grows_down)
+    };
+    let parts = maps.chunk_by(is_kin).filter(|parts| parts.len() > 1).flatten();
+    parts.map(|part| part.start..part.end).collect()
 }
 
 /// Where huge pages are always used, a page that CRIU puts in place brings up to 511 others with it, which are zero: they
@@ -127,6 +159,7 @@ fn task(
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&pages_path);
     let mut pages = BufWriter::with_capacity(1 << 20, file.map_err(unwritable)?);
     let mut list = TaskPages { vpid, ..TaskPages::default() };
+    let mut anchors = Anchors::default();
     for (run, content) in store.runs(ImageId::Task(vpid), None) {
         for (piece, is_lazy) in pieces(run, maps, at_once) {
             let content = behind(content, (piece.start - run.start) / PAGE_SIZE);
@@ -139,6 +172,7 @@ fn task(
             }
             if is_lazy {
                 composed.lazy_pages += piece.pages;
+                anchors.see(piece.start, maps);
                 list.first.extend(store.recent(piece, content));
                 list.pages.push((piece, content));
                 continue;
@@ -158,10 +192,32 @@ fn task(
     }
     pages.flush().map_err(unwritable)?;
     map.write(&path)?;
+    list.anchors = anchors.addresses;
     if !list.pages.is_empty() {
         composed.lists.push(list);
     }
     Ok(())
+}
+
+/// The first page of each mapping, which comes before the task runs. With it the mapping gets its anon_vma: one that has none, and is
+/// cut for a while (see [`parts_of`]), gets one for either side as pages come to them, and is never one again
+/// (`find_mergeable_anon_vma` in mm/vma.c looks at direct neighbours only).
+#[derive(Default)]
+struct Anchors {
+    addresses: Vec<u64>,
+    /// Mappings up to this address have theirs.
+    up_to: u64,
+}
+
+impl Anchors {
+    /// There is a page, behind all those before.
+    fn see(&mut self, address: u64, maps: &[Mapping]) {
+        if address >= self.up_to {
+            self.addresses.push(address);
+            let mapping = maps.get(maps.partition_point(|mapping| mapping.end <= address));
+            self.up_to = mapping.map_or(address + PAGE_SIZE, |mapping| mapping.end);
+        }
+    }
 }
 
 /// The content of the page so many pages further in a run.
@@ -243,16 +299,15 @@ mod tests {
         PageRun { start: start * PAGE_SIZE, pages }
     }
 
+    fn mapping(start: u64, end: u64) -> Mapping {
+        let (start, end) = (start * PAGE_SIZE, end * PAGE_SIZE);
+        Mapping { start, end, lazy: true, grows_down: false, readable: true }
+    }
+
     #[test]
     fn a_run_is_cut_at_every_border() {
-        let mapping = |start, end, lazy| Mapping {
-            start: start * PAGE_SIZE,
-            end: end * PAGE_SIZE,
-            lazy,
-            grows_down: false,
-        };
-        let maps =
-            [mapping(0, 10, false), mapping(10, 20, true), mapping(20, 25, false), mapping(30, 40, true)];
+        let eager = |mapping| Mapping { lazy: false, ..mapping };
+        let maps = [eager(mapping(0, 10)), mapping(10, 20), eager(mapping(20, 25)), mapping(30, 40)];
         let got = pieces(run(5, 40), &maps, &[run(12, 2), run(35, 1)]);
         let want = vec![
             (run(5, 5), false),
@@ -266,5 +321,37 @@ mod tests {
         ];
         assert_eq!(got, want);
         assert_eq!(pieces(run(50, 3), &maps, &[]), vec![]);
+    }
+
+    #[test]
+    fn a_page_is_included_once() {
+        let mut runs = vec![run(10, 5), run(20, 1)];
+        [9, 10, 14, 15, 20, 30].iter().for_each(|page| include(&mut runs, page * PAGE_SIZE));
+        assert_eq!(runs, [run(9, 1), run(10, 5), run(15, 1), run(20, 1), run(30, 1)]);
+    }
+
+    #[test]
+    fn each_mapping_has_one_page_before_all_others() {
+        let maps = [mapping(0, 40), mapping(40, 42), mapping(50, 100)];
+        let mut anchors = Anchors::default();
+        [3, 7, 39, 40, 41, 60, 99].iter().for_each(|page| anchors.see(page * PAGE_SIZE, &maps));
+        assert_eq!(anchors.addresses, [3, 40, 60].map(|page| page * PAGE_SIZE));
+    }
+
+    #[test]
+    fn what_was_cut_is_known_by_its_parts() {
+        let parts = |maps: &[Mapping]| {
+            parts_of(maps).iter().map(|part| part.start / PAGE_SIZE..part.end / PAGE_SIZE).collect::<Vec<_>>()
+        };
+        assert_eq!(parts(&[mapping(0, 3), mapping(4, 100)]), []);
+        assert_eq!(parts(&[mapping(0, 40), mapping(40, 42), mapping(42, 99)]), [0..40, 40..42, 42..99]);
+        assert_eq!(parts(&[mapping(0, 3), mapping(3, 5), mapping(6, 8)]), [0..3, 3..5]);
+        // the guard of a stack is no part of it, nor is what is no plain memory
+        let guard = Mapping { readable: false, ..mapping(0, 1) };
+        let locked = Mapping { lazy: false, ..mapping(0, 1) };
+        let stack = Mapping { grows_down: true, ..mapping(1, 100) };
+        assert_eq!(parts(&[guard, mapping(1, 100)]), []);
+        assert_eq!(parts(&[locked, mapping(1, 3)]), []);
+        assert_eq!(parts(&[mapping(0, 1), stack]), []);
     }
 }

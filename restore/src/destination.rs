@@ -456,6 +456,9 @@ impl Destination<'_> {
         job.journal.append(journal::Event::Going)?;
         let container =
             job.container.as_mut().ok_or_else(|| WireError::Malformed("go before prepare".into()))?;
+        if let Some(pages) = &job.pages {
+            pages.anchor();
+        }
         container.go(&frames)?;
         // what was started has got its number only now
         let pid = container.pid().unwrap_or(pid);

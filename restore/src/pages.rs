@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// How long further connections may take to notice that nothing is wanted from them any more.
 const STOPPING: Duration = Duration::from_secs(2);
+/// Before the tasks run, each of their mappings has a page; they are kept waiting for it no longer than this.
+const ANCHORS: Duration = Duration::from_millis(20);
 /// How long filling may take.
 const FILL: Duration = Duration::from_secs(900);
 
@@ -211,6 +213,15 @@ impl IncomingPages {
                 .iter()
                 .zip(filled)
                 .all(|(object, filled)| is_still_shared(object, filled, |vpid| by_vpid.get(&vpid).copied()))
+    }
+
+    /// Waits for the first page of each mapping, if memory comes later. Without them the tasks run as well (compose.rs, `Anchors`).
+    pub fn anchor(&self) {
+        if let Some(filler) = &self.filler
+            && !filler.wait_for_anchors(ANCHORS)
+        {
+            tracing::info!("the tasks run before each of their mappings has a page");
+        }
     }
 
     /// The tasks run.

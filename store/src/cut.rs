@@ -14,7 +14,7 @@ use crate::{Digest, StoreError};
 const MIN: usize = 16 << 10;
 const AVERAGE: usize = 64 << 10;
 /// Zeros are looked for in blocks of this many bytes: what file systems can leave out.
-const BLOCK: usize = PAGE;
+pub(crate) const BLOCK: usize = PAGE;
 
 /// Takes the bytes of a piece, and says which chunk they are.
 pub(crate) type Keep<'a> = &'a mut dyn FnMut(&[u8]) -> Result<Digest, StoreError>;
@@ -50,13 +50,38 @@ impl Cutter {
         self.cut(false, keep)
     }
 
+    /// Where the last piece ended.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Whether no bytes wait to be cut.
+    pub fn is_at_rest(&self) -> bool {
+        self.run.is_empty()
+    }
+
+    /// Takes over a piece that lies at `at`, behind all before. Bytes that wait are forgotten.
+    pub fn adopt(&mut self, at: u64, piece: Piece) {
+        self.run.clear();
+        self.pieces.push(Piece { gap: at - self.end, ..piece });
+        self.end = at + u64::from(piece.len);
+        self.run_at = self.end;
+    }
+
+    /// What is between a piece that was taken over and the next multiple of the block size, when they are of one run.
+    pub fn lead(&mut self, bytes: &[u8]) {
+        self.run_at = self.end;
+        self.run = bytes.to_vec();
+    }
+
     /// The pieces of the file.
     pub fn finish(mut self, keep: Keep<'_>) -> Result<Vec<Piece>, StoreError> {
         self.end_run(keep)?;
         Ok(self.pieces)
     }
 
-    fn end_run(&mut self, keep: Keep<'_>) -> Result<(), StoreError> {
+    /// Zeros follow.
+    pub fn end_run(&mut self, keep: Keep<'_>) -> Result<(), StoreError> {
         if self.run.is_empty() { Ok(()) } else { self.cut(true, keep) }
     }
 

@@ -87,6 +87,9 @@ pub enum StoreError {
     /// A directory that shall be filled has something in it.
     #[error("`{}` is not empty", .0.display())]
     NotEmpty(PathBuf),
+    /// Those who write to a tree did not stand still while it was read.
+    #[error("what writes to it does not stand still")]
+    Writers(#[from] crate::Restless),
     /// What was being read became something else.
     #[error("`{path}` was changed while it was read")]
     Changed {

@@ -1,18 +1,73 @@
 //! Puts a tree, or a checkpoint, into the store: a walk as for a migration's first round to an empty destination, whose steps are
-//! written down instead of sent.
+//! written down instead of sent. What somebody writes to is walked once more while he stands still, as in a migration.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::error::Error;
 use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
 
-use godwit_transfer::tree::{Body, Options, RoundError, SEGMENT, TreeIndex, TreeOp, TreePath, TreeSource};
+use godwit_transfer::tree::{Options, RoundError, TreeIndex, TreeOp, TreePath, TreeSource};
 
-use crate::cut::{Cutter, Keep};
-use crate::manifest::{Content, Described, Entry, Manifest, Node, Tree};
-use crate::page_cut::{PageCutter, PageRuns, page_files};
-use crate::{Digest, Lease, StoreError};
+use crate::manifest::{Described, Manifest, Tree};
+use crate::page_cut::{PageRuns, page_files};
+use crate::record::{Recorder, Shelf};
+use crate::{Digest, Lease, ObjectId, StoreError};
 
 /// Where a checkpoint of godwit's has CRIU's images.
 const IMAGES: &[u8] = b"images";
+
+/// Entries from which on the kernel is asked what is changed.
+const WATCHED: usize = 5000;
+/// Rounds at most while the writers work, and how long one takes after which another is not worth it.
+const ROUNDS: u32 = 4;
+const SHORT: Duration = Duration::from_millis(200);
+/// Bytes of changes that are taken while the writers stand still; they are in memory until they go on.
+const MOST: usize = 1 << 30;
+
+/// Files that the kernel does not tell all of: device and inode (`st_dev`, `st_ino`).
+#[derive(Debug, Clone, Default)]
+pub struct Files {
+    /// Those that are open.
+    pub open: HashSet<(u64, u64)>,
+    /// Those that are mapped shared and writable.
+    pub mapped: HashSet<(u64, u64)>,
+}
+
+/// Why writers do not stand still.
+pub type Restless = Box<dyn Error + Send + Sync>;
+
+/// Those who write to a tree.
+pub trait Writers {
+    /// The files that they have.
+    ///
+    /// # Errors
+    /// When they cannot be looked at.
+    fn files(&mut self) -> Result<Files, Restless>;
+
+    /// Has them stand still.
+    ///
+    /// # Errors
+    /// When they do not; then all of them work.
+    fn stop(&mut self) -> Result<(), Restless>;
+
+    /// For how long they may stand still.
+    fn limit(&self) -> Duration;
+
+    /// Lets them go on.
+    ///
+    /// # Errors
+    /// When they did not stand still all the time, or one of them still does.
+    fn go_on(&mut self) -> Result<(), Restless>;
+}
+
+/// When and for how long writers stood still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stood {
+    /// Since when.
+    pub at: SystemTime,
+    /// How long.
+    pub took: Duration,
+}
 
 /// What was put into the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +121,53 @@ impl Lease {
         self.put_manifest(&Manifest::Described(Described { tree, facts }))
     }
 
+    /// Puts the tree at `root` into the store as it is at one moment: those who write to it stand still for the last round, which
+    /// only finds what the rounds before did not see.
+    ///
+    /// # Errors
+    /// As [`Lease::add_tree`], and [`StoreError::Writers`] when they cannot stand still, or not for so long. They go on, whatever happens.
+    pub fn add_tree_of(
+        &mut self,
+        root: &Path,
+        writers: &mut dyn Writers,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(Added, Stood), StoreError> {
+        let before = self.written();
+        // the kernel tells what is changed where there is so much that a walk would take long
+        let options = Options { watch_from: Some(WATCHED), ..Options::default() };
+        let mut source = TreeSource::new(root, TreeIndex::default(), options)?;
+        let (mut recorder, mut last) = (Recorder::default(), Duration::MAX);
+        let (mut read, mut told) = (0, 0);
+        for round in 0..ROUNDS {
+            let begun = Instant::now();
+            let files = writers.files()?;
+            source.look_at(files.open);
+            let stats = source.round(&files.mapped, &mut |step| {
+                told += step.weight() as u64;
+                progress(told);
+                recorder.record(step, self)
+            });
+            read += stats.map_err(plain)?.bytes_read;
+            let took = begun.elapsed();
+            // the next would find about as much
+            if round > 0 && (took < SHORT || took > last / 2) {
+                break;
+            }
+            last = took;
+        }
+        let (steps, last_read, stood) = last_round(&mut source, writers)?;
+        steps.into_iter().try_for_each(|step| recorder.record(step, self))?;
+        let added = self.keep_tree(recorder.finish(), read + last_read, before)?;
+        Ok((added, stood))
+    }
+
+    fn keep_tree(&mut self, tree: Tree, read_bytes: u64, before: u64) -> Result<Added, StoreError> {
+        let (entries, file_bytes) = (tree.entries.len() as u64, tree.file_bytes());
+        let manifest = self.put_manifest(&Manifest::Tree(tree))?;
+        let written_bytes = self.written() - before;
+        Ok(Added { manifest, entries, file_bytes, read_bytes, written_bytes })
+    }
+
     fn add(
         &mut self,
         root: &Path,
@@ -73,11 +175,8 @@ impl Lease {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Added, StoreError> {
         let before = self.written();
-        let (tree, read_bytes) = walk(root, pages, &mut |bytes| self.put_chunk(bytes), progress)?;
-        let (entries, file_bytes) = (tree.entries.len() as u64, tree.file_bytes());
-        let manifest = self.put_manifest(&Manifest::Tree(tree))?;
-        let written_bytes = self.written() - before;
-        Ok(Added { manifest, entries, file_bytes, read_bytes, written_bytes })
+        let (tree, read_bytes) = walk(root, pages, self, progress)?;
+        self.keep_tree(tree, read_bytes, before)
     }
 }
 
@@ -91,12 +190,24 @@ impl Tree {
         root: &Path,
         progress: &mut dyn FnMut(u64) -> Result<(), StoreError>,
     ) -> Result<Tree, StoreError> {
-        let mut read = 0;
-        let mut name = |bytes: &[u8]| {
-            read += bytes.len() as u64;
-            progress(read).map(|()| Digest::of(bytes))
-        };
-        Ok(walk(root, HashMap::new(), &mut name, &mut |_| {})?.0)
+        Ok(walk(root, HashMap::new(), &mut Naming { read: 0, progress }, &mut |_| {})?.0)
+    }
+}
+
+/// Keeps nothing, and says what it would be called.
+struct Naming<'a> {
+    read: u64,
+    progress: &'a mut dyn FnMut(u64) -> Result<(), StoreError>,
+}
+
+impl Shelf for Naming<'_> {
+    fn put(&mut self, bytes: &[u8]) -> Result<Digest, StoreError> {
+        self.read += bytes.len() as u64;
+        (self.progress)(self.read).map(|()| Digest::of(bytes))
+    }
+
+    fn chunk(&mut self, digest: Digest) -> Result<Vec<u8>, StoreError> {
+        Err(StoreError::Missing(ObjectId::chunk(digest)))
     }
 }
 
@@ -104,116 +215,56 @@ impl Tree {
 fn walk(
     root: &Path,
     pages: HashMap<TreePath, PageRuns>,
-    keep: Keep<'_>,
+    shelf: &mut dyn Shelf,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(Tree, u64), StoreError> {
     let mut source = TreeSource::new(root, TreeIndex::default(), Options::default())?;
-    let mut recorder = Recorder { keep, pages, nodes: BTreeMap::new(), open: None };
+    let mut recorder = Recorder::of_pages(pages);
     let mut read = 0;
     let round = source.round(&HashSet::new(), &mut |step| {
         read += step.weight() as u64;
         progress(read);
-        recorder.record(step)
+        recorder.record(step, shelf)
     });
-    let stats = round.map_err(|error| match error {
+    let stats = round.map_err(plain)?;
+    Ok((recorder.finish(), stats.bytes_read))
+}
+
+fn plain(error: RoundError<StoreError>) -> StoreError {
+    match error {
         RoundError::Tree(error) => error.into(),
         RoundError::Emit(error) => error,
-    })?;
-    let entries = recorder.nodes.into_iter().map(|(path, node)| Entry { path, node }).collect();
-    Ok((Tree { entries }, stats.bytes_read))
-}
-
-/// The tree as far as it was walked.
-struct Recorder<'a> {
-    keep: Keep<'a>,
-    pages: HashMap<TreePath, PageRuns>,
-    nodes: BTreeMap<TreePath, Node>,
-    open: Option<(TreePath, Contents)>,
-}
-
-/// A file that is being read.
-enum Contents {
-    Pieces(Cutter),
-    Pages(PageCutter),
-}
-
-impl Recorder<'_> {
-    fn record(&mut self, step: TreeOp) -> Result<(), StoreError> {
-        match step {
-            TreeOp::Dir { path } => self.put(path, Node::Dir { meta: Default::default() }),
-            TreeOp::Symlink { path, destination, meta } => {
-                self.put(path, Node::Symlink { meta, to: destination })
-            }
-            TreeOp::Fifo { path, meta } => self.put(path, Node::Fifo { meta }),
-            TreeOp::Device { path, block, major, minor, meta } => {
-                self.put(path, Node::Device { meta, block, major, minor });
-            }
-            TreeOp::HardLink { path, to } => self.put(path, Node::Link { to }),
-            TreeOp::Meta { path, meta: new } => match self.nodes.get_mut(&path) {
-                Some(
-                    Node::Dir { meta }
-                    | Node::File { meta, .. }
-                    | Node::Symlink { meta, .. }
-                    | Node::Fifo { meta }
-                    | Node::Device { meta, .. },
-                ) => *meta = new,
-                Some(Node::Link { .. }) => {}
-                // the root is not made
-                None => self.put(path, Node::Dir { meta: new }),
-            },
-            TreeOp::FileBegin { path, .. } => {
-                let contents = match self.pages.remove(&path) {
-                    Some(runs) => Contents::Pages(PageCutter::new(runs)),
-                    None => Contents::Pieces(Cutter::default()),
-                };
-                self.open = Some((path, contents));
-            }
-            TreeOp::Segment { index, body: Body::Data(bytes), .. } => {
-                self.contents(index * SEGMENT, &bytes)?
-            }
-            TreeOp::FileEnd { size, meta } => {
-                if let Some((path, contents)) = self.open.take() {
-                    let keep = &mut *self.keep;
-                    let content = match contents {
-                        Contents::Pieces(cutter) => Content::Pieces(cutter.finish(keep)?),
-                        Contents::Pages(cutter) => {
-                            let groups = cutter.finish(size, keep)?;
-                            Content::Pages(groups.ok_or_else(|| changed(&path))?)
-                        }
-                    };
-                    self.put(path, Node::File { meta, size, content });
-                }
-            }
-            // the zeros of a file that is new are left out as they are; nothing else comes for an empty destination
-            TreeOp::Hole { .. }
-            | TreeOp::RoundEnd { .. }
-            | TreeOp::Segment { .. }
-            | TreeOp::Remove { .. }
-            | TreeOp::Rename { .. } => {}
-        }
-        Ok(())
     }
+}
 
-    fn put(&mut self, path: TreePath, node: Node) {
-        self.nodes.insert(path, node);
-    }
-
-    fn contents(&mut self, at: u64, bytes: &[u8]) -> Result<(), StoreError> {
-        let keep = &mut *self.keep;
-        match &mut self.open {
-            Some((_, Contents::Pieces(cutter))) => cutter.take(at, bytes, keep),
-            Some((path, Contents::Pages(cutter))) => {
-                if cutter.take(at, bytes, keep)? {
-                    Ok(())
+/// The round for which they stand still: its steps, which are written down when they go on, and the bytes that it read.
+fn last_round(
+    source: &mut TreeSource,
+    writers: &mut dyn Writers,
+) -> Result<(Vec<TreeOp>, u64, Stood), StoreError> {
+    let (at, begun) = (SystemTime::now(), Instant::now());
+    writers.stop()?;
+    let (mut steps, mut bytes) = (Vec::new(), 0);
+    let limit = writers.limit();
+    let found = writers.files().map_err(StoreError::from).and_then(|files| {
+        source.look_at(files.open);
+        let round = source.round(&files.mapped, &mut |step| {
+            bytes += step.weight();
+            if bytes > MOST || begun.elapsed() > limit {
+                let what = if bytes > MOST {
+                    "more than 1 GiB was changed"
                 } else {
-                    Err(changed(path))
-                }
+                    "it takes longer than they may stand still"
+                };
+                return Err(StoreError::Writers(what.into()));
             }
-            None => Ok(()),
-        }
-    }
-}
-
-fn changed(path: &TreePath) -> StoreError {
-    StoreError::Changed { path: path.to_string() }
+            steps.push(step);
+            Ok(())
+        });
+        round.map(|stats| stats.bytes_read).map_err(plain)
+    });
+    let went_on = writers.go_on();
+    let read = found?;
+    went_on?;
+    Ok((steps, read, Stood { at, took: begun.elapsed() }))
 }

@@ -118,6 +118,13 @@ impl<'a> Background<'a> {
     pub fn signal(&self, signal: &str) {
         let said = self.bed.run(&self.host, &["kill", &format!("-{signal}"), &self.pid.to_string()]);
         assert_eq!(said.code, 0, "{}", said.err);
+        self.go_on();
+    }
+
+    /// What stands for it here stops itself when it was stopped.
+    fn go_on(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT);
     }
 
     /// Waits for its end.
@@ -147,6 +154,7 @@ impl Drop for Background<'_> {
         if let Ok(None) = self.child.try_wait() {
             // the host's own number: killing what stands for it here would leave it running there
             self.bed.run(&self.host, &["kill", "-9", &self.pid.to_string()]);
+            self.go_on();
             let _ = self.child.wait();
         }
     }

@@ -38,6 +38,7 @@ mod restart;
 mod restart_docker;
 mod rollback;
 mod sealed;
+mod snapshots;
 mod state;
 mod throttle;
 mod tls;

@@ -86,6 +86,29 @@ fn trackers_connections_and_ways_of_restoring() {
 }
 
 /// `godwit fill` is killed as soon as it is there, and again a moment later: before and during the fill.
+/// Has mappings that are divided while it moves, and makes each one again afterwards.
+const DIVIDED: &str = include_str!("divided.py");
+
+#[test]
+fn a_mapping_that_was_divided_when_it_moved_is_one_again() {
+    let Some(bed) = quiet_bed() else { return };
+    bed.write(SRC, "/srv/divided-data/divided.py", DIVIDED);
+    bed.sh(
+        SRC,
+        "testbed-container create divided --host-usr --command 'python3 /data/divided.py'
+         timeout 20 sh -c 'until [ -e /srv/divided-data/ready.child ] && [ -e /srv/divided-data/ready.parent ]; do sleep 0.05; done'",
+    );
+    let words = ["--json", "migrate", "runc:divided", "ssh://dst", "--no-copy", "/usr"];
+    let summary = godwit(&bed, &words).summary();
+    assert_eq!(summary["memory"]["restoration"], "local-lazy", "{summary}");
+    let said = bed.sh(
+        DST,
+        "cd /srv/divided-data && touch go
+         timeout 20 sh -c 'until [ -e said.child ] && [ -e said.parent ]; do sleep 0.05; done'; cat said.parent said.child",
+    );
+    assert_eq!(said, "parent: whole\nchild: whole");
+}
+
 #[test]
 fn a_handler_that_is_killed_loses_nothing() {
     let Some(bed) = quiet_bed() else { return };

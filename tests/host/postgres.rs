@@ -7,7 +7,7 @@ use crate::godwit::{Background, godwit_with};
 use serde_json::Value;
 
 /// In a container as user 1000: makes a data base, and lets two times two clients work on it for so many seconds.
-const SERVE: &str = r#"#!/bin/sh
+pub const SERVE: &str = r#"#!/bin/sh
 PATH=/usr/lib/postgresql/17/bin:/usr/bin
 cd /data
 initdb -D /data/base -A trust --no-sync > /dev/null || exit
@@ -27,7 +27,7 @@ wait
 "#;
 
 /// Sums that are one sum in every state that is whole.
-const SUMS: &str =
+pub const SUMS: &str =
     "select (select sum(abalance) from pgbench_accounts), (select sum(bbalance) from pgbench_branches),
     (select sum(tbalance) from pgbench_tellers), (select sum(delta) from pgbench_history),
     (select count(*) from pgbench_history)";

@@ -122,7 +122,7 @@ fn what_the_kernel_does_not_tell_is_looked_at_where_it_is_named() {
     round(&mut pair, "all");
     mapped.write(5, 9);
     let (stats, _) = pair.round();
-    assert_eq!(stats.looked_at, 1, "the kernel tells nothing of it");
+    assert_eq!(stats.looked_at, 1, "the kernel tells nothing of it: {stats:?}");
     let meta = path.metadata().unwrap();
     pair.source.look_at([(meta.dev(), meta.ino())]);
     assert!(round(&mut pair, "it was named") < 10);

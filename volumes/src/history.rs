@@ -8,7 +8,7 @@ use crate::{Volume, VolumeError};
 use godwit_migration::calendar::date_of_day;
 use godwit_migration::host_name;
 use godwit_store::manifest::{Described, Tree};
-use godwit_store::{Added, Digest, Lease, PinName, Store, StoreError, store_of};
+use godwit_store::{Added, Digest, Lease, PinName, Store, StoreError, Writers, store_of};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -56,6 +56,9 @@ pub struct Snapshot {
     pub made_unix_us: u64,
     /// Why.
     pub cause: Cause,
+    /// For how long its writers stood still, so that it is of one moment, µs. None: each file is of some moment of its own, where
+    /// somebody wrote meanwhile.
+    pub stood_us: Option<u64>,
     /// What somebody wanted to be remembered.
     pub note: Option<String>,
     /// What the pin keeps.
@@ -113,6 +116,23 @@ impl History {
         self.take_locked(&mut self.store.lease()?, volume, Cause::Asked, note, progress)
     }
 
+    /// The same as of one moment: those who write to the volume stand still for the last of it.
+    ///
+    /// # Errors
+    /// As [`History::take`], and when they do not. They go on, whatever happens.
+    pub fn take_of(
+        &self,
+        volume: &Volume,
+        note: Option<&str>,
+        writers: &mut dyn Writers,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Taken, VolumeError> {
+        let _lock = self.lock(volume)?;
+        let mut lease = self.store.lease()?;
+        let (added, stood) = lease.add_tree_of(&volume.path, writers, progress)?;
+        note_down(&mut lease, volume, Cause::Asked, note, (stood.at, Some(stood.took)), added)
+    }
+
     pub(crate) fn take_locked(
         &self,
         lease: &mut Lease,
@@ -121,26 +141,9 @@ impl History {
         note: Option<&str>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Taken, VolumeError> {
-        let made_unix_us =
-            SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
+        let begun = SystemTime::now();
         let added = lease.add_tree(&volume.path, progress)?;
-        let facts: BTreeMap<String, String> = [
-            ("volume", Some(volume.name.clone())),
-            ("path", Some(volume.path.display().to_string())),
-            ("host", Some(host_name())),
-            ("made_unix_us", Some(made_unix_us.to_string())),
-            ("cause", Some(cause.to_string())),
-            ("note", note.map(str::to_owned)),
-        ]
-        .into_iter()
-        .filter_map(|(name, fact)| Some((name.to_owned(), fact?)))
-        .collect();
-        let manifest = lease.describe(added.manifest, facts.clone())?;
-        let id = id(&volume.name, made_unix_us);
-        lease.pin(&pin(&id)?, manifest)?;
-        let snapshot = snapshot(id, manifest, added.manifest, &facts)
-            .ok_or_else(|| StoreError::Unfit("its facts are none of a snapshot".into()))?;
-        Ok(Taken { snapshot, added })
+        note_down(lease, volume, cause, note, (begun, None), added)
     }
 
     /// All snapshots, or those of one volume; oldest first.
@@ -300,6 +303,36 @@ impl History {
     }
 }
 
+/// Pins what was put into the store as a snapshot: when it was begun, and for how long its writers stood still.
+fn note_down(
+    lease: &mut Lease,
+    volume: &Volume,
+    cause: Cause,
+    note: Option<&str>,
+    (at, stood): (SystemTime, Option<Duration>),
+    added: Added,
+) -> Result<Taken, VolumeError> {
+    let made_unix_us = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
+    let facts: BTreeMap<String, String> = [
+        ("volume", Some(volume.name.clone())),
+        ("path", Some(volume.path.display().to_string())),
+        ("host", Some(host_name())),
+        ("made_unix_us", Some(made_unix_us.to_string())),
+        ("stood_us", stood.map(|stood| stood.as_micros().to_string())),
+        ("cause", Some(cause.to_string())),
+        ("note", note.map(str::to_owned)),
+    ]
+    .into_iter()
+    .filter_map(|(name, fact)| Some((name.to_owned(), fact?)))
+    .collect();
+    let manifest = lease.describe(added.manifest, facts.clone())?;
+    let id = id(&volume.name, made_unix_us);
+    lease.pin(&pin(&id)?, manifest)?;
+    let snapshot = snapshot(id, manifest, added.manifest, &facts)
+        .ok_or_else(|| StoreError::Unfit("its facts are none of a snapshot".into()))?;
+    Ok(Taken { snapshot, added })
+}
+
 fn pin(id: &str) -> Result<PinName, StoreError> {
     format!("{KIND}/{id}").parse()
 }
@@ -343,6 +376,7 @@ fn snapshot(
         host: fact("host")?,
         made_unix_us: fact("made_unix_us")?.parse().ok()?,
         cause: if fact("cause")? == Cause::Stash.to_string() { Cause::Stash } else { Cause::Asked },
+        stood_us: fact("stood_us").and_then(|text| text.parse().ok()),
         note: fact("note"),
         manifest,
         tree,

@@ -232,18 +232,17 @@ impl Worker {
                     }
                     Operation::Move if may_move(kind) && *is_whole => {
                         if let Err(failure) = pages.relocate(kind == Kind::Thp) {
+                            found.failure_in(failure, &pages.mappings());
                             // what is where now is not known
                             renew(region, false)?;
-                            return Err(failure);
                         }
                     }
                     Operation::Resize if kind == Kind::Anon && *is_whole => {
                         let wanted = 1 + random.below(table.entries());
                         if let Err(failure) = pages.resize(wanted) {
+                            found.failure_in(failure, &pages.mappings());
                             renew(region, false)?;
-                            return Err(failure);
-                        }
-                        if wanted < count {
+                        } else if wanted < count {
                             table.set_all(wanted, count - wanted, Entry::NEW);
                         }
                     }

@@ -107,7 +107,7 @@ impl Process {
 
     /// What the first process does for all: it listens.
     fn lead(&mut self) {
-        let full_swing = self.settings.rate.map_or(FULL_SWING, |rate| FULL_SWING.min(rate / 10));
+        let full_swing = self.settings.rate.map_or(FULL_SWING, |rate| (rate / 10).clamp(1, FULL_SWING));
         if !self.is_ready && self.team.all(Own::Operations, full_swing) {
             self.is_ready = true;
             let ready = self.describe();
@@ -373,7 +373,8 @@ fn work(worker: &Arc<Mutex<Worker>>, settings: &Settings) {
         }
         let due = match settings.rate {
             None => done + 64,
-            Some(rate) => (begun.elapsed().as_secs_f64() * rate as f64) as u64,
+            // the first at once
+            Some(rate) => 1 + (begun.elapsed().as_secs_f64() * rate as f64) as u64,
         };
         if due > done + 2000 {
             // it was held up; what was missed then is not made up for

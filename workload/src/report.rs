@@ -50,9 +50,16 @@ impl Findings {
 
     /// Notes a call that failed and should not.
     pub fn failure(&mut self, failure: Failure) {
+        self.failure_in(failure, &[]);
+    }
+
+    /// The same, with the kernel's lines on the mappings that it was about.
+    pub fn failure_in(&mut self, failure: Failure, mappings: &[String]) {
         self.unexpected += 1;
         if self.failures.len() < TOLD {
-            self.failures.push(format!(r#"{{"call":"{}","errno":{}}}"#, failure.call, failure.errno));
+            let Failure { call, errno } = failure;
+            let lines = mappings.iter().map(|line| format!("\"{line}\"")).collect::<Vec<_>>().join(",");
+            self.failures.push(format!(r#"{{"call":"{call}","errno":{errno},"mappings":[{lines}]}}"#));
         }
     }
 
@@ -111,7 +118,7 @@ mod tests {
         assert!(!sum.is_pass());
         let line = sum.line(3, &[("write", 5), ("fork", 1)]);
         assert!(line.contains(r#""pass":false,"pages":20,"#), "{line}");
-        assert!(line.contains(r#""failures":[{"call":"mremap move","errno":14}]"#), "{line}");
+        assert!(line.contains(r#""failures":[{"call":"mremap move","errno":14,"mappings":[]}]"#), "{line}");
         assert!(line.ends_with(r#""operations":{"write":5,"fork":1}}"#), "{line}");
     }
 }

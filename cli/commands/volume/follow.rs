@@ -1,5 +1,6 @@
 //! `godwit volume follow`: snapshots by themselves.
 
+use super::still::Containers;
 use super::{Past, line, policy};
 use crate::args::VolumeFollowArgs;
 use crate::commands::cancel_on_signal;
@@ -47,9 +48,14 @@ impl Past {
                 continue;
             }
             rhythm.begun(Instant::now());
-            if let Err(error) = self.keep(&history, &volume, &policy, &mut last, draw) {
+            let failed = |error: VolumeError| self.failure("no snapshot was made this time", &error);
+            // found anew each time: one may have been started again
+            let kept = Containers::of(&wanted.still, &self.root, &volume).and_then(|containers| {
+                self.keep(&history, &volume, containers, &policy, &mut last, draw).map_err(failed)
+            });
+            if let Err(failure) = kept {
                 // a file that changed under the reader, somebody else at work on it, no room: it may be otherwise next time
-                draw.talk(&format!("warning: {}", self.failure("no snapshot was made this time", &error)));
+                draw.talk(&format!("warning: {failure}"));
                 rhythm.changed(Instant::now());
             }
         }
@@ -61,11 +67,15 @@ impl Past {
         &self,
         history: &History,
         volume: &Volume,
+        containers: Option<Containers>,
         policy: &Policy,
         last: &mut Option<Snapshot>,
         draw: &Draw,
     ) -> Result<(), VolumeError> {
-        let taken = history.take(volume, None, &mut |_| {})?;
+        let taken = match containers {
+            Some(mut containers) => history.take_of(volume, None, &mut containers, &mut |_| {})?,
+            None => history.take(volume, None, &mut |_| {})?,
+        };
         if last.as_ref().is_some_and(|last| last.tree == taken.snapshot.tree) {
             return history.forget(&taken.snapshot);
         }

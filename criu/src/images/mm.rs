@@ -17,6 +17,8 @@ pub struct Mapping {
     pub lazy: bool,
     /// A stack that grows by itself: the page at its pointer must be there at once (CRIU's mem.c, is_stack).
     pub grows_down: bool,
+    /// The task may read it at this moment (`PROT_READ`).
+    pub readable: bool,
 }
 
 /// All mappings of a task, ascending.
@@ -56,12 +58,13 @@ fn mapping(vma: &[u8]) -> Result<Option<Mapping>, Malformed> {
     const KERNELS_OWN: u64 = 1 << 2 | 1 << 3 | 1 << 12;
     /// `status` of a guard region (VMA_AREA_GUARD, CRIU 4.2).
     const GUARD: u64 = 1 << 16;
-    let (mut start, mut end, mut flags, mut status) = (0, 0, 0, 0);
+    let (mut start, mut end, mut protection, mut flags, mut status) = (0, 0, 0, 0, 0);
     for field in Fields(vma) {
         let (number, value) = field?;
         match number {
             1 => start = value.u64()?,
             2 => end = value.u64()?,
+            5 => protection = value.u64()?,
             6 => flags = value.u64()?,
             7 => status = value.u64()?,
             _ => {}
@@ -79,7 +82,8 @@ fn mapping(vma: &[u8]) -> Result<Option<Mapping>, Malformed> {
         && !flag(libc::MAP_LOCKED)
         && !flag(libc::MAP_HUGETLB)
         && status & KERNELS_OWN == 0;
-    Ok(Some(Mapping { start, end, lazy, grows_down: flag(libc::MAP_GROWSDOWN) }))
+    let readable = protection & u64::from(libc::PROT_READ.unsigned_abs()) != 0;
+    Ok(Some(Mapping { start, end, lazy, grows_down: flag(libc::MAP_GROWSDOWN), readable }))
 }
 
 #[cfg(test)]

@@ -471,7 +471,9 @@ fn no_datagram_is_lost_or_doubled_by_the_gate() {
     let bed = Bed::new();
     for address in [CONTAINER, "fd77::2"] {
         let server = bed.container.run(|| std::net::UdpSocket::bind((address, 0)).unwrap()).unwrap();
-        server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        // what comes while the reader is kept from the processor is not to be dropped there
+        nix::sys::socket::setsockopt(&server, nix::sys::socket::sockopt::RcvBufForce, &(64 << 20)).unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         let from = if address == CONTAINER { "10.77.0.1:0" } else { "[fd77::1]:0" };
         let client = bed.client.run(|| std::net::UdpSocket::bind(from).unwrap()).unwrap();
         client.connect(server.local_addr().unwrap()).unwrap();
@@ -513,7 +515,7 @@ fn no_datagram_is_lost_or_doubled_by_the_gate() {
             sent = sender.join().unwrap();
             got = reader.join().unwrap();
         });
-        assert!(sent > 1000, "{sent}");
+        assert!(sent > 200, "{sent}");
         // those that come just before the opening may be overtaken by the next ones, 0.1 ms later
         let overtaken = got.windows(2).filter(|pair| pair[1] < pair[0]).count();
         got.sort_unstable();

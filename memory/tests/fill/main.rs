@@ -7,10 +7,10 @@ mod content;
 mod sys;
 mod tenant;
 
-use godwit_memory::ImageId;
 use godwit_memory::destination::PageStore;
 use godwit_memory::destination::fill::{FillError, FillReport, Filler, TaskPages, run_fill};
 use godwit_memory::ledger::PageLedger;
+use godwit_memory::{ImageId, PAGE_SIZE};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -103,6 +103,8 @@ struct Case {
     kill_first: bool,
     /// How long the tenants work before the restore ends, in ms.
     held: u64,
+    /// They begin only when the restore has ended and the anchors are in place.
+    is_held: bool,
 }
 
 const CASE: Case = Case {
@@ -115,6 +117,7 @@ const CASE: Case = Case {
     kills: 0,
     kill_first: false,
     held: 20,
+    is_held: false,
 };
 
 /// Fills a store as the rounds would; in pieces out of order, so that slots are no straight line.
@@ -137,15 +140,20 @@ fn stored(case: &Case) -> PageStore {
     store
 }
 
-/// Of every task, every third run is to come first; so many that some will be cut, moved or given up before.
-fn lists(store: &PageStore) -> Vec<TaskPages> {
+/// Of every task, the first page of each mapping is an anchor, and every third run is to come first; so many that some will be cut,
+/// moved or given up before.
+fn lists(store: &PageStore, case: &Case) -> Vec<TaskPages> {
+    // a part is two mappings
+    let mapping = |address: &u64| address / (case.part_pages / 2 * PAGE_SIZE);
     let vpid = |image| match image {
         ImageId::Task(vpid) | ImageId::Shared(vpid) => vpid,
     };
     let of_task = |image| {
         let pages = store.runs(image, None);
         let first = pages.iter().skip(1).step_by(3).map(|(run, _)| *run).collect();
-        TaskPages { vpid: vpid(image), pages, first }
+        let mut anchors: Vec<u64> = pages.iter().map(|(run, _)| run.start).collect();
+        anchors.dedup_by_key(|address| mapping(address));
+        TaskPages { vpid: vpid(image), anchors, pages, first }
     };
     store.images().into_iter().map(of_task).collect()
 }
@@ -190,7 +198,7 @@ fn run(case: &Case) -> FillReport {
     if case.kill_first {
         kill_handler(&filler, &mut last);
     }
-    filler.give(&lists(&store)).unwrap();
+    filler.give(&lists(&store, case)).unwrap();
     if case.kill_first {
         kill_handler(&filler, &mut last);
     }
@@ -210,9 +218,16 @@ fn run(case: &Case) -> FillReport {
     if case.kill_first {
         kill_handler(&filler, &mut last);
     }
-    tenants.iter_mut().for_each(|tenant| tenant.say("go"));
-    std::thread::sleep(Duration::from_millis(case.held));
+    let mut go = || tenants.iter_mut().for_each(|tenant| tenant.say("go"));
+    if !case.is_held {
+        go();
+        std::thread::sleep(Duration::from_millis(case.held));
+    }
     criu.write_all(&0x5253_5446u32.to_ne_bytes()).unwrap();
+    if case.is_held {
+        assert!(filler.wait_for_anchors(Duration::from_secs(10)));
+        go();
+    }
     for _ in 0..case.kills {
         kill_handler(&filler, &mut last);
         std::thread::sleep(Duration::from_millis(15));
@@ -256,6 +271,15 @@ fn reads_and_writes() {
 }
 
 #[test]
+fn what_is_cut_for_a_while_is_one_mapping_again() {
+    if can_run() {
+        // so much that of the last part nothing but anchors is there when the tenant begins
+        let report = run(&Case { operations: "c", parts: 3, part_pages: 32 << 10, is_held: true, ..CASE });
+        assert!(report.faults > 0);
+    }
+}
+
+#[test]
 fn threads() {
     if can_run() {
         run(&Case { parts: 4, part_pages: 4096, ..CASE });
@@ -291,6 +315,16 @@ fn moved_pages_have_their_content_at_the_new_place() {
     if can_run() {
         let report = run(&Case { operations: "m", part_pages: 32 << 10, work: 1500, held: 1000, ..CASE });
         assert!(report.remaps > 0);
+    }
+}
+
+#[test]
+fn what_moves_to_where_another_was_keeps_its_content() {
+    if can_run() {
+        let report =
+            run(&Case { operations: "x", parts: 4, part_pages: 64 << 10, work: 2000, held: 1500, ..CASE });
+        assert!(report.remaps > 100);
+        assert_eq!(report.unregistered, 0, "what was just moved away is filled where it came to");
     }
 }
 

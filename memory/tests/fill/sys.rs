@@ -68,6 +68,20 @@ pub fn split(address: u64, len: u64) {
     Errno::result(unsafe { libc::madvise(address as *mut _, len as usize, libc::MADV_NOHUGEPAGE) }).unwrap();
 }
 
+/// Room that a mapping is about to take.
+pub fn reserve(len: u64) -> u64 {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping where the kernel likes.
+    let room = unsafe { libc::mmap(std::ptr::null_mut(), len as usize, libc::PROT_NONE, flags, -1, 0) };
+    assert_ne!(room, libc::MAP_FAILED);
+    room as u64
+}
+
+pub fn protect(address: u64, len: u64, access: i32) {
+    // SAFETY: as in `map`.
+    Errno::result(unsafe { libc::mprotect(address as *mut _, len as usize, access) }).unwrap();
+}
+
 pub fn unmap(address: u64, len: u64) {
     // SAFETY: as in `map`.
     Errno::result(unsafe { libc::munmap(address as *mut _, len as usize) }).unwrap();

@@ -13,7 +13,7 @@ pub struct Plan {
     pub vpid: u32,
     pub parts: u64,
     pub part_pages: u64,
-    /// Letters: f fork, r remove, u unmap, m move; reads and writes always.
+    /// Letters: x only what [`exchange`] does, or c cut and rejoin a mapping first of all, f fork, r remove, u unmap, m move; reads and writes always.
     pub operations: String,
     /// How long it works, in ms.
     pub work: u64,
@@ -82,6 +82,16 @@ pub fn run(plan: &str) {
     let mut hear = |word: &str| assert_eq!(lines.next().unwrap().unwrap(), word);
     println!("\nready");
     hear("go");
+    if plan.operations.contains('x') {
+        exchange(&plan);
+        println!("\nworked");
+        hear("filled");
+        println!("\nclean");
+        return;
+    }
+    if plan.operations.contains('c') {
+        cut_and_rejoin(&plan);
+    }
     if plan.operations.contains('l') {
         latency(&plan);
     }
@@ -117,6 +127,59 @@ pub fn run(plan: &str) {
         "still registered"
     );
     println!("\nclean");
+}
+
+/// Threads that move a mapping each, to where the kernel finds room: which is where another's was a moment ago.
+fn exchange(plan: &Plan) {
+    let pages = plan.part_pages / 2;
+    let end = Instant::now() + Duration::from_millis(plan.work);
+    std::thread::scope(|scope| {
+        for part in 0..plan.parts {
+            scope.spawn(move || {
+                let first = part * plan.part_pages;
+                let mut start = content::address(first, plan.part_pages);
+                let mut random = Random(part + 1);
+                while Instant::now() < end {
+                    let room = sys::reserve(pages * PAGE);
+                    sys::relocate(start, pages * PAGE, room);
+                    start = room;
+                    for _ in 0..4 {
+                        let page = random.below(pages);
+                        let word = sys::read(start + page * PAGE + 8);
+                        assert_eq!(
+                            word,
+                            content::word(plan.vpid, first + page),
+                            "page {page} of part {part}"
+                        );
+                    }
+                }
+                for page in 0..pages {
+                    assert_eq!(
+                        sys::read(start + page * PAGE),
+                        content::word(plan.vpid, first + page),
+                        "page {page} of part {part}"
+                    );
+                }
+            });
+        }
+    });
+}
+
+/// Takes the right to write away from the middle of the last mapping, looks at either side of it, not too near, and gives it back:
+/// the mapping must be one again, as it would be without a fill, or mremap(2) of it as a whole fails.
+fn cut_and_rejoin(plan: &Plan) {
+    let pages = plan.part_pages / 2;
+    let first = plan.parts * plan.part_pages - pages;
+    let (start, middle) = (content::address(first, plan.part_pages), pages / 2);
+    let end = start + pages * PAGE;
+    sys::protect(start + middle * PAGE, PAGE, libc::PROT_READ);
+    for page in [middle + 1000, middle - 1000] {
+        assert_eq!(sys::read(start + page * PAGE), content::word(plan.vpid, first + page));
+    }
+    sys::protect(start + middle * PAGE, PAGE, libc::PROT_READ | libc::PROT_WRITE);
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let whole = format!("{start:x}-{end:x} ");
+    assert!(maps.lines().any(|line| line.starts_with(&whole)), "no {whole} in\n{maps}");
 }
 
 fn latency(plan: &Plan) {

@@ -14,7 +14,15 @@ fn attach(pids: &BTreeSet<i32>) -> (TreeMemory, RoundStats) {
 
 fn attach_with(pids: &BTreeSet<i32>, rules: Rules) -> (TreeMemory, RoundStats) {
     let mut memory = TreeMemory::with_rules(Method::Uffd, rules).unwrap();
-    let stats = Mirror::default().round(&mut memory, pids);
+    let mut mirror = Mirror::default();
+    let mut stats = mirror.round(&mut memory, pids);
+    // a thread that does not get the processor in time to stop is left alone until the next round
+    for _ in 0..5 {
+        if !stats.untracked.iter().any(|(_, why)| matches!(why, Untracked::Busy)) {
+            break;
+        }
+        stats = mirror.round(&mut memory, pids);
+    }
     (memory, stats)
 }
 

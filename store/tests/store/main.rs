@@ -8,3 +8,4 @@ mod ground;
 mod model;
 mod quota;
 mod round_trip;
+mod still;

@@ -3,6 +3,7 @@
 use fast_rsync::{Signature, SignatureOptions};
 use rayon::prelude::*;
 
+use super::SEGMENT;
 use super::index::SegmentRecord;
 use super::op::{Body, ChangedBlock};
 
@@ -117,6 +118,17 @@ fn rolling(changed: &[ChangedBlock], bytes: &[u8], base: &SegmentRecord) -> Opti
     });
     let mut delta = Vec::new();
     (moved && fast_rsync::diff(&signature, bytes, &mut delta).is_ok()).then_some(delta)
+}
+
+impl Body {
+    /// The bytes of the segment that it tells to who has `base` of it, verified.
+    ///
+    /// # Errors
+    /// When it does not fit `base`, or these are not the bytes with that digest.
+    pub fn rebuild(self, base: &[u8], announced: &[u8; 32]) -> Result<Vec<u8>, String> {
+        let bytes = rebuild(self, base, SEGMENT as usize)?;
+        if digest(&bytes) == *announced { Ok(bytes) } else { Err("its digest is another one".into()) }
+    }
 }
 
 /// The bytes that a body tells, which the caller has yet to verify. `base` is what the destination has.

@@ -15,7 +15,7 @@ use super::watch::{Number, Watch};
 use super::{TreeError, TreeIndex, TreeOp, TreePath};
 
 /// How a tree is read.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// An inode whose newest time lies less than this before the moment it was read, in milliseconds, is read again in
     /// the next round: the kernel's times are coarse (one tick, 1-10 ms), so a write just after the read may not show.

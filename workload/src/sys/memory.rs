@@ -169,6 +169,27 @@ impl Pages {
         checked("mlock", unsafe { libc::mlock(self.address as *const _, self.count * PAGE) }).map(|_| ())
     }
 
+    /// The lines of `/proc/self/smaps` that tell the range and the flags of each mapping that they lie in, proc_pid_smaps(5).
+    pub fn mappings(&self) -> Vec<String> {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+        let end = self.address + self.count * PAGE;
+        let mut is_inside = false;
+        let mut lines = Vec::new();
+        for line in smaps.lines() {
+            let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+            let address = |text: &str| usize::from_str_radix(text, 16).ok();
+            if let Some((from, to)) = range.and_then(|(from, to)| Some((address(from)?, address(to)?))) {
+                is_inside = from < end && to > self.address;
+                if is_inside {
+                    lines.push(line.split_whitespace().collect::<Vec<_>>().join(" "));
+                }
+            } else if is_inside && line.starts_with("VmFlags") {
+                lines.push(line.trim_end().into());
+            }
+        }
+        lines
+    }
+
     /// How many.
     pub fn count(&self) -> usize {
         self.count

@@ -7,7 +7,7 @@ use super::guard::Guard;
 use super::journal::{Counter, Journal, Record};
 use super::lists::{self, List};
 use super::message::{FORKED_FROM, Message, SpaceId};
-use super::runs::Runs;
+use super::runs::{Run, Runs};
 use super::space::{Outcome, Space};
 use crate::sys::mapping::Mapping;
 use crate::sys::process;
@@ -22,6 +22,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 /// Around a page that was asked for, the others of this aligned piece follow at once: 16 KiB. The next fault waits for them.
 const WINDOW: u64 = 4 * PAGE_SIZE;
@@ -37,7 +38,17 @@ const NICE: i32 = -20;
 const EAGER_RETRIES: u32 = 200;
 
 /// Before that it leaves the processor for so long: whoever it waits for does not get it otherwise.
-const MAKE_WAY: std::time::Duration = std::time::Duration::from_micros(10);
+const MAKE_WAY: Duration = Duration::from_micros(10);
+
+/// Where lists keep, out of user space, what was at an address when something else was moved there: it was moved away or unmapped
+/// itself just before, and that is yet to be heard.
+const PARKING: u64 = 1 << 60;
+/// That a range is unmapped is heard so soon after that it was moved, or not at all (`MREMAP_DONTUNMAP`).
+const VACATED: Duration = Duration::from_secs(1);
+/// What became of parked pages is heard so soon, or never: who would have told is dead.
+const PARKED: Duration = Duration::from_secs(10);
+/// How often that is looked at, in ms.
+const PARKED_LOOK: u16 = 500;
 
 const CONTROL: u64 = u64::MAX;
 const DONE: u64 = u64::MAX - 1;
@@ -47,6 +58,13 @@ struct Entry {
     space: Arc<Space>,
     /// All its pages with content, filled or not: what a fault is answered from.
     list: Runs,
+    /// Ranges that were moved away, and when it was heard: that they are unmapped is told as well, after it.
+    vacated: Vec<(u64, u64, Instant)>,
+    /// Pages that nobody has put in place yet of what is parked (see [`PARKING`]).
+    parked: Runs,
+    parked_at: Instant,
+    /// Pages that are put in place when the restore has ended ([`TaskPages::anchors`](super::TaskPages)).
+    anchors: Vec<u64>,
     /// The supervisor was asked to let go of it.
     leaving: bool,
 }
@@ -125,8 +143,11 @@ impl Handler {
         let mut events = vec![EpollEvent::empty(); 64];
         let mut faults = Vec::new();
         while !(self.pool.is_started() && self.spaces.is_empty()) {
+            let parked: Vec<SpaceId> =
+                self.spaces.iter().filter(|(_, entry)| !entry.parked.is_empty()).map(|(id, _)| *id).collect();
             let timeout = match self.waiting.is_empty() {
-                true => EpollTimeout::NONE,
+                true if parked.is_empty() => EpollTimeout::NONE,
+                true => EpollTimeout::from(PARKED_LOOK),
                 false if self.retries < EAGER_RETRIES => EpollTimeout::ZERO,
                 false => EpollTimeout::from(1u8),
             };
@@ -134,7 +155,7 @@ impl Handler {
                 Err(Errno::EINTR) => 0,
                 result => result.map_err(|source| FillError::System { doing: "wait for faults", source })?,
             };
-            let mut touched = Vec::new();
+            let mut touched = parked;
             for event in &events[..count] {
                 match event.data() {
                     CONTROL => while self.hear(false)?.is_some() {},
@@ -184,12 +205,15 @@ impl Handler {
         match (message, descriptors.into_iter().next()) {
             (Message::Lists, Some(file)) => self.take_lists(File::from(file))?,
             (Message::Root { id, vpid }, Some(uffd)) => {
-                let List { runs, first } = self.lists.get(&vpid).cloned().unwrap_or_default();
+                let List { runs, anchors, first } = self.lists.get(&vpid).cloned().unwrap_or_default();
                 let list = self.inherited.remove(&id).unwrap_or_else(|| {
                     self.pool.journal.note(Record::Root { id, vpid });
                     runs
                 });
                 self.adopt(id, Userfaultfd::from_fd(uffd), list.clone(), list, first)?;
+                if let Some(entry) = self.spaces.get_mut(&id) {
+                    entry.anchors = anchors;
+                }
             }
             (Message::Forked { id, parent }, Some(uffd)) => {
                 let list = self.inherited.remove(&id).unwrap_or_else(|| {
@@ -226,7 +250,7 @@ impl Handler {
         id: SpaceId,
         uffd: Userfaultfd,
         list: Runs,
-        todo: Runs,
+        mut todo: Runs,
         first: Vec<PageRun>,
     ) -> Result<(), FillError> {
         let system = |doing| move |source| FillError::System { doing, source };
@@ -239,13 +263,31 @@ impl Handler {
             .add(&uffd, EpollEvent::new(EpollFlags::EPOLLIN, id))
             .map_err(system("watch a userfaultfd"))?;
         self.pool.count_todo(todo.pages());
+        let parked = Runs::collect(todo.cut(PARKING, PARKING << 1).into_iter());
         let space = Arc::new(Space::new(id, uffd, todo, first));
         self.pool.add(space.clone());
-        self.spaces.insert(id, Entry { space, list, leaving: false });
+        self.spaces.insert(
+            id,
+            Entry {
+                space,
+                list,
+                vacated: Vec::new(),
+                parked,
+                parked_at: Instant::now(),
+                anchors: Vec::new(),
+                leaving: false,
+            },
+        );
         Ok(())
     }
 
     fn start(&mut self) {
+        for entry in self.spaces.values_mut() {
+            for address in std::mem::take(&mut entry.anchors) {
+                entry.space.fill_one(address, &self.pool.store, &self.pool.journal);
+            }
+        }
+        self.pool.journal.count(Counter::Anchored, 1);
         self.pool.start();
         let ids: Vec<SpaceId> = self.spaces.keys().copied().collect();
         for id in ids {
@@ -301,17 +343,7 @@ impl Handler {
                 }
                 Event::Change(Change::Remap { from, to, len }) => {
                     journal.count(Counter::Remaps, 1);
-                    let ends = (from.saturating_add(len), to.saturating_add(len));
-                    if entry.list.overlaps(from, ends.0) || entry.list.overlaps(to, ends.1) {
-                        journal.note(Record::Move { id, from, to, len });
-                        entry.list.move_range(from, to, len);
-                        let mut todo = space.todo();
-                        let before = todo.pages();
-                        todo.move_range(from, to, len);
-                        journal
-                            .counter(Counter::Remaining)
-                            .fetch_sub(before - todo.pages(), Ordering::Relaxed);
-                    }
+                    relocate(entry, &space, journal, from, to, len);
                 }
                 Event::Change(Change::Remove { start, end }) => {
                     journal.count(Counter::Removes, 1);
@@ -319,7 +351,7 @@ impl Handler {
                 }
                 Event::Change(Change::Unmap { start, end }) => {
                     journal.count(Counter::Unmaps, 1);
-                    cut(entry, &space, journal, start, end);
+                    unmap(entry, &space, journal, start, end);
                 }
             }
             journal.clear_inbox();
@@ -367,9 +399,17 @@ impl Handler {
     /// Lets go of an address space that has all its pages: first the supervisor, then this process, so that the kernel
     /// forgets the registration with the last descriptor, and no fault is left without an answer in between.
     fn finish(&mut self, id: SpaceId) {
-        let Some(entry) = self.spaces.get(&id) else { return };
+        let Some(entry) = self.spaces.get_mut(&id) else { return };
         if entry.leaving || !entry.space.is_done() {
             return;
+        }
+        if !entry.parked.is_empty() {
+            if entry.parked_at.elapsed() < PARKED {
+                return;
+            }
+            let pages = std::mem::take(&mut entry.parked).pages();
+            tracing::warn!(id, pages, "nothing was heard any more of where pages were moved");
+            self.pool.journal.counter(Counter::Remaining).fetch_sub(pages, Ordering::Relaxed);
         }
         // Whoever copies now may give something back.
         drop(entry.space.close_gate());
@@ -390,6 +430,56 @@ impl Handler {
             self.waiting.retain(|(other, _)| *other != id);
         }
     }
+}
+
+/// A range was moved (mremap(2)). The kernel moves, gives the lock of the address space back and tells of it then: another thread may
+/// have moved something to where this one was, and be heard first. So what the list still has there is parked until it is heard of.
+fn relocate(entry: &mut Entry, space: &Space, journal: &Journal, from: u64, to: u64, len: u64) {
+    let ends = (from.saturating_add(len), to.saturating_add(len));
+    entry.vacated.retain(|(.., when)| when.elapsed() < VACATED);
+    entry.vacated.push((from, ends.0, Instant::now()));
+    let from = if entry.list.overlaps(PARKING | from, PARKING | ends.0) { PARKING | from } else { from };
+    let move_all = |entry: &mut Entry, from: u64, to: u64| {
+        journal.note(Record::Move { id: space.id, from, to, len });
+        entry.list.move_range(from, to, len);
+        let mut todo = space.todo();
+        let before = todo.pages() + entry.parked.pages();
+        let runs = [&mut *todo, &mut entry.parked].map(|runs| runs.cut(from, from.saturating_add(len)));
+        let target = if to & PARKING == 0 { &mut *todo } else { &mut entry.parked };
+        target.cut(to, to.saturating_add(len));
+        for run in runs.into_iter().flatten() {
+            target.insert(Run { start: run.start - from + to, ..run });
+        }
+        let left = todo.pages() + entry.parked.pages();
+        journal.counter(Counter::Remaining).fetch_sub(before - left, Ordering::Relaxed);
+    };
+    if entry.list.overlaps(to, ends.1) {
+        entry.parked_at = Instant::now();
+        move_all(entry, to, PARKING | to);
+    }
+    if entry.list.overlaps(from, from.saturating_add(len)) {
+        move_all(entry, from, to);
+    }
+}
+
+/// A range was unmapped: by itself, or since it was moved away, which was heard before. In between something else may have come
+/// there, see [`relocate`].
+fn unmap(entry: &mut Entry, space: &Space, journal: &Journal, start: u64, end: u64) {
+    let was_moved =
+        |(from, to, when): &(u64, u64, Instant)| (*from, *to) == (start, end) && when.elapsed() < VACATED;
+    if let Some(place) = entry.vacated.iter().position(was_moved) {
+        entry.vacated.remove(place);
+        return;
+    }
+    if entry.list.overlaps(PARKING | start, PARKING | end) {
+        let (start, end) = (PARKING | start, PARKING | end);
+        journal.note(Record::Cut { id: space.id, start, end });
+        entry.list.cut(start, end);
+        let filled: u64 = entry.parked.cut(start, end).iter().map(|run| run.pages).sum();
+        journal.counter(Counter::Remaining).fetch_sub(filled, Ordering::Relaxed);
+        return;
+    }
+    cut(entry, space, journal, start, end);
 }
 
 /// A range is not to be filled any more.

@@ -52,6 +52,8 @@ pub(super) enum Counter {
     Total = 12,
     /// Forks whose descriptor died with a handler.
     LostForks = 13,
+    /// How often the anchors of all tasks were put in place: once for each handler.
+    Anchored = 14,
 }
 
 /// A change.
@@ -238,7 +240,7 @@ mod tests {
     fn a_successor_reads_what_was_noted() {
         let (journal, file) = Journal::create().unwrap();
         let runs = Runs::collect([Run { start: 0x10000, pages: 16, slot: 0 }].into_iter());
-        let lists = HashMap::from([(5, List { runs, first: Vec::new() })]);
+        let lists = HashMap::from([(5, List { runs, ..List::default() })]);
         for record in [
             Record::Root { id: 0, vpid: 5 },
             Record::Cut { id: 0, start: 0x10000, end: 0x12000 },

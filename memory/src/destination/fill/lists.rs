@@ -1,7 +1,7 @@
 //! The lists of the tasks' pages, in a memfd: written once by the supervisor, read by every handler.
 //!
 //! Words of 64 bits: the number of tasks; then for each its number, how many runs, and three words for each run; how many
-//! runs are to be filled first, and two words for each of them.
+//! pages are anchors, and the address of each; how many runs are to be filled first, and two words for each of them.
 
 use super::runs::{Run, Runs};
 use crate::destination::Content;
@@ -18,6 +18,8 @@ pub struct TaskPages {
     pub vpid: u32,
     /// Its pages in ascending order, and where they lie.
     pub pages: Vec<(PageRun, Content)>,
+    /// Addresses of pages that are put in place one after the other as soon as the task is restored, before it runs.
+    pub anchors: Vec<u64>,
     /// Those it will probably want first.
     pub first: Vec<PageRun>,
 }
@@ -26,12 +28,14 @@ pub struct TaskPages {
 #[derive(Clone, Debug, Default)]
 pub(super) struct List {
     pub(super) runs: Runs,
+    pub(super) anchors: Vec<u64>,
     pub(super) first: Vec<PageRun>,
 }
 
 /// Writes the lists into a new memfd. Zero pages need no place in it: a page that is in no list is zero.
 pub(super) fn write(lists: &[TaskPages]) -> std::io::Result<File> {
-    let words: usize = lists.iter().map(|list| 3 + 3 * list.pages.len() + 2 * list.first.len()).sum();
+    let words_of = |list: &TaskPages| 4 + 3 * list.pages.len() + list.anchors.len() + 2 * list.first.len();
+    let words: usize = lists.iter().map(words_of).sum();
     let mut bytes = Vec::with_capacity(8 + 8 * words);
     let word = |bytes: &mut Vec<u8>, word: u64| bytes.extend_from_slice(&word.to_ne_bytes());
     word(&mut bytes, lists.len() as u64);
@@ -47,6 +51,8 @@ pub(super) fn write(lists: &[TaskPages]) -> std::io::Result<File> {
             }
         }
         bytes[count_at..count_at + 8].copy_from_slice(&count.to_ne_bytes());
+        word(&mut bytes, list.anchors.len() as u64);
+        list.anchors.iter().for_each(|address| word(&mut bytes, *address));
         word(&mut bytes, list.first.len() as u64);
         for run in &list.first {
             [run.start, run.pages].into_iter().for_each(|part| word(&mut bytes, part));
@@ -78,11 +84,15 @@ pub(super) fn read(mut file: File, room: u64) -> std::io::Result<HashMap<u32, Li
             }
             list.push(run);
         }
+        let mut anchors = Vec::new();
+        for _ in 0..next()? {
+            anchors.push(next()?);
+        }
         let mut first = Vec::new();
         for _ in 0..next()? {
             first.push(PageRun { start: next()?, pages: next()? });
         }
-        lists.insert(vpid, List { runs: Runs::collect(list.into_iter()), first });
+        lists.insert(vpid, List { runs: Runs::collect(list.into_iter()), anchors, first });
     }
     Ok(lists)
 }
@@ -101,7 +111,7 @@ mod tests {
         ];
         let first = vec![run(0x20000, 1)];
         let file = write(&[
-            TaskPages { vpid: 1, pages: list, first: first.clone() },
+            TaskPages { vpid: 1, pages: list, anchors: vec![0x1000, 0x20000], first: first.clone() },
             TaskPages { vpid: 9, ..TaskPages::default() },
         ])
         .unwrap();
@@ -110,6 +120,7 @@ mod tests {
         assert_eq!(lists[&1].runs.pages(), 3);
         assert_eq!(lists[&1].runs.find(0x2000), Some(Run { start: 0x1000, pages: 2, slot: 7 }));
         assert!(lists[&1].runs.find(0x3000).is_none());
+        assert_eq!(lists[&1].anchors, [0x1000, 0x20000]);
         assert_eq!(lists[&1].first, first);
         assert!(lists[&9].runs.is_empty() && lists[&9].first.is_empty());
         assert!(read(file, 8).is_err(), "a slot beyond the store");
@@ -118,7 +129,7 @@ mod tests {
     #[test]
     fn ten_thousand_runs_take_less_than_a_millisecond() {
         let pages = (0..10_000u32).map(|at| (run_at(at), Content::Slot(2 * at))).collect();
-        let lists = [TaskPages { vpid: 1, pages, first: Vec::new() }];
+        let lists = [TaskPages { vpid: 1, pages, ..TaskPages::default() }];
         let best = (0..10).map(|_| {
             let start = std::time::Instant::now();
             write(&lists).unwrap();

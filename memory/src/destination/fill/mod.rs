@@ -13,7 +13,11 @@
 //!   descriptor on, some microseconds: the child's missing pages read as zero. [`FillReport::lost_forks`] counts such
 //!   children. (All other events are read straight into the journal: none is lost, whenever it is killed.)
 //! - After the death of the supervisor nobody starts another handler, and forked children are only known to the handler.
-//! - Two threads of a task that change the same addresses at the same moment may be heard of in the other order.
+//!
+//! The kernel tells of a change when it has been made and other threads may make the next: what two threads change at the same
+//! addresses at the same moment may be heard of in the other order. A mapping that moves to where another just left is provided for
+//! (`relocate` in `handler.rs`); one that is made where another was is not registered. Not provided for: a fork, or the death of the
+//! handler, just between the two.
 
 mod background;
 mod guard;

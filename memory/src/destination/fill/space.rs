@@ -107,6 +107,16 @@ impl Space {
         journal.counter(Counter::Remaining).fetch_sub(left.pages(), Ordering::Relaxed);
     }
 
+    /// Puts one page in place, of its content or of zeros, if it is not there and can be put there now.
+    pub(super) fn fill_one(&self, address: u64, store: &Mapping, journal: &Journal) {
+        let _gate = self.enter();
+        let page = self.todo().cut(address, address + PAGE_SIZE).pop();
+        match page {
+            Some(run) => drop(self.fill(run, store, journal)),
+            None => drop(self.uffd.zero(address, PAGE_SIZE)),
+        }
+    }
+
     /// Copies pages that were taken from `todo`; what could not be copied now goes back there.
     pub(super) fn fill(&self, run: Run, store: &Mapping, journal: &Journal) -> Outcome {
         let (outcome, done) = self.copy(run, store, journal);
@@ -126,6 +136,7 @@ impl Space {
         let mut done = 0;
         // A copy must lie within one mapping: where two meet, it is tried in smaller pieces.
         let mut step = run.pages;
+        let mut doubted = false;
         while let Some(rest) = run.without_first(done) {
             let pages = rest.pages.min(step);
             let from = (rest.slot * PAGE_SIZE) as usize;
@@ -146,11 +157,17 @@ impl Space {
                     done += 1;
                 }
                 Some(_) if pages > 1 => step = pages / 2,
+                // It may just have been moved away: once more, since only what begins after that is told to try later.
+                Some(_) if !doubted => {
+                    doubted = true;
+                    continue;
+                }
                 Some(_) => {
                     journal.count(Counter::Unregistered, 1);
                     done += 1;
                 }
             }
+            doubted = false;
         }
         (Outcome::Done, done)
     }
@@ -161,9 +178,14 @@ impl Space {
             let from = (slot * PAGE_SIZE) as usize;
             store.bytes().get(from..from + PAGE_SIZE as usize)
         });
-        let (done, errno) = match bytes {
+        let attempt = || match bytes {
             Some(bytes) => self.uffd.copy(page, bytes),
             None => self.uffd.zero(page, PAGE_SIZE),
+        };
+        // as in `copy`
+        let (done, errno) = match attempt() {
+            (_, Some(Errno::ENOENT)) => attempt(),
+            answered => answered,
         };
         match errno {
             None => {

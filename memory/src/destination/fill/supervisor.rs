@@ -24,6 +24,8 @@ const RESTORE_FINISHED: u32 = 0x5253_5446;
 const MOST_RESTARTS: u64 = 100;
 /// CRIU has this long for the second half of what it says.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked whether the anchors are in place.
+const LOOK: Duration = Duration::from_micros(50);
 /// A handler that has finished has this long to end.
 const LAST_WORDS: Duration = Duration::from_secs(30);
 
@@ -115,6 +117,19 @@ impl Filler {
         self.shared.state().lists = Some(file);
         self.notify();
         Ok(())
+    }
+
+    /// Waits until the anchors are in place ([`TaskPages::anchors`]), which takes some microseconds after the end of the restore;
+    /// no longer than `patience`, which only a machine that has no time needs. Whether they are.
+    pub fn wait_for_anchors(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while self.shared.journal.get(Counter::Anchored) == 0 {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(LOOK);
+        }
+        true
     }
 
     /// Waits until every page is in place. `progress` hears now and then how many pages are done, of how many (a fork

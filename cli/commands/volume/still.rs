@@ -1,0 +1,123 @@
+//! Containers that stand still while the last of a volume is read.
+
+use crate::args::FreezeArgs;
+use crate::commands::{Trouble, open};
+use godwit_engine::freezer::Freezer;
+use godwit_engine::process;
+use godwit_engine::standstill::Standstill;
+use godwit_engine::{ContainerName, EngineError, OpenRequest, SourceContainer};
+use godwit_migration::lock::{ContainerLock, lock_container};
+use godwit_migration::plan::Carry;
+use godwit_migration::{Failure, FailureKind};
+use godwit_store::{Files, Restless, Writers};
+use godwit_volumes::users::users;
+use godwit_volumes::{Volume, VolumeError};
+use std::path::Path;
+use std::time::Duration;
+
+/// Those that use a volume, and nobody else does.
+pub struct Containers {
+    each: Vec<Held>,
+    limit: Duration,
+    standing: Vec<Standstill>,
+}
+
+struct Held {
+    name: ContainerName,
+    container: Box<dyn SourceContainer>,
+    freezer: Freezer,
+    lock: ContainerLock,
+}
+
+impl Containers {
+    /// Finds them; none when nobody is to stand still. Nothing is touched but their locks.
+    ///
+    /// # Errors
+    /// When one is not there or is on the move, and when somebody else uses the volume.
+    pub fn of(wanted: &FreezeArgs, root: &Path, volume: &Volume) -> Result<Option<Self>, Failure> {
+        if wanted.freeze.is_empty() {
+            return Ok(None);
+        }
+        let each = wanted.freeze.iter().map(|text| Held::find(text, root)).collect::<Result<Vec<_>, _>>()?;
+        let what = "no snapshot was made";
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            Failure::new(FailureKind::Failed, what).because_of(error)
+        };
+        let mut strangers = users(&volume.path).map_err(|error| failed(&error))?;
+        for held in &each {
+            let own = held.freezer.pids().map_err(|error| failed(&error))?;
+            strangers.retain(|user| !own.contains(&user.pid));
+        }
+        if strangers.is_empty() {
+            return Ok(Some(Self { each, limit: wanted.freeze_limit, standing: Vec::new() }));
+        }
+        let in_use = VolumeError::InUse { volume: volume.name.clone(), users: Vec::new() };
+        let failure = strangers
+            .iter()
+            .fold(Failure::new(FailureKind::Locked, what).because_of(&in_use), |failure, user| {
+                failure.because(user.to_string())
+            });
+        Err(failure.hint("name all containers that use it with `--freeze`, and stop what is no container"))
+    }
+}
+
+impl Held {
+    fn find(text: &str, root: &Path) -> Result<Self, Failure> {
+        // nothing is moved: whatever would need a word first does not matter here
+        let request = OpenRequest { carry: Carry::ALL, ip_change: true, ..OpenRequest::default() };
+        let (name, container) = open(text, &request).map_err(|trouble: Trouble| *trouble.failure)?;
+        let failed = |what: String, error: &(dyn std::error::Error + 'static)| {
+            Failure::new(FailureKind::Missing, what).because_of(error)
+        };
+        let freezer = Freezer::of_pid(container.facts().pid)
+            .map_err(|error| failed(format!("`{name}` cannot stand still"), &error))?;
+        let lock = lock_container(root, name.engine, &name.name)
+            .map_err(|error| failed(format!("cannot write to `{}`", root.display()), &error))?;
+        let Some(lock) = lock else {
+            let message = format!("a migration of `{name}` is under way");
+            return Err(Failure::new(FailureKind::Locked, message).hint("`godwit status` shows it"));
+        };
+        Ok(Self { name, container, freezer, lock })
+    }
+
+    fn stand(&self, limit: Duration) -> Result<Standstill, EngineError> {
+        let lock = self.lock.share().map_err(EngineError::io("share the lock of", self.name.to_string()))?;
+        let tasks = self.container.tasks()?;
+        Standstill::begin(self.freezer.clone(), &tasks, lock, limit)
+    }
+}
+
+impl Writers for Containers {
+    fn files(&mut self) -> Result<Files, Restless> {
+        let mut all = Files::default();
+        for held in &self.each {
+            let tasks = held.freezer.pids()?;
+            all.open.extend(process::open_files(&tasks));
+            all.mapped.extend(process::mapped_files(&tasks)?);
+        }
+        Ok(all)
+    }
+
+    fn stop(&mut self) -> Result<(), Restless> {
+        for held in &self.each {
+            match held.stand(self.limit) {
+                Ok(standing) => self.standing.push(standing),
+                Err(error) => {
+                    // dropped, they go on
+                    self.standing.clear();
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    fn go_on(&mut self) -> Result<(), Restless> {
+        let ended: Vec<_> = self.standing.drain(..).map(Standstill::end).collect();
+        ended.into_iter().collect::<Result<(), _>>().map_err(Into::into)
+    }
+}
