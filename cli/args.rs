@@ -12,7 +12,7 @@ mod volume;
 
 pub use config::ConfigCommand;
 pub use hook::HookCommand;
-pub use hooks::{Choice, HookArgs};
+pub use hooks::{Choice, HookArgs, PauseArgs};
 pub use migrate::{CooperativeArg, FileWatchArg, IpChangeArg, LayerArg, MigrateArgs, PaceArg};
 pub use node::{Neighbours, NodeCommand, NodeServeArgs};
 pub use store::{StoreAddArgs, StoreCommand, StoreGetArgs};

@@ -102,7 +102,7 @@ impl Interrupted {
         }
         let is_known = engine.is_some_and(|engine| engine.knows(bare_name));
         let job = Job::new(root, id.clone());
-        let about = About { migration: id.clone(), container: name.clone(), destination: peer.clone() };
+        let about = About::migration(id.clone(), name.clone(), peer.clone());
         let calls = Calls::of_journal(&lines, about);
         Ok(Some(Self { peer, job, journal, container, parting, is_known, calls, _lock: lock, name }))
     }

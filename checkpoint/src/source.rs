@@ -116,11 +116,7 @@ impl<'a> Source<'a> {
         let Order { plan, job, journal } = order;
         let facts = container.facts();
         let name = format!("{}:{}", facts.engine, facts.name);
-        let about = About {
-            migration: job.id.clone(),
-            container: name.clone(),
-            destination: plan.destination.clone(),
-        };
+        let about = About::migration(job.id.clone(), name.clone(), plan.destination.clone());
         Self {
             name,
             calls: Calls::new(plan.hooks.clone(), about, facts.pid),

@@ -36,18 +36,37 @@ pub struct HookArgs {
     /// How long its word is waited for
     #[arg(long, default_value = "30s", value_parser = long, value_name = "DURATION")]
     pub shutdown_timeout: Duration,
+    #[command(flatten)]
+    pub pause: PauseArgs,
+    /// Where the application's word is waited for, in the container's network namespace
+    #[arg(long, default_value = "127.0.0.1:0", value_parser = listen, value_name = "ADDRESS:PORT")]
+    pub hook_listen: SocketAddr,
+}
+
+/// What the application does around a freeze.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct PauseArgs {
     /// Asks the application to stand still for a moment, right before the freeze; label `godwit.quiesce-hook`
     #[arg(long, value_name = "URL|PATH|none", value_parser = str::parse::<Choice>)]
     pub quiesce_hook: Option<Choice>,
     /// How long that may take
     #[arg(long, default_value = "1s", value_parser = short, value_name = "DURATION")]
     pub quiesce_timeout: Duration,
-    /// Tells the application that it goes on, at the destination or here after a rollback; label `godwit.resume-hook`
+    /// Tells the application that it goes on: here, or at the destination when it has moved; label `godwit.resume-hook`
     #[arg(long, value_name = "URL|PATH|none", value_parser = str::parse::<Choice>)]
     pub resume_hook: Option<Choice>,
-    /// Where the application's word is waited for, in the container's network namespace
-    #[arg(long, default_value = "127.0.0.1:0", value_parser = listen, value_name = "ADDRESS:PORT")]
-    pub hook_listen: SocketAddr,
+}
+
+impl PauseArgs {
+    /// Those that the command line names.
+    pub fn hooks(&self) -> Hooks {
+        Hooks {
+            quiesce: named(&self.quiesce_hook),
+            quiesce_timeout: self.quiesce_timeout,
+            resume: named(&self.resume_hook),
+            ..Hooks::default()
+        }
+    }
 }
 
 /// Who is called, or that nobody is.
@@ -71,10 +90,8 @@ impl HookArgs {
             frozen_timeout: self.post_freeze_timeout,
             shutdown: named(&self.shutdown_hook),
             shutdown_timeout: self.shutdown_timeout,
-            quiesce: named(&self.quiesce_hook),
-            quiesce_timeout: self.quiesce_timeout,
-            resume: named(&self.resume_hook),
             listen: self.hook_listen,
+            ..self.pause.hooks()
         }
     }
 }

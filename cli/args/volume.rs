@@ -1,5 +1,6 @@
 //! `godwit volume`.
 
+use super::PauseArgs;
 use clap::{Args as ClapArgs, Subcommand};
 use godwit_migration::quantity;
 use godwit_transfer::Address;
@@ -56,6 +57,8 @@ pub struct FreezeArgs {
     /// For how long at most; else there is no snapshot
     #[arg(long, default_value = "2s", value_parser = quantity::positive_duration, value_name = "DURATION")]
     pub freeze_limit: Duration,
+    #[command(flatten)]
+    pub pause: PauseArgs,
 }
 
 /// `godwit volume snapshot`.

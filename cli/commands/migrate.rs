@@ -84,7 +84,7 @@ fn attempt(
         show.note(format!("warning: `{address}` is neither encrypted nor authenticated"));
     }
     check_privilege().map_err(about)?;
-    let hooks = super::hooks::checked(&command.hooks).map_err(about)?;
+    let hooks = super::hooks::checked(command.hooks.hooks()).map_err(about)?;
     let criu = usable_criu().map_err(about)?;
     let is_restart = Strategy::from(command.strategy) == Strategy::Restart;
     settle_earlier(&args.global.root, &command.container, &mut |text| show.note(text))?;

@@ -84,11 +84,11 @@ impl Past {
     fn snapshot(&self, wanted: &VolumeSnapshotArgs, draw: &Draw) -> Result<u8, Failure> {
         let failed = |error: VolumeError| self.failure("no snapshot was made", &error);
         let volume = self.volume(&wanted.volume, "no snapshot was made")?;
-        let containers = Containers::of(&wanted.still, &self.root, &volume)?;
+        let mut containers = Containers::of(&wanted.still, &self.root, &volume)?;
         let history = History::open(&self.root, wanted.quota).map_err(failed)?;
         let note = wanted.note.as_deref();
-        let taken = match containers {
-            Some(mut containers) => history.take_of(&volume, note, &mut containers, &mut self.reading()),
+        let taken = match &mut containers {
+            Some(containers) => history.take_of(&volume, note, containers, &mut self.reading()),
             None => history.take(&volume, note, &mut self.reading()),
         };
         let taken = taken.map_err(failed)?;
@@ -112,7 +112,9 @@ impl Past {
                 wanted.still.freeze.join(" and ")
             ));
         }
-        Ok(0)
+        let untold = containers.as_ref().map(Containers::untold).unwrap_or_default();
+        untold.iter().for_each(|why| draw.talk(&format!("warning: left over: {why}")));
+        Ok(if untold.is_empty() { 0 } else { FailureKind::Leftovers.exit_code() })
     }
 
     /// A volume that can be kept in the store.

@@ -1,7 +1,7 @@
 //! The application in the container: asked to get ready, to stand still for a moment, and told that it goes on. It is called
 //! from inside of its own network namespace, so that 127.0.0.1 means itself.
 
-use crate::calls::{About, FirstProcess};
+use crate::calls::{About, FirstProcess, Occasion};
 use crate::http::{HttpError, Until};
 use crate::reports::{Reports, Word};
 use crate::token::Token;
@@ -84,9 +84,15 @@ pub enum ApplicationError {
 struct Notice<'a> {
     /// `shutdown`, `quiesce`, `resume` or `rollback`.
     event: Moment,
-    migration: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    migration: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    volume: Option<&'a str>,
     container: &'a str,
     timeout_ms: u64,
+    /// Whoever stood still and hears nothing for so long goes on by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resume_within_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -127,10 +133,22 @@ impl<'a> Application<'a> {
     /// # Errors
     /// When it does not answer with a status of 200 to 299 in time.
     pub fn tell(&self, url: &HookUrl, moment: Moment, limit: Duration) -> Result<(), ApplicationError> {
+        self.post(url, limit, &self.notice(moment, limit))
+    }
+
+    /// Asks it to stand still; when it hears nothing `within` this time, it is to go on by itself.
+    ///
+    /// # Errors
+    /// As [`tell`](Self::tell).
+    pub fn quiesce(&self, url: &HookUrl, limit: Duration, within: Duration) -> Result<(), ApplicationError> {
+        let notice = self.notice(Moment::Quiesce, limit);
+        self.post(url, limit, &Notice { resume_within_ms: Some(millis(within)), ..notice })
+    }
+
+    fn post(&self, url: &HookUrl, limit: Duration, notice: &Notice) -> Result<(), ApplicationError> {
         let until = Instant::now() + limit;
-        let json = self.notice(moment, limit, None);
         let mut line = Until::new(self.connect(url, limit)?, until);
-        answered(url, limit, line.post(url, &json))
+        answered(url, limit, line.post(url, &notice.json()))
     }
 
     /// Asks it to get ready, and waits for its word at the door.
@@ -145,7 +163,8 @@ impl<'a> Application<'a> {
         cancel: Option<&Cancel>,
     ) -> Result<(), ApplicationError> {
         let until = Instant::now() + limit;
-        let json = self.notice(Moment::Shutdown, limit, Some((token, door)));
+        let notice = self.notice(Moment::Shutdown, limit);
+        let json = Notice { token: Some(token.reveal()), report: Some(door.url()), ..notice }.json();
         let stream = self.connect(url, limit)?;
         let call = |source: io::Error| ApplicationError::Call { url: url.clone(), source: source.into() };
         let handle = stream.try_clone().map_err(call)?;
@@ -173,17 +192,32 @@ impl<'a> Application<'a> {
         connected.map_err(|source| ApplicationError::Call { url: url.clone(), source: source.into() })
     }
 
-    fn notice(&self, event: Moment, limit: Duration, wanted: Option<(&Token, &Reports)>) -> String {
-        let notice = Notice {
-            event,
-            migration: self.about.migration.as_str(),
-            container: &self.about.container,
-            timeout_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
-            token: wanted.map(|(token, _)| token.reveal()),
-            report: wanted.map(|(_, door)| door.url()),
+    fn notice(&self, event: Moment, limit: Duration) -> Notice<'_> {
+        let (migration, volume) = match &self.about.occasion {
+            Occasion::Migration { id, .. } => (Some(id.as_str()), None),
+            Occasion::Snapshot { volume } => (None, Some(volume.as_str())),
         };
-        serde_json::to_string(&notice).unwrap_or_default()
+        Notice {
+            event,
+            migration,
+            volume,
+            container: &self.about.container,
+            timeout_ms: millis(limit),
+            resume_within_ms: None,
+            token: None,
+            report: None,
+        }
     }
+}
+
+impl Notice<'_> {
+    fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Waits for the word, for a call that fails, for Ctrl-C, or until the time is over.

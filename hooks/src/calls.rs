@@ -60,12 +60,51 @@ fn started(pid: i32) -> Option<u64> {
 /// What everybody who is called is told.
 #[derive(Clone, Debug)]
 pub struct About {
-    /// Which migration.
-    pub migration: MigrationId,
     /// `ENGINE:NAME`.
     pub container: String,
-    /// The destination as the user wrote it.
-    pub destination: String,
+    /// What it is all for.
+    pub occasion: Occasion,
+}
+
+/// Why somebody is called.
+#[derive(Clone, Debug)]
+pub enum Occasion {
+    /// A container moves.
+    Migration {
+        /// Which migration.
+        id: MigrationId,
+        /// The destination as the user wrote it.
+        destination: String,
+    },
+    /// A snapshot is made of a volume.
+    Snapshot {
+        /// The volume's name.
+        volume: String,
+    },
+}
+
+impl About {
+    /// Of a container that moves.
+    pub fn migration(id: MigrationId, container: String, destination: String) -> Self {
+        Self { container, occasion: Occasion::Migration { id, destination } }
+    }
+
+    /// What a program finds in its environment.
+    pub(crate) fn environment(&self, moment: Moment, process: FirstProcess) -> Vec<(&'static str, OsString)> {
+        let mut environment =
+            vec![("GODWIT_HOOK", moment.name().into()), ("GODWIT_CONTAINER", self.container.clone().into())];
+        match &self.occasion {
+            Occasion::Migration { id, destination } => {
+                environment.push(("GODWIT_MIGRATION", id.as_str().into()));
+                environment.push(("GODWIT_DESTINATION", destination.clone().into()));
+            }
+            Occasion::Snapshot { volume } => environment.push(("GODWIT_VOLUME", volume.clone().into())),
+        }
+        if process.is_alive() {
+            environment.push(("GODWIT_PID", process.pid.to_string().into()));
+        }
+        environment
+    }
 }
 
 /// Who is called during one migration, and who has been.
@@ -270,18 +309,8 @@ impl Calls {
         Ok(())
     }
 
-    /// What a program finds in its environment.
     fn environment(&self, moment: Moment) -> Vec<(&'static str, OsString)> {
-        let mut environment = vec![
-            ("GODWIT_HOOK", moment.name().into()),
-            ("GODWIT_MIGRATION", self.about.migration.as_str().into()),
-            ("GODWIT_CONTAINER", self.about.container.clone().into()),
-            ("GODWIT_DESTINATION", self.about.destination.clone().into()),
-        ];
-        if self.process.is_alive() {
-            environment.push(("GODWIT_PID", self.process.pid.to_string().into()));
-        }
-        environment
+        self.about.environment(moment, self.process)
     }
 }
 
@@ -318,11 +347,8 @@ mod tests {
     use std::path::Path;
 
     fn about() -> About {
-        About {
-            migration: MigrationId::generate().unwrap(),
-            container: "runc:web".into(),
-            destination: "ssh://rack2".into(),
-        }
+        let id = MigrationId::generate().unwrap();
+        About::migration(id, "runc:web".into(), "ssh://rack2".into())
     }
 
     /// A journal of a source whose destination is prepared.

@@ -6,9 +6,11 @@ pub mod application;
 pub mod calls;
 pub mod http;
 pub mod oci;
+pub mod pause;
 pub mod program;
 pub mod reports;
 pub mod token;
 
 pub use application::Application;
-pub use calls::{About, CallError, Calls, FirstProcess};
+pub use calls::{About, CallError, Calls, FirstProcess, Occasion};
+pub use pause::Pause;

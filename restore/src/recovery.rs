@@ -76,8 +76,7 @@ pub(crate) fn tell_application(
     (migration, name, pid): (&MigrationId, &str, i32),
     journal: &mut Journal,
 ) -> Option<String> {
-    let about =
-        About { migration: migration.clone(), container: name.to_owned(), destination: String::new() };
+    let about = About::migration(migration.clone(), name.to_owned(), String::new());
     let hooks = Hooks { resume: Some(Target::Url(url.clone())), ..Hooks::default() };
     let told = Calls::at_destination(hooks, about, pid).call(Moment::Resume, journal, None);
     told.err().map(|error| error.to_string())

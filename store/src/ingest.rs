@@ -44,6 +44,14 @@ pub trait Writers {
     /// When they cannot be looked at.
     fn files(&mut self) -> Result<Files, Restless>;
 
+    /// Asks them to put away what is half done, right before they stand still.
+    ///
+    /// # Errors
+    /// When they cannot: nobody stands still then. [`resume`](Self::resume) is called all the same.
+    fn quiesce(&mut self) -> Result<(), Restless> {
+        Ok(())
+    }
+
     /// Has them stand still.
     ///
     /// # Errors
@@ -58,6 +66,9 @@ pub trait Writers {
     /// # Errors
     /// When they did not stand still all the time, or one of them still does.
     fn go_on(&mut self) -> Result<(), Restless>;
+
+    /// Tells those who were asked to [quiesce](Self::quiesce) that it is over.
+    fn resume(&mut self) {}
 }
 
 /// When and for how long writers stood still.
@@ -237,8 +248,18 @@ fn plain(error: RoundError<StoreError>) -> StoreError {
     }
 }
 
-/// The round for which they stand still: its steps, which are written down when they go on, and the bytes that it read.
+/// The last round: its steps, which are written down when all work again, and the bytes that it read.
 fn last_round(
+    source: &mut TreeSource,
+    writers: &mut dyn Writers,
+) -> Result<(Vec<TreeOp>, u64, Stood), StoreError> {
+    let read = writers.quiesce().map_err(StoreError::from).and_then(|()| round_at_rest(source, writers));
+    writers.resume();
+    read
+}
+
+/// The round for which they stand still.
+fn round_at_rest(
     source: &mut TreeSource,
     writers: &mut dyn Writers,
 ) -> Result<(Vec<TreeOp>, u64, Stood), StoreError> {

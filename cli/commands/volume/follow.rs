@@ -51,7 +51,11 @@ impl Past {
             let failed = |error: VolumeError| self.failure("no snapshot was made this time", &error);
             // found anew each time: one may have been started again
             let kept = Containers::of(&wanted.still, &self.root, &volume).and_then(|containers| {
-                self.keep(&history, &volume, containers, &policy, &mut last, draw).map_err(failed)
+                let mut containers = containers;
+                let kept = self.keep(&history, &volume, containers.as_mut(), &policy, &mut last, draw);
+                let untold = containers.as_ref().map(Containers::untold).unwrap_or_default();
+                untold.iter().for_each(|why| draw.talk(&format!("warning: {why}")));
+                kept.map_err(failed)
             });
             if let Err(failure) = kept {
                 // a file that changed under the reader, somebody else at work on it, no room: it may be otherwise next time
@@ -67,13 +71,13 @@ impl Past {
         &self,
         history: &History,
         volume: &Volume,
-        containers: Option<Containers>,
+        containers: Option<&mut Containers>,
         policy: &Policy,
         last: &mut Option<Snapshot>,
         draw: &Draw,
     ) -> Result<(), VolumeError> {
         let taken = match containers {
-            Some(mut containers) => history.take_of(volume, None, &mut containers, &mut |_| {})?,
+            Some(containers) => history.take_of(volume, None, containers, &mut |_| {})?,
             None => history.take(volume, None, &mut |_| {})?,
         };
         if last.as_ref().is_some_and(|last| last.tree == taken.snapshot.tree) {

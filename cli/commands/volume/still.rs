@@ -1,11 +1,12 @@
 //! Containers that stand still while the last of a volume is read.
 
 use crate::args::FreezeArgs;
-use crate::commands::{Trouble, open};
+use crate::commands::{Trouble, hooks, open};
 use godwit_engine::freezer::Freezer;
 use godwit_engine::process;
 use godwit_engine::standstill::Standstill;
 use godwit_engine::{ContainerName, EngineError, OpenRequest, SourceContainer};
+use godwit_hooks::{About, Occasion, Pause};
 use godwit_migration::lock::{ContainerLock, lock_container};
 use godwit_migration::plan::Carry;
 use godwit_migration::{Failure, FailureKind};
@@ -15,14 +16,17 @@ use godwit_volumes::{Volume, VolumeError};
 use std::path::Path;
 use std::time::Duration;
 
-/// Those that use a volume, and nobody else does.
+/// Those that use a volume, and nobody else does. Dropped, they go on, and then those that were asked to stand still hear of it.
 pub struct Containers {
+    standing: Vec<Standstill>,
     each: Vec<Held>,
     limit: Duration,
-    standing: Vec<Standstill>,
+    /// Who was not told that it goes on, and why.
+    untold: Vec<String>,
 }
 
 struct Held {
+    pause: Option<Pause>,
     name: ContainerName,
     container: Box<dyn SourceContainer>,
     freezer: Freezer,
@@ -35,10 +39,26 @@ impl Containers {
     /// # Errors
     /// When one is not there or is on the move, and when somebody else uses the volume.
     pub fn of(wanted: &FreezeArgs, root: &Path, volume: &Volume) -> Result<Option<Self>, Failure> {
+        let (given, pause) = (wanted.pause.hooks(), &wanted.pause);
+        if wanted.freeze.len() != 1 && (given.quiesce.is_some() || given.resume.is_some()) {
+            let message = "`--quiesce-hook` and `--resume-hook` are of one container: `--freeze`";
+            let hint = "where there are several, each has its own as its labels `godwit.quiesce-hook` and `godwit.resume-hook`";
+            return Err(Failure::new(FailureKind::Usage, message).hint(hint));
+        }
         if wanted.freeze.is_empty() {
             return Ok(None);
         }
-        let each = wanted.freeze.iter().map(|text| Held::find(text, root)).collect::<Result<Vec<_>, _>>()?;
+        let given = hooks::checked(given)?;
+        let find = |text: &String| {
+            let mut held = Held::find(text, root)?;
+            let facts = held.container.facts();
+            let hooks = hooks::with_pause_labels(given.clone(), pause, &facts.annotations)?;
+            let occasion = Occasion::Snapshot { volume: volume.name.clone() };
+            let about = About { container: held.name.to_string(), occasion };
+            held.pause = Pause::of(hooks, about, facts.pid);
+            Ok(held)
+        };
+        let each = wanted.freeze.iter().map(find).collect::<Result<Vec<_>, Failure>>()?;
         let what = "no snapshot was made";
         let failed = |error: &(dyn std::error::Error + 'static)| {
             Failure::new(FailureKind::Failed, what).because_of(error)
@@ -49,7 +69,8 @@ impl Containers {
             strangers.retain(|user| !own.contains(&user.pid));
         }
         if strangers.is_empty() {
-            return Ok(Some(Self { each, limit: wanted.freeze_limit, standing: Vec::new() }));
+            let (standing, untold) = (Vec::new(), Vec::new());
+            return Ok(Some(Self { standing, each, limit: wanted.freeze_limit, untold }));
         }
         let in_use = VolumeError::InUse { volume: volume.name.clone(), users: Vec::new() };
         let failure = strangers
@@ -58,6 +79,11 @@ impl Containers {
                 failure.because(user.to_string())
             });
         Err(failure.hint("name all containers that use it with `--freeze`, and stop what is no container"))
+    }
+
+    /// Which applications were not told that they go on, and why.
+    pub fn untold(&self) -> &[String] {
+        &self.untold
     }
 }
 
@@ -77,7 +103,7 @@ impl Held {
             let message = format!("a migration of `{name}` is under way");
             return Err(Failure::new(FailureKind::Locked, message).hint("`godwit status` shows it"));
         };
-        Ok(Self { name, container, freezer, lock })
+        Ok(Self { pause: None, name, container, freezer, lock })
     }
 
     fn stand(&self, limit: Duration) -> Result<Standstill, EngineError> {
@@ -96,6 +122,14 @@ impl Writers for Containers {
             all.mapped.extend(process::mapped_files(&tasks)?);
         }
         Ok(all)
+    }
+
+    fn quiesce(&mut self) -> Result<(), Restless> {
+        let stands = self.limit * self.each.len() as u32;
+        for pause in self.each.iter_mut().filter_map(|held| held.pause.as_mut()) {
+            pause.quiesce(stands)?;
+        }
+        Ok(())
     }
 
     fn stop(&mut self) -> Result<(), Restless> {
@@ -119,5 +153,12 @@ impl Writers for Containers {
     fn go_on(&mut self) -> Result<(), Restless> {
         let ended: Vec<_> = self.standing.drain(..).map(Standstill::end).collect();
         ended.into_iter().collect::<Result<(), _>>().map_err(Into::into)
+    }
+
+    fn resume(&mut self) {
+        for held in &mut self.each {
+            let Some(Err(error)) = held.pause.as_mut().map(Pause::resume) else { continue };
+            self.untold.push(format!("`{}` was not told that it goes on: {error}", held.name));
+        }
     }
 }

@@ -379,3 +379,74 @@ fn labels_of_podman_say_where_it_is_called() {
 fn labels_of_docker_say_where_it_is_called() {
     labels_are_followed("docker");
 }
+
+/// What a snapshot of the service's volume came to.
+fn snapshot(bed: &Bed, more: &[&str]) -> Said {
+    let words = ["--json", "volume", "snapshot", "/srv/app-data", "--freeze", "runc:app"];
+    godwit(bed, &[&words, more].concat())
+}
+
+#[test]
+fn it_is_asked_to_stand_still_for_a_snapshot() {
+    let Some(bed) = bed() else { return };
+    serve(&bed, "right", &[("godwit.resume-hook", "http://127.0.0.1:8080/up")]);
+    let taken = snapshot(&bed, QUIESCE);
+    assert_eq!(taken.code, 0, "{}{}", taken.out, taken.err);
+    let line = taken.lines("volume_snapshot").remove(0);
+    let restored = godwit(&bed, &["volume", "restore", line["id"].as_str().unwrap(), "/srv/copy"]);
+    assert_eq!(restored.code, 0, "{}", restored.err);
+    let kept = bed.sh(SRC, "cat /srv/copy/log");
+    assert!(
+        kept.contains("quiesce") && !kept.contains("resume"),
+        "it is of the time between the two: {kept}"
+    );
+    assert_eq!(events(&bed, SRC), ["quiesce", "resume"]);
+    let told = log(&bed, SRC).into_iter().find(|line| line["event"] == "quiesce").unwrap();
+    let expected = serde_json::json!({
+        "path": "/still", "event": "quiesce", "volume": "/srv/app-data", "container": "runc:app", "timeout_ms": 1000,
+        "resume_within_ms": 3000,
+    });
+    assert_eq!(told, expected);
+
+    // who says no, or nothing in time, is told that it goes on, and there is no snapshot
+    for (mode, why) in [("refuses_quiesce", "answered with status 503"), ("dawdles", "did not answer within")]
+    {
+        bed.sh(SRC, "rm /srv/app-data/log; touch /srv/app-data/log");
+        set_mode(&bed, mode);
+        let refused = snapshot(&bed, QUIESCE);
+        assert_eq!(refused.code, 1, "{}{}", refused.out, refused.err);
+        assert!(refused.out.contains(why), "{}", refused.out);
+        assert_eq!(events(&bed, SRC), ["quiesce", "resume"]);
+        assert_eq!(bed.sh(SRC, "cat /sys/fs/cgroup/app/cgroup.freeze"), "0");
+    }
+    // it takes longer than it may: the same
+    set_mode(&bed, "right");
+    bed.sh(SRC, "rm /srv/app-data/log; touch /srv/app-data/log");
+    let refused = snapshot(&bed, &[QUIESCE, &["--freeze-limit", "1ms"]].concat());
+    assert_eq!(refused.code, 1, "{}{}", refused.out, refused.err);
+    assert_eq!(events(&bed, SRC), ["quiesce", "resume"]);
+    let listed = godwit(&bed, &["--json", "volume", "list"]).lines("volume_snapshots").remove(0);
+    assert_eq!(listed["snapshots"].as_array().unwrap().len(), 1);
+
+    // the snapshot is whole, and what is left over is said
+    set_mode(&bed, "refuses_resume");
+    let taken = snapshot(&bed, QUIESCE);
+    assert_eq!(taken.code, 3, "{}{}", taken.out, taken.err);
+    assert!(taken.err.contains("`runc:app` was not told that it goes on"), "{}", taken.err);
+}
+
+#[test]
+fn a_program_is_run_around_a_snapshot() {
+    let Some(bed) = bed() else { return };
+    serve(&bed, "right", &[("godwit.quiesce-hook", "http://127.0.0.1:8080/still")]);
+    let script = "#!/bin/sh\necho $GODWIT_HOOK $GODWIT_CONTAINER $GODWIT_VOLUME $GODWIT_RESUME_WITHIN_MS >> /run/test.hooks\n";
+    bed.write(SRC, HOOK, script);
+    bed.sh(SRC, &format!("chmod 755 {HOOK}"));
+    let taken = snapshot(&bed, &["--quiesce-hook", HOOK, "--resume-hook", HOOK, "--freeze-limit", "4s"]);
+    assert_eq!(taken.code, 0, "{}{}", taken.out, taken.err);
+    let seen = bed.sh(SRC, "cat /run/test.hooks");
+    assert_eq!(seen, "quiesce runc:app /srv/app-data 5000\nresume runc:app /srv/app-data");
+    assert_eq!(events(&bed, SRC), [""; 0], "the option stands above the label");
+    let refused = godwit(&bed, &["--json", "volume", "snapshot", "/srv/app-data", "--quiesce-hook", HOOK]);
+    assert_eq!(refused.code, 2, "{}{}", refused.out, refused.err);
+}
