@@ -5,7 +5,9 @@ use crate::dumper::{PagelessDumped, PagelessDumper};
 use godwit_criu::pageless::{PagemapName, take_pages};
 use godwit_criu::{CriuError, DumpOptions};
 use godwit_memory::ledger::{LedgerError, LedgerStatistics, PageLedger};
-use godwit_memory::source::{MemoryError, Method, PageSink, RoundStats, SinkError, TreeMemory, Unreadable};
+use godwit_memory::source::{
+    MemoryError, Method, PageSink, Registrations, RoundStats, SinkError, TreeMemory, Unreadable,
+};
 use godwit_memory::{ImageId, PAGE_SIZE, PageRun, SharedObject};
 use godwit_migration::Cancel;
 use godwit_migration::plan::Tracker;
@@ -77,6 +79,11 @@ pub trait PageReader: Send {
 
     /// See [`TreeMemory::shared_objects`].
     fn shared_objects(&self) -> Vec<SharedObject>;
+
+    /// See [`TreeMemory::into_registrations`].
+    fn into_registrations(self: Box<Self>) -> Registrations {
+        Registrations::default()
+    }
 }
 
 impl PageReader for TreeMemory {
@@ -98,6 +105,10 @@ impl PageReader for TreeMemory {
 
     fn shared_objects(&self) -> Vec<SharedObject> {
         TreeMemory::shared_objects(self).to_vec()
+    }
+
+    fn into_registrations(self: Box<Self>) -> Registrations {
+        TreeMemory::into_registrations(*self)
     }
 }
 
@@ -181,6 +192,11 @@ impl PageMemory {
     /// What was sent and what was spared so far.
     pub fn statistics(&self) -> LedgerStatistics {
         self.ledger.statistics()
+    }
+
+    /// Lets go of the tasks' memory; see [`TreeMemory::into_registrations`].
+    pub fn into_registrations(self) -> Registrations {
+        self.reader.into_registrations()
     }
 
     /// The longest stop of a thread for the tracker.

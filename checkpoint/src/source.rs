@@ -343,14 +343,16 @@ impl<'a> Source<'a> {
 
     /// It runs there: what is left here goes. Nothing from here on is a failure of the migration.
     fn complete(mut self, downtime: Downtime) -> Summary {
-        // the tracker holds the tasks' memory
-        let totals = self.pages.take().map(|pages| (pages.statistics(), pages.longest_stop()));
         // an engine cannot unmount what is open here
+        let totals = self.pages.as_ref().map(|pages| (pages.statistics(), pages.longest_stop()));
+        let registrations = self.pages.take().map(PageMemory::into_registrations);
         self.files.spared().into_iter().for_each(|spared| self.observer.note(spared));
         self.files = Files::none_yet(false);
         let parting = self.plan.parting.clone();
         let mut leftovers =
             discard(Some(&mut *self.container), &parting, &self.name, &self.job, &mut self.journal);
+        // the tasks are dead: it costs nothing now
+        drop(registrations);
         if parting.keep {
             self.observer
                 .note(format!("{} stays here, stopped: nothing starts it again by itself", self.name));

@@ -457,7 +457,7 @@ impl Destination<'_> {
         let container =
             job.container.as_mut().ok_or_else(|| WireError::Malformed("go before prepare".into()))?;
         if let Some(pages) = &job.pages {
-            pages.anchor();
+            pages.release();
         }
         container.go(&frames)?;
         // what was started has got its number only now

@@ -215,13 +215,14 @@ impl IncomingPages {
                 .all(|(object, filled)| is_still_shared(object, filled, |vpid| by_vpid.get(&vpid).copied()))
     }
 
-    /// Waits for the first page of each mapping, if memory comes later. Without them the tasks run as well (compose.rs, `Anchors`).
-    pub fn anchor(&self) {
-        if let Some(filler) = &self.filler
-            && !filler.wait_for_anchors(ANCHORS)
-        {
+    /// The tasks are about to run. Waits for the first page of each mapping, if memory comes later. Without them the tasks run as well
+    /// (compose.rs, `Anchors`).
+    pub fn release(&self) {
+        let Some(filler) = &self.filler else { return };
+        if !filler.wait_for_anchors(ANCHORS) {
             tracing::info!("the tasks run before each of their mappings has a page");
         }
+        filler.release();
     }
 
     /// The tasks run.

@@ -5,7 +5,6 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a migration may take altogether.
@@ -52,7 +51,7 @@ pub struct Background<'a> {
     child: Child,
     lines: Receiver<String>,
     seen: Vec<String>,
-    errors: Option<JoinHandle<String>>,
+    errors: Receiver<Vec<u8>>,
 }
 
 impl<'a> Background<'a> {
@@ -68,13 +67,15 @@ impl<'a> Background<'a> {
                 let _ = sender.send(line);
             }
         });
-        let errors = std::thread::spawn(move || {
-            let mut text = Vec::new();
-            let _ = err.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
+        let (sender, errors) = channel();
+        std::thread::spawn(move || {
+            let mut piece = [0; 4096];
+            while let Ok(length @ 1..) = err.read(&mut piece) {
+                let _ = sender.send(piece[..length].to_vec());
+            }
         });
         let pid = lines.recv_timeout(Duration::from_secs(20)).unwrap().parse().unwrap();
-        Self { bed, host: host.into(), pid, child, lines, seen: Vec::new(), errors: Some(errors) }
+        Self { bed, host: host.into(), pid, child, lines, seen: Vec::new(), errors }
     }
 
     /// Starts a migration on the source that tells its phases.
@@ -141,11 +142,13 @@ impl<'a> Background<'a> {
         while let Ok(line) = self.lines.recv_timeout(Duration::from_secs(5)) {
             self.seen.push(line);
         }
-        Said {
-            code: status.code().unwrap_or(-1),
-            out: self.seen.join("\n"),
-            err: self.errors.take().unwrap().join().unwrap(),
+        // not until the end of it: the ssh of one that was killed has it too, for as long as the other side waits
+        let mut errors = Vec::new();
+        while let Ok(piece) = self.errors.recv_timeout(Duration::from_millis(500)) {
+            errors.extend(piece);
         }
+        let err = String::from_utf8_lossy(&errors).into_owned();
+        Said { code: status.code().unwrap_or(-1), out: self.seen.join("\n"), err }
     }
 }
 

@@ -16,7 +16,7 @@ mod tree;
 pub use method::{Choice, Method};
 pub use rules::Rules;
 pub use stats::{RoundSeconds, RoundStats, Unreadable, Untracked};
-pub use tree::TreeMemory;
+pub use tree::{Registrations, TreeMemory};
 
 use crate::page::ImageId;
 use nix::errno::Errno;

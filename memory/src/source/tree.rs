@@ -12,6 +12,7 @@ use super::{MemoryError, Method, PageSink, SinkError, inject};
 use crate::page::{ImageId, PAGE_SIZE, PageRun, SharedObject};
 use crate::sys::task;
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 /// Follows the memory of a process tree.
@@ -34,7 +35,24 @@ pub struct TreeMemory {
     compared: bool,
 }
 
+/// The registrations of address spaces, without anything else of theirs. Dropped, the kernel takes them back: while a task still has
+/// the memory, it goes through all of its page tables for that, tens of milliseconds for each GiB.
+#[derive(Debug, Default)]
+pub struct Registrations {
+    _uffds: Vec<OwnedFd>,
+}
+
 impl TreeMemory {
+    /// Lets go of all but the registrations: they are to be dropped when the tasks have ended.
+    pub fn into_registrations(self) -> Registrations {
+        let spaces = self.spaces.into_values().chain(self.left);
+        let uffds = spaces.filter_map(|space| match space.tracking {
+            Tracking::Uffd(uffd) => Some(OwnedFd::from(uffd)),
+            Tracking::SoftDirty(_) | Tracking::Nothing(_) => None,
+        });
+        Registrations { _uffds: uffds.collect() }
+    }
+
     /// Nothing is touched yet.
     ///
     /// # Errors

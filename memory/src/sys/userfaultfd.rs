@@ -263,6 +263,12 @@ pub(crate) fn raw_event(place: &[AtomicU64; EVENT_WORDS]) -> RawEvent {
     }
 }
 
+impl From<Userfaultfd> for OwnedFd {
+    fn from(uffd: Userfaultfd) -> Self {
+        uffd.fd.into()
+    }
+}
+
 impl std::os::fd::AsFd for Userfaultfd {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.fd.as_fd()

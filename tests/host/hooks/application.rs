@@ -397,7 +397,7 @@ fn it_is_asked_to_stand_still_for_a_snapshot() {
     assert_eq!(restored.code, 0, "{}", restored.err);
     let kept = bed.sh(SRC, "cat /srv/copy/log");
     assert!(
-        kept.contains("quiesce") && !kept.contains("resume"),
+        kept.contains(r#""event": "quiesce""#) && !kept.contains(r#""event": "resume""#),
         "it is of the time between the two: {kept}"
     );
     assert_eq!(events(&bed, SRC), ["quiesce", "resume"]);

@@ -138,7 +138,10 @@ impl Pool {
                     }
                     None => break,
                 }
-                std::thread::sleep(self.pause(&space, start.elapsed()));
+                match self.pause(&space, start.elapsed()) {
+                    Some(pause) => std::thread::sleep(pause),
+                    None => std::thread::yield_now(),
+                }
             }
             if space.is_done() {
                 let _ = self.done.write(1);
@@ -146,11 +149,17 @@ impl Pool {
         }
     }
 
-    /// How long to leave the processor after so long a piece of work. Never not at all: who waits for the processor would get
+    /// How long to leave the processor after so long a piece of work; not at all while the tasks are held, when each page that is put
+    /// in place is one that nobody has to wait for. Later always: who waits for the processor would get
     /// it at the next tick only, which is 4 ms later (`CONFIG_HZ` 250), and longer than many an answer takes.
-    fn pause(&self, space: &Space, worked: Duration) -> Duration {
-        let busy = Duration::from_micros(self.last_fault.load(Ordering::Relaxed)) + BUSY;
-        if self.birth.elapsed() < busy && !space.is_urgent() { worked } else { worked / 4 }
+    fn pause(&self, space: &Space, worked: Duration) -> Option<Duration> {
+        let last_fault = self.last_fault.load(Ordering::Relaxed);
+        // who let them run without saying so has died since
+        if self.journal.get(Counter::Released) == 0 && last_fault == 0 {
+            return None;
+        }
+        let is_busy = self.birth.elapsed() < Duration::from_micros(last_fault) + BUSY;
+        Some(if is_busy && !space.is_urgent() { worked } else { worked / 4 })
     }
 
     /// An address space with something to do; waits for one.

@@ -54,6 +54,8 @@ pub(super) enum Counter {
     LostForks = 13,
     /// How often the anchors of all tasks were put in place: once for each handler.
     Anchored = 14,
+    /// Not 0 once the tasks may run.
+    Released = 15,
 }
 
 /// A change.

@@ -132,6 +132,11 @@ impl Filler {
         true
     }
 
+    /// The tasks are about to run: from here on the fill makes way for them.
+    pub fn release(&self) {
+        self.shared.journal.count(Counter::Released, 1);
+    }
+
     /// Waits until every page is in place. `progress` hears now and then how many pages are done, of how many (a fork
     /// makes more of them). May be called again after [`FillError::Deadline`].
     pub fn wait(
