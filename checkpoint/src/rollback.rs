@@ -39,11 +39,11 @@ impl Source<'_> {
         let is_there = self.journal.state() != JournalState::Planned;
         let journaled = self.journal.append(journal::Event::Failed { reason: reason.clone() });
         // the container first, and at once: the peer can wait
-        let stopped_for = self.stopped_for();
         let throttled = self.unthrottle().err();
         // what is open here an engine cannot mount again
         self.files = Files::none_yet(false);
         let here = put_back(&mut *self.container);
+        let stopped_for = self.stopped_for();
         // who waits for it to run
         let untold = if here.is_empty() { self.tell(Moment::Rollback) } else { None };
         // it runs: now there is time to let go of its memory, and of the further connections
