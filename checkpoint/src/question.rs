@@ -4,12 +4,11 @@
 use crate::source::{Source, SourceError};
 use godwit_migration::convergence::Verdict;
 use godwit_migration::observer::Question;
+use godwit_migration::quantity::show_duration;
 use godwit_transfer::WireError;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-/// No answer within this time is a no.
-const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// Rounds while the answer is waited for begin this far apart: they must not take the link and the processors for nothing.
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long Ctrl-C may wait.
@@ -63,8 +62,9 @@ impl Source<'_> {
             if self.cancel.is_raised() {
                 return Err(WireError::Interrupted.into());
             }
-            if asked.since.elapsed() >= ANSWER_LIMIT {
-                return Ok(give_up(&format!("nobody answered within {} s", ANSWER_LIMIT.as_secs())));
+            let patience = self.observer.patience();
+            if asked.since.elapsed() >= patience {
+                return Ok(give_up(&format!("nobody answered within {}", show_duration(patience))));
             }
             if Instant::now() >= next_round {
                 return Ok(Verdict::Another { expected });

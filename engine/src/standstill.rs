@@ -21,31 +21,25 @@ const SUBCOMMAND: &str = "let-go";
 /// How long the tasks may take to stop.
 const STOPPING: Duration = Duration::from_secs(1);
 
-/// A container that stands still; dropped, it goes on.
+/// The process that lets a container go when nobody else does; dropped, it is told to end, and has done nothing.
 #[derive(Debug)]
-pub struct Standstill {
+pub struct Keeper {
     freezer: Freezer,
+    limit: Duration,
     /// Gone when it was told to end.
-    keeper: Option<Child>,
-    tasks: BTreeSet<i32>,
+    child: Option<Child>,
 }
 
-impl Standstill {
-    /// Freezes the cgroup, in which are all of `tasks` and nobody else. It is thawed after `limit` at the latest. `lock`: the container's,
-    /// shared.
+impl Keeper {
+    /// Starts it: the cgroup is thawed `limit` from now at the latest. `lock`: the container's, shared.
     ///
     /// # Errors
-    /// When it is frozen already, or cannot be; nothing has changed then.
-    pub fn begin(
-        freezer: Freezer,
-        tasks: &BTreeSet<i32>,
-        lock: File,
-        limit: Duration,
-    ) -> Result<Self, EngineError> {
+    /// When the cgroup is frozen already, or no process can be started.
+    pub fn start(freezer: Freezer, lock: File, limit: Duration) -> Result<Self, EngineError> {
         if freezer.state()? != FreezeState::Thawed {
             return Err(EngineError::StandsStill);
         }
-        let keeper = Command::new(own_program())
+        let child = Command::new(own_program())
             .arg(SUBCOMMAND)
             .arg(freezer.path())
             .arg(limit.as_millis().to_string())
@@ -55,6 +49,38 @@ impl Standstill {
             .stderr(Stdio::null())
             .spawn()
             .map_err(EngineError::io("start", own_program()))?;
+        Ok(Self { freezer, limit, child: Some(child) })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        // it may be dead: nothing depends on it now
+        let _ = child.stdin.take().map(|mut told| told.write_all(b"."));
+        let _ = child.wait();
+    }
+}
+
+/// A container that stands still; dropped, it goes on.
+#[derive(Debug)]
+pub struct Standstill {
+    freezer: Freezer,
+    /// None when it was thawed.
+    keeper: Option<Keeper>,
+    tasks: BTreeSet<i32>,
+}
+
+impl Standstill {
+    /// Freezes the cgroup, in which are all of `tasks` and nobody else.
+    ///
+    /// # Errors
+    /// When it is frozen already, or cannot be; nothing has changed then.
+    pub fn begin(keeper: Keeper, tasks: &BTreeSet<i32>) -> Result<Self, EngineError> {
+        if keeper.freezer.state()? != FreezeState::Thawed {
+            return Err(EngineError::StandsStill);
+        }
+        let (freezer, limit) = (keeper.freezer.clone(), keeper.limit);
         let standstill = Self { freezer, keeper: Some(keeper), tasks: tasks.clone() };
         standstill.freezer.freeze(limit.min(STOPPING))?;
         standstill.freezer.verify_held(tasks)?;
@@ -68,28 +94,18 @@ impl Standstill {
     pub fn end(mut self) -> Result<(), EngineError> {
         let stood = self.freezer.verify_held(&self.tasks);
         self.freezer.thaw()?;
-        self.dismiss();
+        self.keeper = None;
         Ok(stood?)
-    }
-
-    /// The process has nothing to do any more.
-    fn dismiss(&mut self) {
-        let Some(mut keeper) = self.keeper.take() else { return };
-        // it may be dead: nothing depends on it now
-        let _ = keeper.stdin.take().map(|mut told| told.write_all(b"."));
-        let _ = keeper.wait();
     }
 }
 
 impl Drop for Standstill {
     fn drop(&mut self) {
-        if self.keeper.is_none() {
-            return;
-        }
-        match self.freezer.thaw() {
-            Ok(()) => self.dismiss(),
-            // it hears that we are gone, and tries
-            Err(error) => tracing::warn!(%error, "the container still stands still"),
+        let Some(mut keeper) = self.keeper.take() else { return };
+        if let Err(error) = self.freezer.thaw() {
+            tracing::warn!(%error, "the container still stands still");
+            // not told to end, it hears that we are gone, and tries
+            keeper.child = None;
         }
     }
 }

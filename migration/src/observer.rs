@@ -75,6 +75,11 @@ pub trait Observer: Send + Sync {
         None
     }
 
+    /// How long an answer is waited for; none is a no.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
     /// A sentence for people.
     fn note(&self, text: String) {
         self.event(&Event::Note { text });

@@ -1,7 +1,7 @@
 //! Snapshots of volumes of one moment: a data base at work is whole in them, and whatever happens to godwit its container goes on.
 
 use crate::bed::{Bed, SRC, bed};
-use crate::container::runc_state;
+use crate::container::{add_bind, make_bundle, run_bundle, runc_state};
 use crate::godwit::{Background, godwit};
 use crate::postgres::{SERVE, SUMS};
 use serde_json::Value;
@@ -202,4 +202,104 @@ fn who_else_uses_the_volume_is_named() {
     standing.signal("CONT");
     assert_eq!(standing.finish().code, 0);
     assert_goes_on(&bed);
+}
+
+/// Counts.
+const COUNTS: &str = r#"
+import os, time
+place = os.open("/data/a", os.O_RDWR | os.O_CREAT)
+number = 0
+while True:
+    number += 1
+    os.pwrite(place, b"%012d" % number, 0)
+    time.sleep(0.0005)
+"#;
+
+/// Writes down what the other one has counted.
+const REPEATS: &str = r#"
+import os, time
+while not os.path.exists("/data/a"): time.sleep(0.01)
+source, place = os.open("/data/a", os.O_RDONLY), os.open("/data/b", os.O_RDWR | os.O_CREAT)
+while True:
+    os.pwrite(place, os.pread(source, 12, 0), 0)
+    time.sleep(0.0005)
+"#;
+
+#[test]
+fn all_who_share_a_volume_stand_still_together() {
+    let Some(bed) = bed() else { return };
+    bed.sh(SRC, "mkdir /srv/shared");
+    for (name, program) in [("counts", COUNTS), ("repeats", REPEATS)] {
+        make_bundle(&bed, name, &["python3", "/program.py"], |config| {
+            add_bind(config, "/srv/shared", "/data", "rw");
+        });
+        bed.write(SRC, &format!("/srv/{name}/rootfs/program.py"), program);
+        run_bundle(&bed, name);
+    }
+    bed.sh(SRC, "timeout 20 sh -c 'until [ -s /srv/shared/b ]; do sleep 0.1; done'");
+    let snapshot = |flags: &[&str]| {
+        let words = ["--json", "volume", "snapshot", "/srv/shared", "--freeze-limit", "10s"];
+        godwit(&bed, &[&words, flags].concat())
+    };
+    let one_alone = snapshot(&["--freeze", "runc:counts"]);
+    assert_eq!(one_alone.code, 11, "the other one writes, too: {}{}", one_alone.out, one_alone.err);
+    for number in 0..3 {
+        let said = snapshot(&["--freeze", "runc:counts", "--freeze", "runc:repeats"]);
+        assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+        let line = said.lines("volume_snapshot").remove(0);
+        let copy = format!("/srv/copy{number}");
+        let restored = godwit(&bed, &["volume", "restore", line["id"].as_str().unwrap(), &copy]);
+        assert_eq!(restored.code, 0, "{}", restored.err);
+        let read = |name: &str| bed.sh(SRC, &format!("cat {copy}/{name}")).parse::<u64>().unwrap();
+        let (counted, repeated) = (read("a"), read("b"));
+        assert!(repeated <= counted, "PROMISE BROKEN: of no one moment: {repeated} of {counted}");
+        assert!(counted > 0 && repeated > 0);
+        for name in ["counts", "repeats"] {
+            assert_eq!(runc_state(&bed, SRC, name).unwrap()["status"], "running");
+        }
+    }
+}
+
+#[test]
+fn a_followed_container_of_podman_stands_still_each_time() {
+    let Some(bed) = bed() else { return };
+    let beats = "while :; do date +%s.%N > /data/beat; sleep 0.05; done";
+    bed.sh(
+        SRC,
+        &format!(
+            "testbed-container image
+             podman run -d --name web --network none -v beats:/data localhost/redis:test sh -c '{beats}'"
+        ),
+    );
+    let words = [
+        "godwit",
+        "--json",
+        "volume",
+        "follow",
+        "podman:beats",
+        "--freeze",
+        "podman:web",
+        "--interval",
+        "1s",
+    ];
+    let mut follow = Background::start(&bed, SRC, &[&words[..], &["--keep-last", "2"]].concat());
+    for _ in 0..4 {
+        follow.wait_for("a snapshot", |line| line.contains("volume_snapshot"));
+    }
+    follow.signal("INT");
+    let said = follow.finish();
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    assert!(
+        said.lines("volume_snapshot").iter().all(|line| line["stood_us"].as_u64() > Some(0)),
+        "{}",
+        said.out
+    );
+    let listed = godwit(&bed, &["--json", "volume", "list"]).lines("volume_snapshots").remove(0);
+    assert_eq!(listed["snapshots"].as_array().unwrap().len(), 2, "{listed}");
+    assert_eq!(bed.sh(SRC, "podman inspect -f '{{.State.Status}}' web"), "running");
+    let beat = || bed.sh(SRC, "podman exec web cat /data/beat");
+    let before = beat();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_ne!(beat(), before, "it stands still");
+    assert_eq!(bed.sh(SRC, "pgrep -f 'godwit [l]et-go' || true"), "");
 }

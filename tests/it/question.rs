@@ -2,7 +2,7 @@
 
 use crate::stage::{Answer, Ended, Play, play};
 use godwit_migration::plan::{Limits, OnTimeout};
-use godwit_migration::{Disposition, FailureKind};
+use godwit_migration::{Disposition, FailureKind, Observer, Silent};
 use std::time::Duration;
 
 /// A limit that is never met.
@@ -68,4 +68,21 @@ fn ctrl_c_does_not_wait_for_an_answer() {
     let failure = ended.failure();
     assert_eq!((failure.kind, failure.disposition), (FailureKind::Interrupted, Disposition::RunningAtSource));
     assert!(ended.took < Duration::from_secs(2), "{:?}", ended.took);
+}
+
+#[test]
+fn rounds_go_on_until_nobody_will_answer_any_more() {
+    let ended = play(asking(Answer::Sleeps));
+    ended.assert_sound("nobody answers");
+    let failure = ended.failure();
+    assert_eq!(
+        (failure.kind, failure.disposition),
+        (FailureKind::NotConverged, Disposition::RunningAtSource)
+    );
+    assert!(failure.message.ends_with("and nobody answered within 1.20 s"), "{}", failure.message);
+    assert!(ended.took >= Duration::from_millis(1200), "{:?}", ended.took);
+    let rounds = ended.told.iter().filter(|(_, text)| text.starts_with("round ")).count();
+    assert!(rounds > 3, "they keep what is there fresh: {:?}", ended.told);
+    assert_eq!(questions(&ended).len(), 1, "asked once");
+    assert_eq!(Silent.patience(), Duration::from_secs(60), "what docs/downtime.md says");
 }

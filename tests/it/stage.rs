@@ -20,7 +20,7 @@ use godwit_migration::journal::{self, Event as Wrote, Journal};
 use godwit_migration::lock::lock_container;
 use godwit_migration::observer::{Event, Question};
 use godwit_migration::plan::{Carry, Restoration, Tracker};
-use godwit_migration::{Cancel, MigrationId, Observer, Phase, Role};
+use godwit_migration::{Cancel, MigrationId, Observer, Phase, Role, Silent};
 use godwit_restore::{Host, Joins, receive};
 use godwit_transfer::{Compression, Descriptors, HostFacts, Peer, Transport, TreeKind, Wire};
 use std::path::{Path, PathBuf};
@@ -49,14 +49,18 @@ impl Observer for Notes {
         match self.answer {
             Answer::Nobody => return None,
             Answer::Says(yes) => say.send(yes).unwrap(),
-            Answer::Leaves => {}
+            Answer::Leaves | Answer::Sleeps => {}
             Answer::CalmsDown => self.witness.look().busy = false,
             Answer::Interrupts => self.cancel.raise(),
         }
-        if matches!(self.answer, Answer::CalmsDown | Answer::Interrupts) {
+        if matches!(self.answer, Answer::CalmsDown | Answer::Interrupts | Answer::Sleeps) {
             *self.silent.lock().unwrap() = Some(say);
         }
         Some(answer)
+    }
+
+    fn patience(&self) -> Duration {
+        if matches!(self.answer, Answer::Sleeps) { Duration::from_millis(1200) } else { Silent.patience() }
     }
 
     fn event(&self, event: &Event) {
@@ -196,7 +200,7 @@ pub fn play(play: Play) -> Ended {
                 let (near, far) = Descriptors::pair()?;
                 scope.spawn(|| {
                     let wire = Wire::open(Box::new(far), Cancel::default(), Duration::from_secs(5));
-                    let _ = wire.map(|wire| receive(wire, &host, &godwit_migration::Silent));
+                    let _ = wire.map(|wire| receive(wire, &host, &Silent));
                 });
                 Ok(Box::new(near))
             };

@@ -4,7 +4,7 @@ use crate::args::FreezeArgs;
 use crate::commands::{Trouble, hooks, open};
 use godwit_engine::freezer::Freezer;
 use godwit_engine::process;
-use godwit_engine::standstill::Standstill;
+use godwit_engine::standstill::{Keeper, Standstill};
 use godwit_engine::{ContainerName, EngineError, OpenRequest, SourceContainer};
 use godwit_hooks::{About, Occasion, Pause};
 use godwit_migration::lock::{ContainerLock, lock_container};
@@ -106,10 +106,13 @@ impl Held {
         Ok(Self { pause: None, name, container, freezer, lock })
     }
 
-    fn stand(&self, limit: Duration) -> Result<Standstill, EngineError> {
+    fn keeper(&self, limit: Duration) -> Result<Keeper, EngineError> {
         let lock = self.lock.share().map_err(EngineError::io("share the lock of", self.name.to_string()))?;
-        let tasks = self.container.tasks()?;
-        Standstill::begin(self.freezer.clone(), &tasks, lock, limit)
+        Keeper::start(self.freezer.clone(), lock, limit)
+    }
+
+    fn stand(&self, keeper: Keeper) -> Result<Standstill, EngineError> {
+        Standstill::begin(keeper, &self.container.tasks()?)
     }
 }
 
@@ -133,8 +136,10 @@ impl Writers for Containers {
     }
 
     fn stop(&mut self) -> Result<(), Restless> {
-        for held in &self.each {
-            match held.stand(self.limit) {
+        // no process is started while the first of them stands still already
+        let keepers = self.each.iter().map(|held| held.keeper(self.limit)).collect::<Result<Vec<_>, _>>()?;
+        for (held, keeper) in self.each.iter().zip(keepers) {
+            match held.stand(keeper) {
                 Ok(standing) => self.standing.push(standing),
                 Err(error) => {
                     // dropped, they go on

@@ -22,6 +22,8 @@ pub enum Answer {
     Leaves,
     /// No answer; the container is busy no more.
     CalmsDown,
+    /// No answer at all.
+    Sleeps,
     /// No answer; Ctrl-C.
     Interrupts,
 }
