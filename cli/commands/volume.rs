@@ -112,6 +112,9 @@ impl Past {
                 wanted.still.freeze.join(" and ")
             ));
         }
+        if let (None, Some(shown_by)) = (taken.snapshot.stood_us, &taken.snapshot.shown_by) {
+            draw.talk(&format!("it is as after a loss of power: {shown_by} has shown it"));
+        }
         let untold = containers.as_ref().map(Containers::untold).unwrap_or_default();
         untold.iter().for_each(|why| draw.talk(&format!("warning: left over: {why}")));
         Ok(if untold.is_empty() { 0 } else { FailureKind::Leftovers.exit_code() })
@@ -318,7 +321,7 @@ impl Past {
             VolumeError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 FailureKind::Missing
             }
-            VolumeError::Io { .. } | VolumeError::Tree(_) => FailureKind::Failed,
+            VolumeError::Io { .. } | VolumeError::Tree(_) | VolumeError::Moment(_) => FailureKind::Failed,
         };
         let failure = Failure::new(kind, what).because_of(error as &(dyn Error + 'static));
         match error {
@@ -369,6 +372,6 @@ fn shown(snapshot: &Snapshot) -> Value {
     json!({
         "id": snapshot.id, "volume": snapshot.volume, "path": snapshot.path, "host": snapshot.host,
         "made_unix_us": snapshot.made_unix_us, "stash": snapshot.cause == Cause::Stash, "note": snapshot.note,
-        "stood_us": snapshot.stood_us, "manifest": snapshot.manifest.to_string(), "tree": snapshot.tree.to_string(),
+        "stood_us": snapshot.stood_us, "shown_by": snapshot.shown_by, "manifest": snapshot.manifest.to_string(), "tree": snapshot.tree.to_string(),
     })
 }

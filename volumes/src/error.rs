@@ -1,5 +1,6 @@
 //! What can go wrong with a volume's past.
 
+use crate::moment::MomentError;
 use crate::users::User;
 use godwit_store::StoreError;
 use godwit_transfer::tree::TreeError;
@@ -23,6 +24,9 @@ pub enum VolumeError {
         #[source]
         source: io::Error,
     },
+    /// The file system was to show it as of one moment.
+    #[error(transparent)]
+    Moment(#[from] MomentError),
     /// What was beside a volume could not be taken away.
     #[error(transparent)]
     Tree(#[from] TreeError),

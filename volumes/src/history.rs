@@ -3,18 +3,19 @@
 //! A snapshot is a tree in the content store and a few facts, kept by the pin `snapshot/ID`. A pin without those facts is
 //! somebody else's.
 
+use crate::moment::{self, Moment, MomentError};
 use crate::retention::{Policy, Reason};
 use crate::{Volume, VolumeError};
 use godwit_migration::calendar::date_of_day;
 use godwit_migration::host_name;
 use godwit_store::manifest::{Described, Tree};
-use godwit_store::{Added, Digest, Lease, PinName, Store, StoreError, Writers, store_of};
+use godwit_store::{Added, Digest, Lease, PinName, Restless, Stood, Store, StoreError, Writers, store_of};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Kind of the pins that keep snapshots.
 const KIND: &str = "snapshot";
@@ -59,6 +60,8 @@ pub struct Snapshot {
     /// For how long its writers stood still, so that it is of one moment, µs. None: each file is of some moment of its own, where
     /// somebody wrote meanwhile.
     pub stood_us: Option<u64>,
+    /// The file system that has shown it as it was, without changes under the reader: as a host that lost power would find it.
+    pub shown_by: Option<String>,
     /// What somebody wanted to be remembered.
     pub note: Option<String>,
     /// What the pin keeps.
@@ -101,8 +104,8 @@ impl History {
         Ok(store.map(|store| Self { store, locks: root.join("volumes") }))
     }
 
-    /// Keeps what is in the volume as a snapshot. Where somebody writes to it, each file is of some moment of its own.
-    /// `progress` hears how many bytes were read.
+    /// Keeps what is in the volume as a snapshot. Where somebody writes to it, each file is of some moment of its own, unless the file
+    /// system can show it ([`Snapshot::shown_by`]). `progress` hears how many bytes were read.
     ///
     /// # Errors
     /// [`VolumeError::Locked`], or the store's.
@@ -129,8 +132,18 @@ impl History {
     ) -> Result<Taken, VolumeError> {
         let _lock = self.lock(volume)?;
         let mut lease = self.store.lease()?;
-        let (added, stood) = lease.add_tree_of(&volume.path, writers, progress)?;
-        note_down(&mut lease, volume, Cause::Asked, note, (stood.at, Some(stood.took)), added)
+        let moment = moment::means(&volume.path).map(|means| at_rest(writers, || Moment::now(means)));
+        let (added, stood, shown_by) = match shown(moment.transpose())? {
+            Some((moment, stood)) => {
+                (lease.add_tree(&moment.tree(), progress)?, stood, Some(moment.shown_by()))
+            }
+            None => {
+                let (added, stood) = lease.add_tree_of(&volume.path, writers, progress)?;
+                (added, stood, None)
+            }
+        };
+        let when = When { at: stood.at, stood: Some(stood.took), shown_by };
+        note_down(&mut lease, volume, Cause::Asked, note, when, added)
     }
 
     pub(crate) fn take_locked(
@@ -141,9 +154,15 @@ impl History {
         note: Option<&str>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Taken, VolumeError> {
-        let begun = SystemTime::now();
+        let moment = moment::means(&volume.path).map(Moment::now).transpose();
+        if let Some(moment) = shown(moment.map_err(VolumeError::from))? {
+            let added = lease.add_tree(&moment.tree(), progress)?;
+            let when = When { at: moment.at, stood: None, shown_by: Some(moment.shown_by()) };
+            return note_down(lease, volume, cause, note, when, added);
+        }
+        let when = When { at: SystemTime::now(), stood: None, shown_by: None };
         let added = lease.add_tree(&volume.path, progress)?;
-        note_down(lease, volume, cause, note, (begun, None), added)
+        note_down(lease, volume, cause, note, when, added)
     }
 
     /// All snapshots, or those of one volume; oldest first.
@@ -304,12 +323,51 @@ impl History {
 }
 
 /// Pins what was put into the store as a snapshot: when it was begun, and for how long its writers stood still.
+/// What a file system shows; none where it could not, so that the volume itself is to be read.
+fn shown<T>(moment: Result<Option<T>, VolumeError>) -> Result<Option<T>, VolumeError> {
+    match moment {
+        Err(VolumeError::Moment(error)) => {
+            tracing::warn!(%error, "its file system shows no one moment of it");
+            Ok(None)
+        }
+        other => other,
+    }
+}
+
+/// Does something short while those who write stand still.
+fn at_rest<T>(
+    writers: &mut dyn Writers,
+    act: impl FnOnce() -> Result<T, MomentError>,
+) -> Result<(T, Stood), VolumeError> {
+    let refused = |error: Restless| VolumeError::from(StoreError::from(error));
+    let rest = |writers: &mut dyn Writers| {
+        writers.quiesce().map_err(refused)?;
+        let (at, begun) = (SystemTime::now(), Instant::now());
+        writers.stop().map_err(refused)?;
+        let done = act();
+        let went_on = writers.go_on();
+        let done = done?;
+        went_on.map_err(refused)?;
+        Ok((done, Stood { at, took: begun.elapsed() }))
+    };
+    let rested = rest(writers);
+    writers.resume();
+    rested
+}
+
+/// Of when a snapshot is.
+struct When {
+    at: SystemTime,
+    stood: Option<Duration>,
+    shown_by: Option<&'static str>,
+}
+
 fn note_down(
     lease: &mut Lease,
     volume: &Volume,
     cause: Cause,
     note: Option<&str>,
-    (at, stood): (SystemTime, Option<Duration>),
+    When { at, stood, shown_by }: When,
     added: Added,
 ) -> Result<Taken, VolumeError> {
     let made_unix_us = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
@@ -319,6 +377,7 @@ fn note_down(
         ("host", Some(host_name())),
         ("made_unix_us", Some(made_unix_us.to_string())),
         ("stood_us", stood.map(|stood| stood.as_micros().to_string())),
+        ("shown_by", shown_by.map(str::to_owned)),
         ("cause", Some(cause.to_string())),
         ("note", note.map(str::to_owned)),
     ]
@@ -377,6 +436,7 @@ fn snapshot(
         made_unix_us: fact("made_unix_us")?.parse().ok()?,
         cause: if fact("cause")? == Cause::Stash.to_string() { Cause::Stash } else { Cause::Asked },
         stood_us: fact("stood_us").and_then(|text| text.parse().ok()),
+        shown_by: fact("shown_by"),
         note: fact("note"),
         manifest,
         tree,

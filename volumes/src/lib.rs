@@ -1,6 +1,7 @@
 //! The past of volumes, on one node.
 //!
 //! - A *snapshot* is what a volume was at one time: a tree in the content store, with its volume, host and time ([`history`]).
+//! - Where the file system can show a volume as of one moment, that is what is read ([`moment`]).
 //! - Two of them, or one and the volume as it is, differ in entries ([`difference`]).
 //! - Snapshots are made by hand, or soon after changes ([`rhythm`]).
 //! - A policy says which snapshots stay ([`retention`]).
@@ -12,6 +13,8 @@
 pub mod difference;
 mod error;
 pub mod history;
+mod moment;
+mod mounts;
 pub mod retention;
 pub mod rhythm;
 pub mod rollback;
@@ -20,6 +23,7 @@ pub mod volume;
 
 pub use error::VolumeError;
 pub use history::{Cause, History, Snapshot, Taken};
+pub use moment::MomentError;
 pub use retention::{Policy, Reason};
 pub use rhythm::Rhythm;
 pub use volume::Volume;

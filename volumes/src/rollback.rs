@@ -4,7 +4,8 @@
 //! the other, whole. What is beside it afterwards goes with the next rollback.
 
 use crate::history::{Cause, History, Snapshot};
-use crate::users::{is_mount_point, users};
+use crate::mounts::is_mount_point;
+use crate::users::users;
 use crate::{Volume, VolumeError};
 use godwit_transfer::tree::empty_plainly;
 use nix::errno::Errno;

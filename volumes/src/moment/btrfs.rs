@@ -1,0 +1,109 @@
+//! Snapshots of btrfs (btrfs-subvolume(8)).
+//!
+//! A snapshot is of a whole subvolume, and subvolumes in it are empty directories there. It must lie in the same file system: beside
+//! the volume's directory.
+
+use super::{Means, MomentError, said_by};
+use crate::mounts::{Mount, mounts};
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, statfs};
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Inode of a subvolume's root: `BTRFS_FIRST_FREE_OBJECTID` of include/uapi/linux/btrfs_tree.h.
+const ROOT_INODE: u64 = 256;
+
+/// A directory of a subvolume.
+#[derive(Debug)]
+pub(super) struct Btrfs {
+    /// The subvolume's root.
+    subvolume: PathBuf,
+    /// The volume in it; empty where it is all of it.
+    below: PathBuf,
+    /// Where the snapshot is made.
+    place: PathBuf,
+}
+
+impl Btrfs {
+    /// None when the volume lies on another file system.
+    pub(super) fn of(volume: &Path) -> Result<Option<Self>, MomentError> {
+        let is_btrfs =
+            |path: &Path| statfs(path).is_ok_and(|facts| facts.filesystem_type() == BTRFS_SUPER_MAGIC);
+        if !is_btrfs(volume) {
+            return Ok(None);
+        }
+        let (Some(parent), Some(name)) = (volume.parent(), volume.file_name()) else {
+            return Err(MomentError::Unfit("nothing can be made beside it"));
+        };
+        // each subvolume has a device number of its own
+        let device = |path: &Path| path.symlink_metadata().map(|meta| meta.dev()).ok();
+        let is_root = |path: &&Path| is_subvolume(path) && device(path) == device(volume);
+        let part = MomentError::Unfit("its subvolume is not mounted as a whole");
+        let subvolume = volume.ancestors().find(is_root).ok_or(part)?.to_owned();
+        // what is mounted on the way from there may be elsewhere in the subvolume
+        let is_between = |mount: &Mount| {
+            let place = &mount.at;
+            place.starts_with(&subvolume)
+                && volume.starts_with(place)
+                && (*place != subvolume || place == volume)
+        };
+        if mounts("self").map_err(MomentError::Mounts)?.iter().any(is_between) {
+            return Err(MomentError::Unfit(
+                "it is mounted, or in something that is: a snapshot has no place beside it",
+            ));
+        }
+        let below = volume.strip_prefix(&subvolume).unwrap_or(Path::new("")).to_owned();
+        let mut hidden = OsString::from(".");
+        hidden.push(name);
+        hidden.push(".godwit-moment");
+        Ok(Some(Self { subvolume, below, place: parent.join(hidden) }))
+    }
+
+    /// A subvolume in the volume, which a snapshot would show empty. btrfs names them as the whole file system has them.
+    fn inner(&self) -> Result<Option<PathBuf>, MomentError> {
+        let shown = said_by("btrfs", &["subvolume".as_ref(), "show".as_ref(), &self.subvolume])?;
+        let own =
+            Path::new(shown.lines().next().unwrap_or_default().trim_start_matches('/')).join(&self.below);
+        let listed =
+            said_by("btrfs", &["subvolume".as_ref(), "list".as_ref(), "-o".as_ref(), &self.subvolume])?;
+        let paths =
+            listed.lines().filter_map(|line| line.split_once(" path ").map(|(_, path)| Path::new(path)));
+        Ok(paths.into_iter().find(|path| path.starts_with(&own)).map(Path::to_owned))
+    }
+}
+
+fn is_subvolume(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|meta| meta.is_dir() && meta.ino() == ROOT_INODE)
+}
+
+impl Means for Btrfs {
+    fn name(&self) -> &'static str {
+        "btrfs"
+    }
+
+    /// Also writes down what is not on the disk yet: a snapshot waits for that.
+    fn prepare(&self) -> Result<(), MomentError> {
+        if is_subvolume(&self.place) {
+            self.remove()?;
+        } else if self.place.symlink_metadata().is_ok() {
+            return Err(MomentError::Unfit("something of somebody else's is where the snapshot would be"));
+        }
+        if let Some(path) = self.inner()? {
+            return Err(MomentError::Inside { path });
+        }
+        said_by("btrfs", &["filesystem".as_ref(), "sync".as_ref(), &self.subvolume]).map(drop)
+    }
+
+    fn make(&self) -> Result<(), MomentError> {
+        let words: [&Path; 3] = ["subvolume".as_ref(), "snapshot".as_ref(), "-r".as_ref()];
+        said_by("btrfs", &[&words[..], &[&self.subvolume, &self.place]].concat()).map(drop)
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.place.join(&self.below)
+    }
+
+    fn remove(&self) -> Result<(), MomentError> {
+        said_by("btrfs", &["subvolume".as_ref(), "delete".as_ref(), &self.place]).map(drop)
+    }
+}
