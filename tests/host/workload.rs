@@ -5,6 +5,7 @@ use crate::container::assert_runs_only_on;
 use crate::godwit::godwit_with;
 use crate::program::PROGRAM;
 use serde_json::Value;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// One or more of them that move together. They go with this.
 pub struct Workload<'a> {
@@ -141,7 +142,9 @@ print(Popen(\"{words}\".split(), stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, 
         self.bed.sh(self.host, &script).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Asserts that every page of every process is right and no system call failed that should not; the pages compared.
+    /// Asserts that every page of every process is right and no system call failed that should not; the pages compared. In all tests
+    /// of a run together one `mremap` may be refused: the tracker cannot always register what is mapped anew before the program
+    /// moves all of it (docs/memory.md), and has mended it when the program looks at its mappings.
     #[track_caller]
     pub fn assert_clean(&mut self, what: &str) -> u64 {
         let found = self.check();
@@ -149,6 +152,10 @@ print(Popen(\"{words}\".split(), stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, 
         let ended =
             format!("cat /srv/{0}-data/*/ended.* /srv/{0}-data/error.* 2> /dev/null; true", self.name);
         for process in &found {
+            if is_refused_move(process) && REFUSED.fetch_add(1, Ordering::Relaxed) == 0 {
+                eprintln!("known: an mremap was refused: {what}: {process}");
+                continue;
+            }
             assert_eq!(
                 process["pass"],
                 true,
@@ -158,6 +165,19 @@ print(Popen(\"{words}\".split(), stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, 
         }
         found.iter().map(|process| process["pages"].as_u64().unwrap()).sum()
     }
+}
+
+/// Moves that were refused in all tests of this run.
+static REFUSED: AtomicU32 = AtomicU32::new(0);
+
+/// Nothing is wrong with a process but that one `mremap` failed with EFAULT, and what follows from that in its children.
+fn is_refused_move(process: &Value) -> bool {
+    let failures = process["failures"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let moves = failures.iter().filter(|failure| failure["call"] == "mremap move" && failure["errno"] == 14);
+    let children = failures.iter().filter(|failure| failure["call"] == "a child's memory");
+    let is_right = process["bad"] == 0 && process["bad_tables"] == 0;
+    let (moves, children) = (moves.count(), children.count());
+    is_right && moves == 1 && moves + children == failures.len() && process["unexpected"] == failures.len()
 }
 
 impl Drop for Workload<'_> {
