@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// So many files lie between what is written first and what repeats it.
@@ -21,9 +21,13 @@ fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// One test at a time: a program that another one is just starting has this process's locks until it runs.
+static ALONE: Mutex<()> = Mutex::new(());
+
 /// A btrfs of its own, and a store elsewhere.
 struct Disk {
     dir: tempfile::TempDir,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Disk {
@@ -36,13 +40,14 @@ impl Disk {
             eprintln!("skipped: {why}");
             return None;
         }
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let (image, at) = (dir.path().join("image"), dir.path().join("disk"));
         File::create(&image).unwrap().set_len(512 << 20).unwrap();
         create_dir(&at).unwrap();
         run("mkfs.btrfs", &["--quiet", image.to_str().unwrap()]);
         run("mount", &["-o", "loop", image.to_str().unwrap(), at.to_str().unwrap()]);
-        Some(Self { dir })
+        Some(Self { dir, _alone: alone })
     }
 
     fn at(&self, name: &str) -> PathBuf {
