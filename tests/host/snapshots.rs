@@ -130,8 +130,11 @@ fn standing<'a>(bed: &'a Bed, limit: &str, signal: &str) -> Background<'a> {
         limit,
     ];
     let snapshot = Background::start(bed, SRC, &words);
-    let wait = "until runc state writer | grep -q paused; do :; done";
-    bed.sh(SRC, &format!("timeout 60 sh -c '{wait}' && kill -{signal} {}", snapshot.pid));
+    // no program is started: it does not stand still for long
+    let wait = "until [ \"$frozen\" = 1 ]; do
+            while read name value; do [ $name != frozen ] || frozen=$value; done < /sys/fs/cgroup/writer/cgroup.events
+        done";
+    bed.sh(SRC, &format!("timeout 60 sh -c '{wait}; kill -{signal} {}'", snapshot.pid));
     snapshot
 }
 
