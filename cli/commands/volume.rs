@@ -91,8 +91,11 @@ impl Past {
             Some(containers) => history.take_of(&volume, note, containers, &mut self.reading()),
             None => history.take(&volume, note, &mut self.reading()),
         };
-        let taken = taken.map_err(failed)?;
         self.bar.finish_and_clear();
+        // whether there is a snapshot or not
+        let untold = containers.as_ref().map(Containers::untold).unwrap_or_default();
+        untold.iter().for_each(|why| draw.talk(&format!("warning: left over: {why}")));
+        let taken = taken.map_err(failed)?;
         let added = &taken.added;
         if draw.is_json() {
             draw.json_line(&line(&taken));
@@ -115,8 +118,6 @@ impl Past {
         if let (None, Some(shown_by)) = (taken.snapshot.stood_us, &taken.snapshot.shown_by) {
             draw.talk(&format!("it is as after a loss of power: {shown_by} has shown it"));
         }
-        let untold = containers.as_ref().map(Containers::untold).unwrap_or_default();
-        untold.iter().for_each(|why| draw.talk(&format!("warning: left over: {why}")));
         Ok(if untold.is_empty() { 0 } else { FailureKind::Leftovers.exit_code() })
     }
 

@@ -100,7 +100,7 @@ impl Held {
         let lock = lock_container(root, name.engine, &name.name)
             .map_err(|error| failed(format!("cannot write to `{}`", root.display()), &error))?;
         let Some(lock) = lock else {
-            let message = format!("a migration of `{name}` is under way");
+            let message = format!("a migration or a snapshot of `{name}` is under way");
             return Err(Failure::new(FailureKind::Locked, message).hint("`godwit status` shows it"));
         };
         Ok(Self { pause: None, name, container, freezer, lock })
