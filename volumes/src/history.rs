@@ -322,12 +322,11 @@ impl History {
     }
 }
 
-/// Pins what was put into the store as a snapshot: when it was begun, and for how long its writers stood still.
 /// What a file system shows; none where it could not, so that the volume itself is to be read.
 fn shown<T>(moment: Result<Option<T>, VolumeError>) -> Result<Option<T>, VolumeError> {
     match moment {
         Err(VolumeError::Moment(error)) => {
-            tracing::warn!(%error, "its file system shows no one moment of it");
+            tracing::warn!(%error, "its file system does not show it");
             Ok(None)
         }
         other => other,
@@ -362,6 +361,7 @@ struct When {
     shown_by: Option<&'static str>,
 }
 
+/// Pins what was put into the store as a snapshot.
 fn note_down(
     lease: &mut Lease,
     volume: &Volume,

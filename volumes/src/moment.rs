@@ -80,7 +80,7 @@ pub(crate) fn means(volume: &Path) -> Option<Box<dyn Means>> {
         None => Ok(None),
     });
     fit.unwrap_or_else(|error| {
-        tracing::info!(%error, volume = %volume.display(), "its file system shows no one moment of it");
+        tracing::info!(%error, volume = %volume.display(), "its file system does not show it");
         None
     })
 }
