@@ -162,6 +162,20 @@ impl Arrival {
         self.network.as_ref().map(|(network, _)| network.namespace())
     }
 
+    /// The tree of this first process was restored, and is held in its cgroup.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub(crate) fn hold(&mut self, pid: i32) -> Result<(), EngineError> {
+        let freezer = Freezer::of_pid(pid)?;
+        freezer.verify_held(&process_tree(pid))?;
+        if let Err(error) = freezer.forget_keeper() {
+            tracing::debug!(%error, "it goes with the scope");
+        }
+        self.held(freezer);
+        Ok(())
+    }
+
     /// The tree is held in this cgroup.
     pub(crate) fn held(&mut self, freezer: Freezer) {
         self.held = Some(freezer);

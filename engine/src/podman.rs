@@ -17,7 +17,7 @@ mod start;
 
 use crate::container::{DestinationContainer, Engine, Note, OpenRequest, Shipment, SourceContainer};
 use crate::error::EngineError;
-use crate::runtime::Flavor;
+use crate::runtime::{Flavor, cgroups};
 use crate::tool;
 use crate::volumes::Volume;
 use godwit_transfer::message::Refusal;
@@ -66,6 +66,13 @@ struct Recipe {
     /// The pod that goes with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pod: Option<pod::Pod>,
+}
+
+impl Recipe {
+    /// Where its cgroup is, or will be, on this host.
+    fn cgroup(&self) -> Option<PathBuf> {
+        cgroups::directory(self.flavor, &self.config, &self.id, cgroups::is_scope(&self.config))
+    }
 }
 
 /// What of podman's setting matters here: `podman info`.

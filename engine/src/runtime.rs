@@ -4,6 +4,7 @@
 //! so that its `restore` at the destination recognises them. The restore is the runtime's, since only it writes its state;
 //! the hook `godwit-hold` freezes the tree before it runs an instruction.
 
+pub(crate) mod cgroups;
 pub(crate) mod config;
 pub(crate) mod destination;
 pub(crate) mod needs;
@@ -22,6 +23,8 @@ use std::time::Duration;
 
 /// A file of the runtime's own among CRIU's images: where the standard streams lead.
 const DESCRIPTORS: &str = "descriptors.json";
+/// Has a runtime ask systemd for cgroups.
+const BY_SYSTEMD: &str = "--systemd-cgroup";
 /// Time that a question to a runtime may take.
 const QUESTION: Duration = Duration::from_secs(20);
 
@@ -110,6 +113,9 @@ struct Recipe {
     /// Where its standard streams lead: what will be in `descriptors.json` of the images, which the runtime reads before CRIU does.
     #[serde(default)]
     descriptors: Option<Vec<String>>,
+    /// systemd has made its cgroup.
+    #[serde(default)]
+    systemd_cgroup: bool,
     /// What the destination must have.
     #[serde(default)]
     needs: needs::Needs,

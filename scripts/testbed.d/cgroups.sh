@@ -1,11 +1,13 @@
 # shellcheck shell=bash
 # Each namespace host, and the switch between them, has a cgroup of its own at the root of every hierarchy of the
 # machine. It bounds what the host sees and does, and everything in it is the bed's, which makes taking it down sure.
-# The host's processes are in the leaf `init` of it: cgroup v2 and the runtimes want no process beside containers.
+# The host's processes are in a leaf of it: cgroup v2 and the runtimes want no process beside containers.
 
 cgroup_hierarchies() { awk '$3 == "cgroup" || $3 == "cgroup2" { print $2 }' /proc/mounts; }
 cgroup_v2() { awk '$3 == "cgroup2" { print $2; exit }' /proc/mounts; }
 cgroup_name() { echo "testbed-$name-$1"; } # of HOST
+# where the processes of HOST are that are nobody else's; systemd's own place is no worse than another one
+cgroup_leaf() { if [ "$(ns_init "$1")" = systemd ]; then echo init.scope; else echo init; fi; }
 
 # makes the cgroups of HOST
 cgroup_make() {
@@ -20,7 +22,7 @@ cgroup_make() {
                 [ ! -e "$own/$file" ] || cat "$hierarchy/$file" > "$own/$file"
             done
         fi
-        mkdir -p "$own/init"
+        mkdir -p "$own/$(cgroup_leaf "$1")"
         if [ -e "$own/cgroup.subtree_control" ]; then
             sed 's/[^ ]*/+&/g' "$own/cgroup.controllers" > "$own/cgroup.subtree_control"
         fi
@@ -40,7 +42,7 @@ cgroup_settle() {
     local root process
     root=$(cgroup_v2)/$(cgroup_name "$1")
     while read -r process < "$root/cgroup.procs"; do
-        cgroup_enter "$process" "$1" init 2> /dev/null || true
+        cgroup_enter "$process" "$1" "$(cgroup_leaf "$1")" 2> /dev/null || true
     done
 }
 

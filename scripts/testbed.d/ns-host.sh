@@ -1,8 +1,9 @@
 #!/bin/bash
-# ns-host.sh NAME DIR TREE SHARE v1|v2: process 1 of a namespace host. Run in the host's new namespaces.
-# Makes the host's file system in DIR, of the hosts' system TREE; moves into it, and leaves tini to wait for orphans.
+# ns-host.sh NAME DIR TREE SHARE v1|v2 tini|systemd: process 1 of a namespace host. Run in the host's new namespaces.
+# Makes the host's file system in DIR, of the hosts' system TREE; moves into it, and leaves tini to wait for orphans,
+# or systemd to do what it does.
 set -euo pipefail
-name=$1 dir=$2 tree=$3 share=$4 cgroup=$5
+name=$1 dir=$2 tree=$3 share=$4 cgroup=$5 init=$6
 
 mkdir -p "$dir"/{upper,work,root}
 # volatile: the bed is thrown away, so nothing waits for its files to reach the disk
@@ -66,4 +67,8 @@ exec 3>&-
 umount -l /mnt/machine
 rmdir /mnt/machine
 mount --make-rshared /
+if [ "$init" = systemd ]; then
+    # it leaves the kernel's settings alone in what it takes for a container
+    exec env -i container=testbed /usr/lib/systemd/systemd --unit testbed.target
+fi
 exec tini -- sleep infinity

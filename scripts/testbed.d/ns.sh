@@ -22,6 +22,7 @@ ns_prepare() {
 ns_up() {
     local host pid number=0 switch
 
+    echo "${init:-tini}" > "$bed/init"
     cgroup_make switch
     (cgroup_enter "$BASHPID" switch init && exec setsid unshare -n sleep infinity) < /dev/null &> "$bed/log.switch" 9>&- &
     switch=$!
@@ -42,6 +43,7 @@ ns_up() {
             (ns_exec "$host" testbed-link plain "${address[$host]}/24" "$rate")
         else
             (ns_exec "$host" testbed-link bridge "${address[$host]}/24" "$rate")
+            [ "$(ns_init "$host")" != systemd ] || ns_await_systemd "$host"
             (ns_exec "$host" /usr/sbin/sshd)
         fi
     done
@@ -55,9 +57,17 @@ ns_start() {
     (
         cgroup_enter "$BASHPID" "$1"
         exec setsid unshare -m -p -n -u -i -C -f --propagation private \
-            bash "$parts/ns-host.sh" "$1" "$dir" "$(bed_root)/tree" "$cache/share" "$cgroup"
+            bash "$parts/ns-host.sh" "$1" "$dir" "$(bed_root)/tree" "$cache/share" "$cgroup" "$(ns_init "$1")"
     ) < /dev/null &> "$bed/log.$1" 9>&- &
     echo $! > "$dir/unshare"
+}
+
+# what is process 1 of HOST; only those that have containers have a choice
+ns_init() {
+    case $1 in
+        src | dst) cat "$bed/init" ;;
+        *) echo tini ;;
+    esac
 }
 
 # waits until process 1 of HOST has set up its files
@@ -72,7 +82,19 @@ ns_wait() {
     [ -e "$dir/ready" ] || { cat "$bed/log.$1"; die "host $1 did not start"; }
     pid=$(cat "/proc/$unshare/task/$unshare/children")
     process_identity "${pid%% *}" > "$bed/pid.$1"
-    cgroup_settle "$1"
+    # systemd has places of its own
+    [ "$(ns_init "$1")" = systemd ] || cgroup_settle "$1"
+}
+
+# waits until all has started that systemd starts in HOST
+ns_await_systemd() {
+    local state=
+    for _ in {1..300}; do
+        state=$( (ns_exec "$1" systemctl is-system-running 2> /dev/null) || true)
+        [ "$state" != running ] || return 0
+        sleep 0.1
+    done
+    die "systemd of host $1 is $state: \`testbed exec $1 systemctl --failed\` says why"
 }
 
 # the machine's pid of process 1 of HOST
@@ -85,7 +107,7 @@ ns_exec() { # ns_exec HOST COMMAND…
     local host=$1 pid
     shift
     pid=$(ns_pid "$host")
-    cgroup_enter "$BASHPID" "$host" init 9>&-
+    cgroup_enter "$BASHPID" "$host" "$(cgroup_leaf "$host")" 9>&-
     exec nsenter -t "$pid" -m -p -n -u -i -C -r \
         env -i -C /root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
         HOME=/root LANG=C.UTF-8 TERM="${TERM:-dumb}" "$@" 9>&-

@@ -89,11 +89,17 @@ const IMAGES_ARE_THERE: &str = "ls /var/lib/godwit/migrations/*/images/*/core-1.
 /// Puts a script in the place of runc at the destination; gives the environment that makes godwit use it there. Begun early
 /// it fails: what is done `at_restore` comes when the images are there.
 pub fn runc_there(bed: &Bed, at_restore: &str) -> String {
+    runtime_there(bed, "runc", at_restore)
+}
+
+/// The same for runc or crun.
+pub fn runtime_there(bed: &Bed, runtime: &str, at_restore: &str) -> String {
     let script = format!(
-        "#!/bin/sh\ncase \" $* \" in *\" restore \"*) {IMAGES_ARE_THERE} || exit 1; {at_restore};; esac\nexec runc \"$@\"\n"
+        "#!/bin/sh\ncase \" $* \" in *\" restore \"*) {IMAGES_ARE_THERE} || exit 1; {at_restore};; esac\nexec {runtime} \"$@\"\n"
     );
-    bed.write(DST, "/root/test-runc", &script);
-    "GODWIT_REMOTE_COMMAND=env GODWIT_RUNC=/root/test-runc godwit receive --stdio".into()
+    bed.write(DST, "/root/test-runtime", &script);
+    let variable = format!("GODWIT_{}", runtime.to_uppercase());
+    format!("GODWIT_REMOTE_COMMAND=env {variable}=/root/test-runtime godwit receive --stdio")
 }
 
 /// An attempt under the freeze: the destination's runc takes so many seconds before it restores.

@@ -42,7 +42,12 @@ const BEDS: usize = 2;
 
 /// Each comes up when it is wanted first.
 static ALL: [LazyLock<Result<Bed, String>>; BEDS] =
-    [LazyLock::new(|| bring_up("")), LazyLock::new(|| bring_up("2"))];
+    [LazyLock::new(|| bring_up("", &[])), LazyLock::new(|| bring_up("2", &[]))];
+
+/// One more, whose hosts have systemd for process 1. Who has it has a place of one of the others, too.
+static WITH_SYSTEMD: LazyLock<Result<Bed, String>> =
+    LazyLock::new(|| bring_up("systemd", &["--init", "systemd"]));
+static ONE_WITH_SYSTEMD: Mutex<()> = Mutex::new(());
 
 /// Which beds are lent, and how many tests want to be alone.
 struct Lending {
@@ -61,6 +66,7 @@ fn lending() -> MutexGuard<'static, Lending> {
 pub struct Lent {
     bed: &'static Bed,
     _places: Places,
+    _only: Option<MutexGuard<'static, ()>>,
 }
 
 impl std::ops::Deref for Lent {
@@ -106,19 +112,33 @@ impl Drop for Places {
 
 /// A bed for this test, without what an earlier test left; `None` when it cannot be had, after saying why.
 pub fn bed() -> Option<Lent> {
-    lend(Places::one())
+    lend_one(Places::one())
+}
+
+/// One whose hosts have systemd.
+pub fn systemd_bed() -> Option<Lent> {
+    let only = ONE_WITH_SYSTEMD.lock().unwrap_or_else(PoisonError::into_inner);
+    lend(&WITH_SYSTEMD, Places::one(), Some(only))
 }
 
 /// The same for a test that measures time, or that needs all processors: no other one runs beside it.
 pub fn quiet_bed() -> Option<Lent> {
-    lend(Places::all())
+    lend_one(Places::all())
 }
 
-fn lend(places: Places) -> Option<Lent> {
-    match &*ALL[places.0.start] {
+fn lend_one(places: Places) -> Option<Lent> {
+    lend(&ALL[places.0.start], places, None)
+}
+
+fn lend(
+    bed: &'static Result<Bed, String>,
+    places: Places,
+    only: Option<MutexGuard<'static, ()>>,
+) -> Option<Lent> {
+    match bed {
         Ok(bed) => {
             bed.wipe();
-            Some(Lent { bed, _places: places })
+            Some(Lent { bed, _places: places, _only: only })
         }
         Err(why) => {
             skip(why);
@@ -150,7 +170,7 @@ fn testbed(name: &str, args: &[&str]) -> Command {
     command
 }
 
-fn bring_up(number: &str) -> Result<Bed, String> {
+fn bring_up(number: &str, options: &[&str]) -> Result<Bed, String> {
     let name = std::env::var("GODWIT_TESTBED_NAME").unwrap_or_else(|_| "hosttests".into()) + number;
     if !nix::unistd::Uid::effective().is_root() {
         return Err("the test hosts need root".into());
@@ -160,7 +180,7 @@ fn bring_up(number: &str) -> Result<Bed, String> {
         .map_err(|e| e.to_string())?;
     lock.lock().map_err(|error| error.to_string())?;
     let was_up = testbed(&name, &["path"]).output().is_ok_and(|output| output.status.success());
-    let up = testbed(&name, &["up"])
+    let up = testbed(&name, &[&["up"], options].concat())
         .output()
         .map_err(|error| format!("scripts/testbed cannot be run: {error}"))?;
     if !up.status.success() {
@@ -261,7 +281,7 @@ impl Bed {
     }
 }
 
-/// Everything in a cgroup beside `init` belongs to a container; the rest is found by name.
+/// Everything in a cgroup beside `init` and those of systemd belongs to a container; the rest is found by name.
 const WIPE: &str = r#"
 [ ! -e /run/libpod ] || podman pod rm --all --force --time 0 > /dev/null 2>&1
 [ ! -e /run/libpod ] || podman rm --all --force --time 0 --volumes > /dev/null 2>&1
@@ -277,8 +297,8 @@ if [ -e /run/docker.pid ]; then
 fi
 for p in $(pgrep -x 'godwit|socat|criu') $(cat /run/test.*.pid 2> /dev/null); do kill -9 $p 2> /dev/null; done
 cd /sys/fs/cgroup
-for c in */; do
-    [ "$c" != init/ ] || continue
+for c in */ system.slice/*.scope/; do
+    case $c in init/|init.scope/|system.slice/|*.mount/) continue;; esac
     [ ! -e $c/cgroup.freeze ] || echo 0 > $c/cgroup.freeze
     [ ! -e $c/cgroup.kill ] || echo 1 > $c/cgroup.kill
 done
@@ -290,10 +310,12 @@ for p in $(cd /proc; echo [0-9]*); do
     case $stays in *" $p "*) ;; *) kill -9 $p 2> /dev/null;; esac
 done
 for i in $(seq 50); do
+    [ ! -e /run/systemd/system ] || break
     find . -mindepth 1 -depth -type d ! -path './init*' -exec rmdir {} + 2> /dev/null
     [ -n "$(find . -mindepth 1 -type d ! -path './init*')" ] || break
     sleep 0.1
 done
+[ ! -e /run/systemd/system ] || systemctl reset-failed
 for n in /run/netns/*; do [ ! -e "$n" ] || ip netns del ${n##*/}; done
 for l in $(ls /sys/class/net); do case $l in lo|eth1|br0|bonding_masters) ;; *) ip link del $l 2> /dev/null;; esac; done
 for m in $(cut -d' ' -f5 /proc/self/mountinfo | grep -E '^/(tmp|srv|proc|run/netns|var/lib/godwit)/' | sort -r); do umount -l $m; done

@@ -64,7 +64,7 @@ pub fn podman_redis(bed: &Bed, runtime: &str) -> Redis {
         SRC,
         &format!(
             "podman volume create --label team=blue data
-             podman --runtime {runtime} run -d --name {NAME} --network testbed:ip={IP},mac={mac} --restart always \
+             podman --runtime {runtime} run -d --name {NAME} --network testbed:ip={IP},mac={mac} --restart always --log-driver k8s-file \
                 -v data:/data -v /anonymous -v /srv/ro:/ro:ro -e COLOR=green --label app=redis localhost/redis:test \
                 redis-server --bind 0.0.0.0 --protected-mode no --enable-debug-command yes --save '' --appendonly yes --dir /data
              until redis-cli -h {IP} ping; do sleep 0.05; done
@@ -124,26 +124,26 @@ pub fn diff(bed: &Bed, host: &str) -> String {
     bed.sh(host, &format!("podman diff {NAME} | sort"))
 }
 
-fn goes_there_and_back(runtime: &str) {
-    let Some(bed) = bed() else { return };
-    let redis = podman_redis(&bed, runtime);
-    let (before, layer) = (inspected(&bed, SRC), diff(&bed, SRC));
+/// Moves it so often, under load, and looks at it whole each time.
+pub fn goes_there_and_back(bed: &Bed, runtime: &str, moves: usize) {
+    let redis = podman_redis(bed, runtime);
+    let (before, layer) = (inspected(bed, SRC), diff(bed, SRC));
     let layers =
         |host: &str| bed.sh(host, "podman image inspect -f '{{len .RootFS.Layers}}' localhost/redis:test");
     let layers_before = layers(SRC);
-    let probe = Probe::start(&bed, &redis);
+    let probe = Probe::start(bed, &redis);
     let mut host = SRC;
-    for _ in 0..MOVES {
-        let summary = migrate(&bed, host, "podman:web", &[]).summary();
+    for _ in 0..moves {
+        let summary = migrate(bed, host, "podman:web", &[]).summary();
         assert_eq!(
             (&summary["tracker"], &summary["memory"]["restoration"], &summary["leftovers"]),
             (&"uffd".into(), &"local-lazy".into(), &Value::Array(vec![])),
             "{summary}"
         );
-        assert_nothing_left(&bed, host, "podman");
+        assert_nothing_left(bed, host, "podman");
         host = other(host);
-        assert_eq!(difference("", &before, &inspected(&bed, host)), [""; 0]);
-        assert_eq!((diff(&bed, host), layers(host)), (layer.clone(), layers_before.clone()));
+        assert_eq!(difference("", &before, &inspected(bed, host)), [""; 0]);
+        assert_eq!((diff(bed, host), layers(host)), (layer.clone(), layers_before.clone()));
         assert_eq!(bed.sh(host, "podman exec web cat /new /anonymous/file /ro/file"), "new\nkept\nfixed");
         assert_eq!(bed.sh(host, "podman volume inspect -f '{{.Labels}}' data"), "map[team:blue]");
         assert!(bed.sh(host, "podman logs web").contains("Ready to accept connections"));
@@ -154,17 +154,19 @@ fn goes_there_and_back(runtime: &str) {
     let again = format!("timeout 20 sh -c 'until redis-cli -h {IP} ping | grep -q PONG; do sleep 0.1; done'");
     assert_eq!(bed.try_sh(CLIENT, &again).code, 0, "podman did not start it again");
     bed.sh(host, "podman stop -t 2 web; podman start web; podman rm -f -t 0 -v web; podman volume rm data");
-    assert_nothing_left(&bed, host, "podman");
+    assert_nothing_left(bed, host, "podman");
 }
 
 #[test]
 fn a_container_of_podman_with_crun_goes_there_and_back_under_load() {
-    goes_there_and_back("crun");
+    let Some(bed) = bed() else { return };
+    goes_there_and_back(&bed, "crun", MOVES);
 }
 
 #[test]
 fn a_container_of_podman_with_runc_goes_there_and_back_under_load() {
-    goes_there_and_back("runc");
+    let Some(bed) = bed() else { return };
+    goes_there_and_back(&bed, "runc", MOVES);
 }
 
 #[test]

@@ -119,21 +119,26 @@ pub fn inspected(bed: &Bed, host: &str) -> Value {
 #[test]
 fn a_container_of_docker_goes_there_and_back_under_load() {
     let Some(bed) = bed() else { return };
-    let redis = docker_redis(&bed);
+    goes_there_and_back(&bed, MOVES);
+}
+
+/// Moves it so often, under load, and looks at it whole each time.
+pub fn goes_there_and_back(bed: &Bed, moves: usize) {
+    let redis = docker_redis(bed);
     let diff = |host: &str| bed.sh(host, &format!("docker diff {NAME} | sort"));
-    let (before, layer) = (inspected(&bed, SRC), diff(SRC));
-    let probe = Probe::start(&bed, &redis);
+    let (before, layer) = (inspected(bed, SRC), diff(SRC));
+    let probe = Probe::start(bed, &redis);
     let mut host = SRC;
-    for _ in 0..MOVES {
-        let summary = migrate(&bed, host, "docker:web", &[]).summary();
+    for _ in 0..moves {
+        let summary = migrate(bed, host, "docker:web", &[]).summary();
         assert_eq!(
             (&summary["tracker"], &summary["memory"]["restoration"], &summary["leftovers"]),
             (&"uffd".into(), &"local-lazy".into(), &Value::Array(vec![])),
             "{summary}"
         );
-        assert_nothing_left(&bed, host);
+        assert_nothing_left(bed, host);
         host = other(host);
-        assert_eq!(difference("", &before, &inspected(&bed, host)), [""; 0]);
+        assert_eq!(difference("", &before, &inspected(bed, host)), [""; 0]);
         assert_eq!(diff(host), layer);
         let files = "cat /new /anonymous/file /ro/file /scratch/file /dev/shm/file";
         assert_eq!(bed.sh(host, &format!("docker exec web {files}")), "new\nkept\nfixed\nthere\nshared");
@@ -157,7 +162,7 @@ fn a_container_of_docker_goes_there_and_back_under_load() {
     assert_eq!(bed.try_sh(CLIENT, &again).code, 0, "docker did not start it again");
     assert_eq!(bed.sh(host, "docker logs web 2>&1 | grep -c 'Ready to accept connections'"), "2");
     bed.sh(host, "docker stop -t 2 web; docker start web; docker rm -f -v web; docker volume rm data");
-    assert_nothing_left(&bed, host);
+    assert_nothing_left(bed, host);
     assert_eq!(bed.sh(host, "docker volume ls -q"), "", "its anonymous volume has gone with it");
 }
 

@@ -40,6 +40,7 @@ mod rollback;
 mod sealed;
 mod snapshots;
 mod state;
+mod systemd;
 mod throttle;
 mod tls;
 mod workload;

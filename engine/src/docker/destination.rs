@@ -6,12 +6,12 @@ use super::{Docker, KIND, QUESTION, Recipe, layer, network};
 use crate::arrival::Arrival;
 use crate::container::{DestinationContainer, Given, Note, RestoreRequest, Shipment};
 use crate::error::EngineError;
-use crate::freezer::{Freezer, cgroup_at, process_tree};
+use crate::freezer::Freezer;
 use crate::hold::install_hook;
 use crate::network::{NetworkRecord, Screen};
 use crate::remains::{understood, written};
 use crate::runtime::restoration::{Process, Restoration, explain, options, write_criu_config};
-use crate::runtime::{Flavor, config, read_config, write_private};
+use crate::runtime::{Flavor, cgroups, config, read_config, write_private};
 use crate::stand_in::{self, expect, expect_no_more};
 use crate::start::{Door, Start};
 use crate::volumes::VolumeRoot;
@@ -364,10 +364,12 @@ impl DockerArrival {
 
     /// Where its cgroup is: as at the source, with the new id.
     fn cgroup(&self) -> Option<PathBuf> {
-        let path = config::plain_cgroup(&self.recipe.config, &self.recipe.id)?;
-        let parent =
-            path.parent().filter(|_| path.file_name().is_some_and(|name| name == self.recipe.id.as_str()))?;
-        cgroup_at(&parent.join(self.id.as_ref()?))
+        let mut config = self.recipe.config.clone();
+        config::rename_cgroup(&mut config, &self.recipe.id, self.id.as_ref()?);
+        let by_systemd = self.recipe.cgroup_driver == "systemd";
+        let path = cgroups::directory(Flavor::Runc, &config, self.id.as_ref()?, by_systemd)?;
+        // the id is what makes it this container's
+        path.to_string_lossy().contains(self.id.as_ref()?).then_some(path)
     }
 
     /// The first process, as docker knows it.
@@ -444,9 +446,7 @@ impl DestinationContainer for DockerArrival {
         let pid =
             self.pid_file.as_ref().and_then(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok());
         let pid = pid.ok_or_else(|| EngineError::NotHeld("runc has noted no process of it".into()))?;
-        let freezer = Freezer::of_pid(pid)?;
-        freezer.verify_held(&process_tree(pid))?;
-        self.arrival.held(freezer);
+        self.arrival.hold(pid)?;
         self.pid = Some(pid);
         Ok(Given { pid })
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::keeper::keepers;
 use super::tree::process_tree;
 use super::{Freezer, FreezerError, Result, pids_below};
 
@@ -42,8 +43,12 @@ pub(crate) fn own_dir(
             continue;
         }
         let dir = widest(dir, &hierarchy.mount, &tree, ignored);
-        let mut others: Vec<i32> =
-            pids_below(&dir)?.difference(&tree).filter(|p| !ignored.contains(p)).copied().collect();
+        let keepers = keepers(&dir);
+        let mut others: Vec<i32> = pids_below(&dir)?
+            .difference(&tree)
+            .filter(|pid| !ignored.contains(pid) && !keepers.contains(pid))
+            .copied()
+            .collect();
         if !others.is_empty() {
             // one that was forked meanwhile belongs to it; one that has ended meanwhile to nobody
             let tree = process_tree(pid);

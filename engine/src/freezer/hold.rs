@@ -49,7 +49,7 @@ pub enum Hold {
 }
 
 /// Freezes the restored tree when `call` is `pre-resume`: moves whatever in its cgroup is not of the tree (this
-/// process, its shell, CRIU and CRIU's own children, which runc puts there) outside, freezes, waits until frozen.
+/// process, its shell, CRIU and CRIU's own children, which runc puts there; crun's keeper) outside, freezes, waits until frozen.
 ///
 /// `dir` is the container's cgroup when it is known, else it is found by the tree's first process.
 pub fn hold_from_hook(call: &HookCall, dir: Option<&Path>, limit: Duration) -> Result<Hold> {
@@ -66,6 +66,7 @@ pub fn hold_from_hook(call: &HookCall, dir: Option<&Path>, limit: Duration) -> R
         Some(dir) => Freezer::at(dir)?,
         None => discover::of_pid(init, &criu(&own, &tree))?,
     };
+    freezer.put_keeper_aside()?;
     for outsider in freezer.pids()?.difference(&tree) {
         freezer.move_out(*outsider)?;
     }

@@ -5,6 +5,7 @@
 
 pub(crate) mod discover;
 mod hold;
+mod keeper;
 mod named;
 mod own;
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::{KIND, Podman, QUESTION, Recipe};
 use crate::arrival::Arrival;
 use crate::container::{DestinationContainer, Given, Note, RestoreRequest, Shipment};
 use crate::error::EngineError;
-use crate::freezer::{Freezer, cgroup_at, process_tree};
+use crate::freezer::Freezer;
 use crate::hold::install_hook;
 use crate::network::{NetworkRecord, Screen};
 use crate::remains::{understood, written};
@@ -315,10 +315,8 @@ impl PodmanArrival {
     fn adaptation(&self, request: &RestoreRequest) -> Adaptation {
         let flavor = self.recipe.flavor;
         // the id is the same, and so is the name of the cgroup; that of a pod is known by now
-        let path = config::plain_cgroup(&self.recipe.config, &self.recipe.id);
-        let cgroup = path.and_then(|path| cgroup_at(&path));
         Adaptation {
-            cgroup: cgroup.filter(|_| !flavor.places_criu()),
+            cgroup: self.recipe.cgroup().filter(|_| !flavor.places_criu()),
             lazy_pages: request.lazy && !flavor.takes_lazy_pages(),
         }
     }
@@ -414,9 +412,7 @@ impl DestinationContainer for PodmanArrival {
         let pid = pid.ok_or_else(|| {
             EngineError::NotHeld(format!("{} has noted no process of it", self.recipe.flavor.kind()))
         })?;
-        let freezer = Freezer::of_pid(pid)?;
-        freezer.verify_held(&process_tree(pid))?;
-        self.arrival.held(freezer);
+        self.arrival.hold(pid)?;
         self.pid = Some(pid);
         Ok(Given { pid })
     }
@@ -469,8 +465,7 @@ impl DestinationContainer for PodmanArrival {
         if let Some(start) = self.start.take() {
             start.give_up();
         }
-        let cgroup = config::plain_cgroup(&self.recipe.config, &self.recipe.id);
-        let cgroup = cgroup.and_then(|path| cgroup_at(&path));
+        let cgroup = self.recipe.cgroup();
         if !self.arrival.is_held() && self.begun_to_make {
             // of a restore that failed the runtime knows nothing; what CRIU has made by then is in the cgroup of this id
             let known = self.pid_of_runtime().and_then(|pid| Freezer::of_pid(pid).ok());

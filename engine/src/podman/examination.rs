@@ -6,7 +6,7 @@ use crate::container::Shipment;
 use crate::error::EngineError;
 use crate::published;
 use crate::runtime::destination::cgroup_of_its_own;
-use crate::runtime::needs;
+use crate::runtime::{cgroups, needs};
 use crate::tool;
 use godwit_transfer::message::Refusal;
 use std::path::{Path, PathBuf};
@@ -131,8 +131,9 @@ pub(super) fn examine(podman: &Podman, shipment: &Shipment) -> Vec<Refusal> {
             }
         }
     }
+    reasons.extend(cgroups::without_systemd(cgroups::is_scope(&recipe.config)));
     if !shipment.restart {
-        reasons.extend(cgroup_of_its_own(recipe.flavor, &recipe.config, &recipe.id, needs::cgroups()));
+        reasons.extend(cgroup_of_its_own(recipe.flavor, recipe.cgroup().as_deref(), needs::cgroups()));
     }
     reasons.extend(recipe.needs.lacking(&recipe.config, &needs::Host::this()));
     for path in recipe.binds.iter().filter(|path| !path.exists()) {

@@ -20,8 +20,8 @@ use std::path::Path;
 pub(super) const SELECTOR: &str = "pod/";
 /// Namespaces of the infra container's that CRIU restores another one into.
 const SHAREABLE: [&str; 3] = ["ipc", "net", "uts"];
-/// Where podman has the cgroups of pods, without systemd.
-const CGROUP_PARENT: &str = "/libpod_parent";
+/// Where podman has the cgroups of pods, without systemd and with it.
+const CGROUP_PARENTS: [&str; 2] = ["/libpod_parent", "machine.slice"];
 /// What podman calls the image of an infra container that it makes itself.
 const OWN_IMAGE: &str = "localhost/podman-pause:";
 /// What `podman pod inspect` says of a pod, and is carried, or the same everywhere.
@@ -202,11 +202,11 @@ fn unsuitable(shown: &Value, infra: &Record) -> Vec<Refusal> {
         );
     }
     let parent = text(shown, "CgroupParent");
-    if !["", CGROUP_PARENT].contains(&parent) || shown["CreateCgroup"] != true {
-        reasons
-            .push(Refusal::new(format!("its cgroup is not podman's own (below `{parent}`)")).hint(
-                "make the pod without `--cgroup-parent`, on a podman with `--cgroup-manager cgroupfs`",
-            ));
+    if !(parent.is_empty() || CGROUP_PARENTS.contains(&parent)) || shown["CreateCgroup"] != true {
+        reasons.push(
+            Refusal::new(format!("its cgroup is not podman's own (below `{parent}`)"))
+                .hint("make the pod without `--cgroup-parent`"),
+        );
     }
     if shown.pointer("/InfraConfig/HostNetwork").is_some_and(|host| host == true) {
         reasons.push(

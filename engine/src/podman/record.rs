@@ -124,7 +124,12 @@ impl Record {
     /// The file that its log is written to, if it is one below the directory that podman keeps for it.
     pub(super) fn log(&self) -> Option<PathBuf> {
         let (log, dir) = (PathBuf::from(self.text("logPath")?), self.text("staticDir")?);
-        (self.text("logDriver") == Some("k8s-file") && log.starts_with(dir)).then_some(log)
+        (self.log_driver() == Some("k8s-file") && log.starts_with(dir)).then_some(log)
+    }
+
+    /// Where its output goes: `k8s-file`, `journald`, …
+    pub(super) fn log_driver(&self) -> Option<&str> {
+        self.text("logDriver")
     }
 
     /// Paths of the host that it is given (libpod: the mounts of its specification, and overlays of its own over others).

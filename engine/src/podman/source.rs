@@ -147,6 +147,12 @@ fn open_container(
         return Err(EngineError::Blocked { name: full, blockers });
     };
     record.make_ready(&addresses(&shown));
+    let log = record.log();
+    if let Some(driver) = record.log_driver().filter(|driver| log.is_none() && *driver != "none") {
+        warnings.push(format!(
+            "its log until now stays here: only that of podman's `k8s-file` travels, and it has `{driver}`"
+        ));
+    }
 
     let merged = PathBuf::from(config.pointer("/root/path").and_then(Value::as_str).unwrap_or_default());
     let upper = PathBuf::from(text("/GraphDriver/Data/UpperDir"));
@@ -171,7 +177,7 @@ fn open_container(
     // what is in /dev/shm does not outlast a stop
     let shm = record.shm().filter(|_| request.restart.is_none());
     let kept = shm.map(|(path, _)| (path, false)).into_iter();
-    for (path, single_file) in kept.chain(record.log().map(|path| (path, true))) {
+    for (path, single_file) in kept.chain(log.map(|path| (path, true))) {
         trees.push(Tree {
             kind: TreeKind::Keepings,
             content: path.clone(),

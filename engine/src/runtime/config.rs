@@ -51,23 +51,6 @@ pub(crate) fn cgroup_mounts(config: &Value) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Where the runtime puts the container's cgroup, if the bundle says so.
-pub(crate) fn cgroup_path(config: &Value) -> Option<PathBuf> {
-    config["linux"]["cgroupsPath"].as_str().map(PathBuf::from)
-}
-
-/// The same below the root of the hierarchy, `name` if the bundle does not say; none if it is no plain path: systemd's form
-/// `SLICE:PREFIX:NAME`, or one that leads elsewhere.
-pub(crate) fn plain_cgroup(config: &Value, name: &str) -> Option<PathBuf> {
-    let path = cgroup_path(config).unwrap_or_else(|| name.into());
-    let path = path.strip_prefix("/").unwrap_or(&path);
-    let is_plain = |part: std::path::Component<'_>| match part {
-        std::path::Component::Normal(name) => !name.to_string_lossy().contains(':'),
-        _ => false,
-    };
-    (path.components().next().is_some() && path.components().all(is_plain)).then(|| path.to_owned())
-}
-
 /// The device nodes of a container: those that every container has (runtime-spec, config-linux.md, Default Devices) and those
 /// it asks for.
 pub(crate) fn devices(config: &Value) -> Vec<PathBuf> {
@@ -217,16 +200,6 @@ mod tests {
         assert_eq!(mapped_group(&config), None, "it has no user namespace");
         config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
         assert_eq!(mapped_group(&config), Some(100_000));
-    }
-
-    #[test]
-    fn a_cgroup_is_a_plain_path_or_none_that_godwit_makes() {
-        let of = |path: &str| plain_cgroup(&json!({"linux": {"cgroupsPath": path}}), "web");
-        assert_eq!(of("/a/b"), Some("a/b".into()));
-        assert_eq!(plain_cgroup(&json!({}), "web"), Some("web".into()));
-        for odd in ["machine.slice:libpod:x", "/a/../../etc", "..", "/", ""] {
-            assert_eq!(of(odd), None, "{odd}");
-        }
     }
 
     #[test]

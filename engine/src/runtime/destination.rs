@@ -2,11 +2,11 @@
 
 use super::restart::{Known, RuntimeStartable};
 use super::restoration::{Restoration, explain, options, write_criu_config};
-use super::{Flavor, QUESTION, Recipe, Runtime, config, needs, write_private};
+use super::{BY_SYSTEMD, Flavor, QUESTION, Recipe, Runtime, cgroups, config, needs, write_private};
 use crate::arrival::Arrival;
 use crate::container::{DestinationContainer, Given, Note, RestoreRequest, Shipment};
 use crate::error::EngineError;
-use crate::freezer::{Freezer, cgroup_at, cgroups_named, process_tree};
+use crate::freezer::{Freezer, cgroups_named};
 use crate::hold::install_hook;
 use crate::network::NetworkRecord;
 use crate::process::without_groups;
@@ -72,11 +72,9 @@ fn parse(shipment: &Shipment) -> Result<Recipe, Refusal> {
     Ok(recipe)
 }
 
-/// How the runtime calls the container's cgroup: the last part of `linux.cgroupsPath`, or the container's name.
-fn cgroup_name(shipment: &Shipment, recipe: &Recipe) -> String {
-    config::cgroup_path(&recipe.config)
-        .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
-        .unwrap_or_else(|| shipment.name.clone())
+/// How the cgroup is called that a restore makes.
+fn cgroup_name(runtime: &Runtime, shipment: &Shipment, recipe: &Recipe) -> String {
+    cgroups::own_name(runtime.flavor, &recipe.config, &shipment.name, recipe.systemd_cgroup)
 }
 
 /// config.json as it shall be here.
@@ -120,8 +118,11 @@ pub(super) fn examine(runtime: &Runtime, shipment: &Shipment) -> Vec<Refusal> {
             )),
         );
     }
+    reasons.extend(cgroups::without_systemd(recipe.systemd_cgroup));
     if !shipment.restart {
-        reasons.extend(cgroup_of_its_own(runtime.flavor, &recipe.config, &shipment.name, needs::cgroups()));
+        let cgroup =
+            cgroups::below_root(runtime.flavor, &recipe.config, &shipment.name, recipe.systemd_cgroup);
+        reasons.extend(cgroup_of_its_own(runtime.flavor, cgroup.as_deref(), needs::cgroups()));
     }
     reasons.extend(Arrival::examine(shipment, recipe.namespace.as_deref()));
     reasons.extend(recipe.needs.lacking(&recipe.config, &needs::Host::this()));
@@ -137,11 +138,10 @@ pub(super) fn examine(runtime: &Runtime, shipment: &Shipment) -> Vec<Refusal> {
     reasons
 }
 
-/// Where godwit puts CRIU into the container's cgroup, it must know which that will be, in one hierarchy.
+/// Where godwit puts CRIU into the container's `cgroup`, it must know which that will be, in one hierarchy.
 pub(crate) fn cgroup_of_its_own(
     flavor: Flavor,
-    config: &serde_json::Value,
-    name: &str,
+    cgroup: Option<&Path>,
     cgroups: Option<&str>,
 ) -> Vec<Refusal> {
     if flavor.places_criu() {
@@ -156,11 +156,10 @@ pub(crate) fn cgroup_of_its_own(
             ),
         );
     }
-    if config::plain_cgroup(config, name).is_none() {
-        let path = config::cgroup_path(config).unwrap_or_default();
+    if cgroup.is_none() {
         reasons.push(
-            Refusal::new(format!("its cgroup `{}` is systemd's to make, or no path", path.display()))
-                .hint(format!("run it without systemd's cgroups (`--cgroup-manager cgroupfs`), or with runc instead of {kind}")),
+            Refusal::new("where its cgroup is to be is no path, and no scope of systemd's (`linux.cgroupsPath` of config.json)")
+                .hint(format!("leave the choice to {kind}, or run it with runc")),
         );
     }
     reasons
@@ -185,7 +184,7 @@ pub(super) fn prepare(
     let before = Before {
         config: std::fs::read(config_path(&recipe)).ok(),
         bundle: recipe.bundle.exists(),
-        cgroups: cgroups_named(&cgroup_name(shipment, &recipe)),
+        cgroups: cgroups_named(&cgroup_name(runtime, shipment, &recipe)),
     };
     let mut arrival = RuntimeArrival {
         runtime: runtime.clone(),
@@ -254,7 +253,11 @@ impl RuntimeArrival {
         if !self.shipment.restart {
             return Box::new(self);
         }
-        let known = Known { name: self.shipment.name.clone(), bundle: self.recipe.bundle.clone() };
+        let known = Known {
+            name: self.shipment.name.clone(),
+            bundle: self.recipe.bundle.clone(),
+            systemd_cgroup: self.recipe.systemd_cgroup,
+        };
         let startable = RuntimeStartable::new(&self.runtime, known);
         Box::new(Starting::new(Box::new(self), Box::new(startable)))
     }
@@ -290,6 +293,7 @@ impl RuntimeArrival {
         let mut log = OsString::from("--log=");
         log.push(request.work.join(format!("{}.log", self.runtime.flavor.kind())));
         let mut args = vec![log];
+        args.extend(self.recipe.systemd_cgroup.then(|| OsString::from(BY_SYSTEMD)));
         args.extend(["restore", "--detach", "--bundle"].map(OsString::from));
         args.push(self.recipe.bundle.clone().into());
         args.extend(["--pid-file".into(), pid_file.into()]);
@@ -308,8 +312,8 @@ impl RuntimeArrival {
     /// What CRIU must be told that the runtime does not tell.
     fn adaptation(&self, request: &RestoreRequest) -> Adaptation {
         let flavor = self.runtime.flavor;
-        let path = config::plain_cgroup(&self.recipe.config, &self.shipment.name);
-        let cgroup = || path.and_then(|path| cgroup_at(&path));
+        let Recipe { config, systemd_cgroup, .. } = &self.recipe;
+        let cgroup = || cgroups::directory(flavor, config, &self.shipment.name, *systemd_cgroup);
         Adaptation {
             cgroup: if flavor.places_criu() { None } else { cgroup() },
             lazy_pages: request.lazy && !flavor.takes_lazy_pages(),
@@ -387,9 +391,7 @@ impl DestinationContainer for RuntimeArrival {
         restored: &mut dyn FnMut(i32),
     ) -> Result<Given, EngineError> {
         let pid = self.restore_with_runtime(request, restored)?;
-        let freezer = Freezer::of_pid(pid)?;
-        freezer.verify_held(&process_tree(pid))?;
-        self.arrival.held(freezer);
+        self.arrival.hold(pid)?;
         self.pid = Some(pid);
         Ok(Given { pid })
     }
@@ -439,7 +441,7 @@ impl DestinationContainer for RuntimeArrival {
                 );
             }
             // a runtime forgets the cgroups of a restore that failed
-            let made = cgroups_named(&cgroup_name(&self.shipment, &self.recipe));
+            let made = cgroups_named(&cgroup_name(&self.runtime, &self.shipment, &self.recipe));
             let made = made.difference(&self.before.cgroups);
             for cgroup in made {
                 keep("cgroup", self.arrival.clear_cgroup(cgroup));
@@ -474,17 +476,15 @@ impl DestinationContainer for RuntimeArrival {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn crun_wants_one_hierarchy_and_a_path_and_runc_takes_what_there_is() {
-        let systemd = json!({"linux": {"cgroupsPath": "system.slice:crun:web"}});
-        let nothing = json!({});
-        let reasons = |flavor, config, cgroups| cgroup_of_its_own(flavor, config, "web", cgroups).len();
+        let reasons = |flavor, cgroup, cgroups| cgroup_of_its_own(flavor, cgroup, cgroups).len();
+        let path = Some(Path::new("web"));
         for cgroups in [Some("v1"), Some("v2"), None] {
-            assert_eq!(reasons(Flavor::Runc, &systemd, cgroups), 0);
-            assert_eq!(reasons(Flavor::Crun, &nothing, cgroups), usize::from(cgroups != Some("v2")));
+            assert_eq!(reasons(Flavor::Runc, None, cgroups), 0);
+            assert_eq!(reasons(Flavor::Crun, path, cgroups), usize::from(cgroups != Some("v2")));
         }
-        assert_eq!(reasons(Flavor::Crun, &systemd, Some("v2")), 1);
+        assert_eq!(reasons(Flavor::Crun, None, Some("v2")), 1);
     }
 }

@@ -1,6 +1,6 @@
 //! A container of a runtime that is stopped by signals and started from its bundle.
 
-use super::{QUESTION, Runtime};
+use super::{BY_SYSTEMD, QUESTION, Runtime};
 use crate::error::EngineError;
 use crate::restart::{Startable, Status};
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,9 @@ pub(super) struct RuntimeStartable {
 pub(super) struct Known {
     pub(super) name: String,
     pub(super) bundle: PathBuf,
+    /// systemd makes its cgroup.
+    #[serde(default)]
+    pub(super) systemd_cgroup: bool,
 }
 
 impl RuntimeStartable {
@@ -80,7 +83,7 @@ impl Startable for RuntimeStartable {
     }
 
     fn start(&self) -> Result<(), EngineError> {
-        let Known { name, bundle } = &self.known;
+        let Known { name, bundle, systemd_cgroup } = &self.known;
         if self.runtime.state(name).is_ok() {
             // what is left of the one that was stopped
             self.runtime.run(&["delete", name], QUESTION)?;
@@ -89,6 +92,7 @@ impl Startable for RuntimeStartable {
             |what: String| EngineError::Tool { program: self.runtime.program.display().to_string(), what };
         // its standard streams are the container's, for all of its life
         let status = Command::new(&self.runtime.program)
+            .args(systemd_cgroup.then_some(BY_SYSTEMD))
             .args(["run", "--detach", "--bundle"])
             .arg(bundle)
             .arg(name)

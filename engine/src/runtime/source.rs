@@ -2,7 +2,7 @@
 
 use super::needs::Needs;
 use super::restart::{Known, RuntimeStartable};
-use super::{Flavor, QUESTION, Recipe, Runtime, config, read_config};
+use super::{Flavor, QUESTION, Recipe, Runtime, cgroups, config, read_config};
 use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
 use crate::error::EngineError;
 use crate::freezer::{Freezer, process_tree};
@@ -99,9 +99,11 @@ pub(super) fn open(
     }
     let not_copied: Vec<_> =
         binds.iter().filter(|bind| !trees.iter().any(|tree| tree.path == bind.source)).collect();
+    let by_systemd = cgroups::is_made_by_systemd(pid, runtime.flavor, &config, name);
     let annotations = Facts::for_godwit(config.get("annotations"));
     let recipe = Recipe {
         bundle: state.bundle.clone(),
+        systemd_cgroup: by_systemd,
         config,
         namespace: namespace_name,
         descriptors: Some(kin.descriptors.clone()),
@@ -127,7 +129,8 @@ pub(super) fn open(
         image: None,
     };
     if let Some(grace) = request.restart {
-        let startable = RuntimeStartable::new(runtime, Known { name: name.to_owned(), bundle: state.bundle });
+        let known = Known { name: name.to_owned(), bundle: state.bundle, systemd_cgroup: by_systemd };
+        let startable = RuntimeStartable::new(runtime, known);
         return Ok(Box::new(Stoppable::new(facts, Box::new(startable), grace, Some(namespace))));
     }
     let network = SourceNetwork::new(&facts, namespace)?;

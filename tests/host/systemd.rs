@@ -1,0 +1,154 @@
+//! Hosts whose process 1 is systemd, as most are: it makes the cgroups of containers, and times podman's health checks.
+
+use crate::attempt::runtime_there;
+use crate::bed::{Bed, DST, SRC, systemd_bed};
+use crate::container::Redis;
+use crate::engines::{self, migrate, other};
+use crate::engines_docker::{self, Configured};
+use crate::godwit::{Background, godwit_with};
+use crate::pods;
+use crate::probe::Probe;
+use serde_json::json;
+
+const IP: &str = "10.77.0.100";
+/// The scopes of containers; what watches them has others.
+const SCOPES: &str = "systemctl list-units --all --plain --no-legend '*.scope' | grep -v -e conmon -e ^init | tr -s ' ' | cut -d' ' -f1-4";
+
+/// The container's scope is systemd's, and runs; on the other host there is none, and nothing of systemd's has failed.
+#[track_caller]
+fn assert_one_scope(bed: &Bed, host: &str, name: &str) {
+    let scopes = bed.sh(host, SCOPES);
+    assert!(scopes.lines().count() == 1 && scopes.contains(name), "{host}: {scopes}");
+    assert!(scopes.ends_with(".scope loaded active running"), "{host}: {scopes}");
+    let pid = format!("find /sys/fs/cgroup/*.slice -name '*{name}*.scope' -type d");
+    let cgroup = bed.sh(host, &pid);
+    assert!(
+        !bed.holds(host, &format!("find {cgroup} -name '.*' | grep -q /")),
+        "nothing of a restore is left in it"
+    );
+    let there = other(host);
+    assert_eq!(bed.sh(there, &format!("{SCOPES}; systemctl --failed --plain --no-legend")), "", "{there}");
+}
+
+#[test]
+fn a_container_of_podman_with_crun_moves_where_systemd_makes_its_cgroup() {
+    let Some(bed) = systemd_bed() else { return };
+    assert_eq!(bed.sh(SRC, "podman info -f '{{.Host.CgroupManager}}'"), "systemd");
+    engines::goes_there_and_back(&bed, "crun", 2);
+}
+
+#[test]
+fn a_container_of_podman_with_runc_moves_where_systemd_makes_its_cgroup() {
+    let Some(bed) = systemd_bed() else { return };
+    engines::goes_there_and_back(&bed, "runc", 2);
+}
+
+#[test]
+fn a_pod_moves_where_systemd_makes_its_cgroups() {
+    let Some(bed) = systemd_bed() else { return };
+    pods::goes_there_and_back(&bed, "crun");
+}
+
+#[test]
+fn a_container_of_docker_moves_where_systemd_makes_its_cgroup() {
+    let Some(bed) = systemd_bed() else { return };
+    let _systemd = Configured::begin(&bed, "s/cgroupdriver=cgroupfs/cgroupdriver=systemd/");
+    engines_docker::goes_there_and_back(&bed, 2);
+}
+
+#[test]
+fn a_container_of_a_runtime_alone_has_a_scope_on_both_hosts() {
+    let Some(bed) = systemd_bed() else { return };
+    for runtime in ["runc", "crun"] {
+        bed.sh(
+            SRC,
+            &format!("testbed-container create web {IP} --ram 8 --engine {runtime} --systemd-cgroup"),
+        );
+        let redis = Redis { name: "web".into(), ip: IP.into(), pid: 0 };
+        let probe = Probe::start(&bed, &redis);
+        assert_one_scope(&bed, SRC, "web");
+        for host in [SRC, DST] {
+            let summary = migrate(&bed, host, &format!("{runtime}:web"), &[]).summary();
+            assert_eq!(summary["leftovers"], json!([]), "{summary}");
+            assert_one_scope(&bed, other(host), "web");
+        }
+        probe.assert_nothing_lost();
+        bed.wipe();
+    }
+}
+
+/// systemd looks after the cgroups of its units: it must not let run what godwit has frozen.
+#[test]
+fn what_stands_still_goes_on_standing_still_when_systemd_is_told_to_read_all_anew() {
+    let Some(bed) = systemd_bed() else { return };
+    for runtime in ["runc", "crun"] {
+        bed.sh(SRC, &format!("testbed-container create web {IP} --engine {runtime} --systemd-cgroup"));
+        let there = runtime_there(&bed, runtime, "sleep 4");
+        let container = format!("{runtime}:web");
+        let words = [&container, "ssh://dst", "--tcp-established", "--max-downtime", "60s"];
+        let mut running = Background::migrate(&bed, &[&there], &words);
+        running.wait_for_phase("restore");
+        let frozen =
+            "grep -l 'frozen 1' $(find /sys/fs/cgroup/system.slice -path '*web.scope*' -name cgroup.events)";
+        let before = bed.sh(SRC, frozen);
+        assert!(!before.is_empty(), "it stands still");
+        bed.sh(
+            SRC,
+            &format!("systemctl daemon-reload; systemctl set-property --runtime {runtime}-web.scope CPUWeight=50; systemctl daemon-reexec"),
+        );
+        assert_eq!(bed.sh(SRC, frozen), before);
+        let summary = running.finish().summary();
+        assert_eq!(summary["leftovers"], json!([]), "{summary}");
+        bed.wipe();
+    }
+}
+
+#[test]
+fn after_a_kill_while_it_is_restored_one_host_has_a_scope() {
+    let Some(bed) = systemd_bed() else { return };
+    for runtime in ["crun", "runc"] {
+        for (phase, side) in [("restore", DST), ("restore", SRC), ("stop-and-copy", DST)] {
+            bed.wipe();
+            bed.sh(DST, "testbed-container image");
+            bed.sh(SRC, &format!("testbed-container image; podman --runtime {runtime} run -d --name web --network testbed:ip={IP} \
+                -v data:/data localhost/redis:test redis-server --bind 0.0.0.0 --protected-mode no --appendonly yes --dir /data
+                until redis-cli -h {IP} ping; do sleep 0.05; done"));
+            let redis = Redis { name: "web".into(), ip: IP.into(), pid: 0 };
+            let probe = Probe::start(&bed, &redis);
+            let words =
+                ["podman:web", "ssh://dst", "--tcp-established", "--max-downtime", "60s", "--retries", "0"];
+            let mut running = Background::migrate(&bed, &[], &words);
+            running.wait_for_phase(phase);
+            match side {
+                SRC => running.signal("KILL"),
+                _ => drop(bed.try_sh(DST, "for p in $(pgrep -f '[g]odwit receive'); do kill -9 $p; done")),
+            }
+            let said = running.finish();
+            let mut context = format!("{runtime}, {phase} on {side}: {}{}", said.out, said.err);
+            for host in [SRC, DST] {
+                let resumed = godwit_with(&bed, host, &[], &["resume", "--timeout", "30s"]);
+                context += &format!("\n{host}: {} {}{}", resumed.code, resumed.out, resumed.err);
+            }
+            bed.end_what_is_kept();
+            let runs = |host: &&str| {
+                bed.holds(host, "[ \"$(podman inspect -f '{{.State.Status}}' web)\" = running ]")
+            };
+            let runners: Vec<&str> = [SRC, DST].into_iter().filter(|host| runs(host)).collect();
+            let [runner] = runners[..] else { panic!("PROMISE BROKEN: it runs on {runners:?}: {context}") };
+            assert_eq!(probe.lost(), None, "{context}");
+            assert_one_scope(&bed, runner, "libpod");
+        }
+    }
+}
+
+#[test]
+fn a_host_without_systemd_takes_none_of_its_containers() {
+    let Some(bed) = systemd_bed() else { return };
+    bed.sh(SRC, &format!("testbed-container create web {IP} --engine crun --systemd-cgroup"));
+    bed.sh(DST, "mv /run/systemd/system /run/systemd/away");
+    let said = migrate(&bed, SRC, "crun:web", &[]);
+    bed.sh(DST, "mv /run/systemd/away /run/systemd/system");
+    assert_eq!(said.code, 12, "{}{}", said.out, said.err);
+    assert!(said.out.contains("systemd is not process 1 of that host"), "{}{}", said.out, said.err);
+    assert_one_scope(&bed, SRC, "web");
+}
