@@ -11,6 +11,7 @@ pub mod docker;
 pub mod error;
 pub mod freezer;
 mod guardian;
+mod health;
 pub mod hold;
 pub mod live;
 pub mod network;

@@ -402,12 +402,12 @@ impl SourceContainer for LiveContainer {
             return Err(EngineError::NotFrozen("its cgroup is not frozen any more".into()));
         }
         let now = freezer.pids()?;
-        if now != self.frozen {
-            let lost: Vec<_> = self.frozen.difference(&now).collect();
-            return Err(EngineError::NotFrozen(format!(
-                "its tasks changed (lost {lost:?}, now {})",
-                now.len()
-            )));
+        // whoever was put into it from outside stands still in it, too; one that a task of it has made says that it has run
+        let made = |pid: &&i32| parent(**pid).is_some_and(|parent| self.frozen.contains(&parent));
+        let made: Vec<_> = now.difference(&self.frozen).filter(made).collect();
+        let lost: Vec<_> = self.frozen.difference(&now).collect();
+        if !lost.is_empty() || !made.is_empty() {
+            return Err(EngineError::NotFrozen(format!("its tasks changed (lost {lost:?}, made {made:?})")));
         }
         Ok(())
     }
@@ -510,6 +510,10 @@ impl LiveContainer {
         }
         leftovers
     }
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    Some(procfs::process::Process::new(pid).and_then(|process| process.stat()).ok()?.ppid)
 }
 
 fn is_alive(pid: i32) -> bool {

@@ -152,3 +152,46 @@ fn a_host_without_systemd_takes_none_of_its_containers() {
     assert!(said.out.contains("systemd is not process 1 of that host"), "{}{}", said.out, said.err);
     assert_one_scope(&bed, SRC, "web");
 }
+
+/// podman has systemd call for its health checks; each puts a program into the container.
+#[test]
+fn a_container_whose_health_is_checked_every_second_moves_and_is_healthy() {
+    let Some(bed) = systemd_bed() else { return };
+    let check = "--health-cmd 'sleep 0.3; redis-cli ping' --health-interval 1s";
+    let redis =
+        "localhost/redis:test redis-server --bind 0.0.0.0 --protected-mode no --appendonly yes --dir /data";
+    for (engine, network) in
+        [("podman", format!("--network testbed:ip={IP}")), ("docker", format!("--network testbed --ip {IP}"))]
+    {
+        for host in [SRC, DST] {
+            bed.sh(host, &format!("testbed-container image --engine {engine}"));
+        }
+        bed.sh(SRC, &format!("{engine} run -d --name web {network} -v data:/data {check} {redis}"));
+        bed.sh(SRC, &format!("until redis-cli -h {IP} ping; do sleep 0.05; done"));
+        let healthy = format!(
+            "timeout 20 sh -c \"until {engine} inspect -f '{{{{.State.Health.Status}}}}' web | grep -qx healthy; do sleep 0.1; done\""
+        );
+        bed.sh(SRC, &healthy);
+        let probe = Probe::start(&bed, &Redis { name: "web".into(), ip: IP.into(), pid: 0 });
+        for host in [SRC, DST, SRC] {
+            let summary = migrate(&bed, host, &format!("{engine}:web"), &[]).summary();
+            assert_eq!(summary["leftovers"], json!([]), "{summary}");
+            bed.sh(other(host), &healthy);
+            assert_eq!(
+                bed.sh(host, "systemctl list-timers --no-legend; systemctl --failed --plain --no-legend"),
+                ""
+            );
+        }
+        probe.assert_nothing_lost();
+        // it is looked at there, too, and not only remembered as healthy
+        let looked = format!("{engine} inspect -f '{{{{json .State.Health.Log}}}}' web");
+        let before = bed.sh(DST, &looked);
+        bed.sh(
+            DST,
+            &format!(
+                "for i in $(seq 100); do [ \"$({looked})\" = '{before}' ] || exit 0; sleep 0.1; done; exit 1"
+            ),
+        );
+        bed.wipe();
+    }
+}

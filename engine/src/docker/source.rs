@@ -6,6 +6,7 @@ use super::{Docker, KIND, Recipe, Setting, no_restart};
 use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
 use crate::error::EngineError;
 use crate::freezer::Freezer;
+use crate::health::between_checks;
 use crate::live::{Kin, LiveContainer, Remains, SourceNetwork};
 use crate::network::{Link, NetworkState};
 use crate::process;
@@ -48,7 +49,7 @@ pub(super) fn open(
     name: &str,
     request: &OpenRequest,
 ) -> Result<Box<dyn SourceContainer>, EngineError> {
-    let shown = docker.inspect(name)?;
+    let shown = between_checks(|| docker.inspect(name))?;
     let text = |pointer: &str| shown.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let (id, name) = (text("/Id"), text("/Name").trim_start_matches('/'));
     let full = format!("{KIND}:{name}");

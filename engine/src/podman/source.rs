@@ -7,6 +7,7 @@ use super::{KIND, Podman, Recipe};
 use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
 use crate::error::EngineError;
 use crate::freezer::Freezer;
+use crate::health::between_checks;
 use crate::live::{Kin, LiveContainer, Remains, SourceNetwork};
 use crate::process;
 use crate::published::what_breaks;
@@ -68,7 +69,7 @@ fn open_container(
     found: Option<Found>,
     request: &OpenRequest,
 ) -> Result<Box<dyn SourceContainer>, EngineError> {
-    let shown = podman.inspect(name)?;
+    let shown = between_checks(|| podman.inspect(name))?;
     let text = |pointer: &str| shown.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let id = text("/Id");
     let (pod, pod_blockers) = found.map_or((None, Vec::new()), |found| (Some(found.pod), found.blockers));
