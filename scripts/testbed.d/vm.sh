@@ -67,7 +67,7 @@ vm_start() { # vm_start HOST PEER NUMBER WORDS
     local host=$1 peer=$2 number=$3 words=$4 port qemu disk snapshot=on
     locked vm_take_port "$host"
     port=$(cat "$bed/port.$host")
-    words="testbed.name=$host testbed.address=${address[$host]}/24 testbed.rate=$rate $words"
+    words="testbed.name=$host testbed.address=${address[$host]}/24 testbed.rate=$rate testbed.init=$init $words"
     words="console=ttyS0 root=/dev/nvme0n1 rw rootfstype=ext4 init=/usr/local/sbin/mini-init $words"
     words="mitigations=off nokaslr quiet net.ifnames=0 tsc=reliable panic=-1 $words"
     disk=$(bed_root)/disk
