@@ -25,7 +25,8 @@ use crate::probe::ProbeArgs;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use godwit_engine::network::NetworkPlan;
 use godwit_migration::plan::Carry;
-use godwit_migration::{SharedDirectory, quantity};
+use godwit_migration::quantity;
+use godwit_witness::WitnessPlace;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -365,9 +366,12 @@ pub struct ResumeArgs {
     /// Decide yourself where the two hosts cannot: whose it shall be. The other side obeys when it is back
     #[arg(long, value_enum, value_name = "SIDE", requires = "migration")]
     pub keep: Option<KeepArg>,
-    /// The witness that the migration was begun with: asked when the other side cannot be
+    /// Where the witness of the migration is now, if it is not where it was: asked when the other side cannot be
     #[arg(long, value_name = "URL")]
-    pub witness: Option<SharedDirectory>,
+    pub witness: Option<WitnessPlace>,
+    /// Ask a witness over plain HTTP: neither encrypted nor authenticated
+    #[arg(long, requires = "witness")]
+    pub insecure: bool,
     /// How long to call the other side
     #[arg(long, default_value = "60s", value_parser = quantity::positive_duration, value_name = "DURATION")]
     pub timeout: Duration,
@@ -399,6 +403,7 @@ impl CancelArgs {
             migration: Some(self.migration.clone()),
             keep: None,
             witness: None,
+            insecure: false,
             timeout: self.timeout,
             remote_command: self.remote_command.clone(),
             forget: true,

@@ -30,6 +30,7 @@ mod sealing;
 mod status;
 mod store;
 mod volume;
+mod witness;
 
 use crate::args::{Args, Command};
 use crate::draw::Draw;

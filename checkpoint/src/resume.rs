@@ -3,10 +3,13 @@
 
 use crate::recovery::Interrupted;
 use godwit_migration::journal::JournalState;
-use godwit_migration::ownership::{Doubt, Presence, Standing, Verdict, decide, has_given_word, may_have_run};
-use godwit_migration::{Disposition, Failure, FailureKind, MigrationId, Role, Witness};
+use godwit_migration::ownership::{
+    Doubt, Presence, Standing, Verdict, decide, has_given_word, is_held, may_have_run,
+};
+use godwit_migration::{Disposition, Failure, FailureKind, MigrationId, Role};
 use godwit_transfer::wire::RESUMES;
 use godwit_transfer::{Message, Wire, WireError};
+use godwit_witness::Witness;
 use std::time::Duration;
 
 /// How long the destination may take to fill the memory of the running container.
@@ -85,18 +88,36 @@ pub fn resume(
         Err(failure) => return alone(here, failure, keep, witness),
     };
     match (decide(standing, answer.standing), keep) {
+        (Verdict::Destination, None) if is_free(standing, answer.standing) && !is_given(here, witness) => {
+            source_s(here, Some(answer.wire))
+        }
         (Verdict::Source, _) => source_s(here, Some(answer.wire)),
         (Verdict::Destination, _) => destination_s(here, answer.wire),
         (Verdict::Nobody, _) => bury(here, answer.wire),
         (Verdict::Undecided(doubt), Some(Role::Source)) if doubt != Doubt::Twice => {
             take_back_by_decision(here, Some(answer.wire))
         }
-        (Verdict::Undecided(doubt), Some(Role::Destination)) if doubt != Doubt::Twice => give_away(here),
+        (Verdict::Undecided(doubt), Some(Role::Destination)) if doubt != Doubt::Twice => {
+            give_away(here, true)
+        }
         (Verdict::Undecided(doubt), _) => {
             here.doubt(&doubt.to_string());
             Err(Failure::new(FailureKind::InDoubt, doubt.to_string()))
         }
     }
+}
+
+/// Both hold it frozen: it can be either's.
+fn is_free(here: Standing, there: Option<Standing>) -> bool {
+    let is_held = there.is_some_and(|there| is_held(there.state) && there.presence == Presence::Frozen);
+    here.presence == Presence::Frozen && is_held
+}
+
+/// Whether a witness, if there is one, lets the destination have it. The word that was given needs the witness's, and one that does not
+/// answer must hold up nobody: the two who speak with each other can do without it, by the destination's removing its copy.
+fn is_given(here: &Interrupted, witness: Option<&dyn Witness>) -> bool {
+    let Some(witness) = witness else { return true };
+    witness.claim(here.id(), Role::Source).is_ok_and(|whose| whose == Role::Destination)
 }
 
 /// Where a container is whose migration is over.
@@ -140,7 +161,7 @@ fn alone(
                 here.leave_untold();
                 Ok(End::at(Disposition::RunningAtSource))
             }
-            Some(Ok(Role::Destination)) => give_away(here),
+            Some(Ok(Role::Destination)) => give_away(here, false),
             Some(Err(error)) => {
                 here.doubt(&failure.to_string());
                 Err(Failure::new(
@@ -161,7 +182,7 @@ fn alone(
             Err(doubt)
         }
         Some(Role::Source) => take_back_by_decision(here, None),
-        Some(Role::Destination) => give_away(here),
+        Some(Role::Destination) => give_away(here, true),
     }
 }
 
@@ -261,11 +282,11 @@ fn take_back_by_decision(here: &mut Interrupted, wire: Option<Wire>) -> Result<E
     Ok(End { by_decision: true, ..End::at(Disposition::RunningAtSource) })
 }
 
-/// A person says that it is the destination's.
-fn give_away(here: &mut Interrupted) -> Result<End, Failure> {
+/// A person or the witness says that it is the destination's.
+fn give_away(here: &mut Interrupted, by_decision: bool) -> Result<End, Failure> {
     let mut leftovers = here.give_away()?;
     here.close(&mut leftovers)?;
-    Ok(End { by_decision: true, leftovers, ..End::at(Disposition::RunningAtDestination) })
+    Ok(End { by_decision, leftovers, ..End::at(Disposition::RunningAtDestination) })
 }
 
 fn undone(wire: &mut Wire) -> Result<Vec<String>, WireError> {

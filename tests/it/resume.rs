@@ -8,9 +8,10 @@ use godwit_checkpoint::resume::{Answer, End, ask, resume};
 use godwit_engine::Engine;
 use godwit_migration::hooks::{Hooks, Moment, Program, Target};
 use godwit_migration::journal::{self, JournalState};
-use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Role, Silent, Witness};
+use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Role, Silent};
 use godwit_restore::receive;
 use godwit_transfer::{Descriptors, Wire};
+use godwit_witness::{Witness, WitnessPlace};
 use std::path::Path;
 use std::time::Duration;
 
@@ -164,8 +165,7 @@ fn what_could_not_be_put_back_is_put_back_when_it_can() {
 #[test]
 fn a_witness_decides_where_nobody_answers() {
     let shared = tempfile::tempdir().unwrap();
-    let witness: Option<godwit_migration::SharedDirectory> =
-        Some(format!("file:{}", shared.path().display()).parse().unwrap());
+    let witness: Option<WitnessPlace> = Some(format!("file:{}", shared.path().display()).parse().unwrap());
     // the word never arrived: the destination has not claimed it
     let ended = play(Play { witness: witness.clone(), ..Play::pre_dump().cut_source(Cut::Before("go")) });
     let end = resume_at_source(&ended, false, None).unwrap();
