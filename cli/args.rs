@@ -14,7 +14,7 @@ pub use config::ConfigCommand;
 pub use hook::HookCommand;
 pub use hooks::{Choice, HookArgs, PauseArgs};
 pub use migrate::{CooperativeArg, FileWatchArg, IpChangeArg, LayerArg, MigrateArgs, PaceArg};
-pub use node::{Neighbours, NodeCommand, NodeServeArgs};
+pub use node::{CatalogArgs, Neighbours, NodeCommand, NodeServeArgs};
 pub use store::{StoreAddArgs, StoreCommand, StoreGetArgs};
 pub use volume::{
     FreezeArgs, KeepArgs, VolumeCommand, VolumeFollowArgs, VolumeForgetArgs, VolumeReplicateArgs,
@@ -26,6 +26,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use godwit_engine::network::NetworkPlan;
 use godwit_migration::plan::Carry;
 use godwit_migration::quantity;
+use godwit_neighbours::Place;
 use godwit_witness::WitnessPlace;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -250,7 +251,10 @@ pub struct ReceiveArgs {
     /// `tls://host[:port]`, `ssh://[user@]host` or `unix:///path`
     #[arg(long, default_value = "", hide_default_value = true, value_parser = Neighbours::parse, value_name = "URLS")]
     pub neighbours: Neighbours,
-    /// Accept plain TCP, and speak it with neighbours: neither encrypted nor authenticated
+    /// The etcd with the catalog of nodes that may be asked besides: `etcds://host[:port][,host…][/name]`
+    #[arg(long, value_name = "URL", value_parser = str::parse::<Place>)]
+    pub catalog: Option<Place>,
+    /// Accept plain TCP, and speak it with neighbours and the catalog: neither encrypted nor authenticated
     #[arg(long)]
     pub insecure: bool,
 }

@@ -18,6 +18,7 @@ mod limits;
 mod log;
 mod migrate;
 mod node;
+mod nodes;
 mod parent;
 mod park;
 mod parting;

@@ -42,7 +42,8 @@ fn resume_at_source(ended: &Ended, answers: bool, keep: Option<Role>) -> Result<
         let wire = Wire::open(Box::new(near), Cancel::default(), PATIENCE).unwrap();
         let answer: Result<Answer, Failure> = ask(wire, &ended.id, "here", false)
             .map_err(|error| Failure::new(FailureKind::Failed, "cannot be asked").because_of(&error));
-        resume(&mut here, answer, keep, None)
+        let witness = ended.shared.as_ref().map(|witness| witness as &dyn Witness);
+        resume(&mut here, answer, keep, witness)
     })
 }
 
@@ -177,11 +178,19 @@ fn a_witness_decides_where_nobody_answers() {
     let end = resume_at_source(&ended, false, None).unwrap();
     assert_eq!(end.disposition, Disposition::RunningAtDestination);
     assert_settled(&ended, &end, "the word arrived");
-    // one that cannot be asked lets nobody run it
+    // one that cannot be asked is refused before anything is touched
     let nowhere = Some("file:/proc/nowhere".parse().unwrap());
     let ended = play(Play { witness: nowhere, ..Play::pre_dump() });
+    assert_eq!(ended.failure().kind, FailureKind::Refused);
+    // one that cannot be asked any more, by its directory's taking nothing, lets nobody run it until the two speak with each other
+    let mute = Some("file:/proc/self".parse().unwrap());
+    let ended = play(Play { witness: mute, ..Play::pre_dump() });
     assert_eq!(ended.failure().kind, FailureKind::InDoubt);
     assert!(!ended.witness.look().destination_runs && !ended.witness.look().source_runs);
+    assert!(resume_at_source(&ended, false, None).is_err());
+    let end = resume_at_source(&ended, true, None).unwrap();
+    assert_eq!(end.disposition, Disposition::RunningAtSource);
+    assert_settled(&ended, &end, "without its witness");
 }
 
 /// A play whose hooks note their moments in a file beside them; none without root.

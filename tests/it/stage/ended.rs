@@ -46,6 +46,7 @@ impl Ended {
             joins: Joins::default(),
             parking: None,
             neighbours: Vec::new(),
+            catalog: None,
         }
     }
 
