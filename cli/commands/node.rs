@@ -51,7 +51,8 @@ fn serve(args: &Args, command: &NodeServeArgs, draw: &Draw) -> Result<u8, Failur
     // what is no store is said now, and not to the first visitor
     Store::find(&house.store, None)
         .map_err(|error| super::store::failure("the store cannot be used", &error, &house.store))?;
-    let listed = command.catalog.as_ref().map(|place| registration(&house, place, command)).transpose()?;
+    let listed =
+        command.catalog.as_ref().map(|place| registration(&house, place, command, draw)).transpose()?;
     let (listener, address) =
         reception::listen(command.listen.as_deref().unwrap_or_default(), command.insecure, DANGER, draw)?;
     draw.talk(&format!("giving content of `{}` on {address}", house.store.display()));
@@ -68,7 +69,12 @@ fn serve(args: &Args, command: &NodeServeArgs, draw: &Draw) -> Result<u8, Failur
 }
 
 /// This node's part of the catalog.
-fn registration(house: &House, place: &Place, command: &NodeServeArgs) -> Result<Registration, Failure> {
+fn registration(
+    house: &House,
+    place: &Place,
+    command: &NodeServeArgs,
+    draw: &Draw,
+) -> Result<Registration, Failure> {
     nodes::refuse_exposed_catalog(place, command.insecure)?;
     let listens = command.listen.as_deref().unwrap_or_default();
     let address = match &command.advertise {
@@ -79,6 +85,7 @@ fn registration(house: &House, place: &Place, command: &NodeServeArgs) -> Result
         Failure::new(FailureKind::Usage, format!("nobody else can reach `{listens}`"))
             .hint("say where others reach this node: `--advertise tls://HOST`")
     })?;
+    draw.talk(&format!("this node is `{address}` in the catalog {place}"));
     Registration::new(place, &config_dir(), &address, &house.host, house.store.clone(), TTL)
         .map_err(|error| nodes::unusable(place, &error))
 }

@@ -80,13 +80,13 @@ impl Registration {
     /// Keeps the lease alive, gets another one if it is over, and writes what has changed since.
     ///
     /// # Errors
-    /// When etcd cannot be asked: the next time all is written anew.
+    /// When etcd cannot be asked: the next time what was not done is done.
     pub fn renew(&mut self) -> Result<(), EtcdError> {
-        let lease = match self.lease.take() {
+        let lease = match self.lease {
             Some(lease) if self.client.keep_alive(lease)? => lease,
             _ => {
                 self.written.clear();
-                self.client.grant(self.ttl)?
+                *self.lease.insert(self.client.grant(self.ttl)?)
             }
         };
         let entries = self.entries();
@@ -95,9 +95,10 @@ impl Registration {
             new.map(|(key, value)| godwit_etcd::Entry { key: key.clone(), value: value.clone() }).collect();
         let gone: Vec<String> =
             self.written.keys().filter(|key| !entries.contains_key(*key)).cloned().collect();
+        // what is not done to its end is done once more
+        self.written.extend(new.iter().map(|entry| (entry.key.clone(), String::new())));
         self.client.change(lease, &new, &gone)?;
         self.written = entries;
-        self.lease = Some(lease);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
 use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -17,7 +18,19 @@ pub struct Etcd {
     dir: TempDir,
     /// For clients, and for other members, of which there are none.
     ports: (u16, u16),
+    tls: Option<Tls>,
     child: Child,
+}
+
+/// What an etcd over TLS shows its clients, and by what it knows them: files in PEM.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// Who signs for both.
+    pub authority: PathBuf,
+    /// etcd's own.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
 }
 
 impl Etcd {
@@ -26,27 +39,36 @@ impl Etcd {
     /// # Panics
     /// When it does not start, or is missing where `GODWIT_REQUIRE` is set.
     pub fn start() -> Option<Self> {
+        Self::start_with(None)
+    }
+
+    /// The same over TLS, for clients with a certificate.
+    ///
+    /// # Panics
+    /// As [`Etcd::start`].
+    pub fn start_with(tls: Option<Tls>) -> Option<Self> {
         if let Err(error) = Command::new("etcd").arg("--version").stdout(Stdio::null()).status() {
             let why = format!("there is no etcd here (etcd-server): {error}");
-            assert!(std::env::var_os("GODWIT_REQUIRE").is_none(), "{why}");
+            assert!(std::env::var("GODWIT_REQUIRE").as_deref() != Ok("all"), "required: {why}");
             skip(&why);
             return None;
         }
         // a port may be taken by another test meanwhile
-        (0..3).find_map(|_| Self::try_start()).or_else(|| panic!("no etcd starts"))
+        (0..3).find_map(|_| Self::try_start(tls.clone())).or_else(|| panic!("no etcd starts"))
     }
 
-    fn try_start() -> Option<Self> {
+    fn try_start(tls: Option<Tls>) -> Option<Self> {
         let dir = tempfile::tempdir().ok()?;
         let ports = (free_port()?, free_port()?);
-        let child = run(&dir, ports)?;
-        let mut etcd = Self { dir, ports, child };
+        let child = run(&dir, ports, tls.as_ref())?;
+        let mut etcd = Self { dir, ports, tls, child };
         etcd.answers().then_some(etcd)
     }
 
-    /// `etcd://127.0.0.1:PORT/godwit`.
+    /// `etcd://127.0.0.1:PORT/godwit`, or `etcds`.
     pub fn place(&self) -> String {
-        format!("etcd://127.0.0.1:{}/godwit", self.port())
+        let scheme = if self.tls.is_some() { "etcds" } else { "etcd" };
+        format!("{scheme}://127.0.0.1:{}/godwit", self.port())
     }
 
     /// The port for clients.
@@ -87,7 +109,8 @@ impl Etcd {
     /// When it does not start.
     pub fn restart(&mut self) {
         self.kill();
-        self.child = run(&self.dir, self.ports).unwrap_or_else(|| panic!("etcd does not start again"));
+        self.child = run(&self.dir, self.ports, self.tls.as_ref())
+            .unwrap_or_else(|| panic!("etcd does not start again"));
         assert!(self.answers(), "etcd does not answer again");
     }
 
@@ -117,9 +140,15 @@ fn free_port() -> Option<u16> {
     Some(TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?.port())
 }
 
-fn run(dir: &TempDir, (clients, peers): (u16, u16)) -> Option<Child> {
-    let (clients, peers) = (format!("http://127.0.0.1:{clients}"), format!("http://127.0.0.1:{peers}"));
-    Command::new("etcd")
+fn run(dir: &TempDir, (clients, peers): (u16, u16), tls: Option<&Tls>) -> Option<Child> {
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let (clients, peers) = (format!("{scheme}://127.0.0.1:{clients}"), format!("http://127.0.0.1:{peers}"));
+    let mut command = Command::new("etcd");
+    if let Some(tls) = tls {
+        command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(&tls.authority);
+        command.arg("--cert-file").arg(&tls.certificate).arg("--key-file").arg(&tls.key);
+    }
+    command
         .arg("--data-dir")
         .arg(dir.path().join("data"))
         .args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients])

@@ -29,17 +29,12 @@ impl<'a> Waiting<'a> {
         Self { bed, host: cell.host(), patient, running }
     }
 
-    /// The link is lost, and the source does not reach the destination any more.
+    /// The link is lost, which both sides are told, and the source does not reach the destination any more.
     fn part(&self) {
-        self.bed.sh(
-            SRC,
-            "nft 'table inet parted { chain output { type filter hook output priority 0;
-            tcp dport 22 reject with tcp reset; }; }'; pkill -KILL -x ssh; true",
-        );
-    }
-
-    fn join(&self) {
-        self.bed.sh(SRC, "nft delete table inet parted");
+        let table = "table inet parted { chain output { type filter hook output priority 0;
+            tcp dport 22 reject with tcp reset; }; }";
+        let gone = "timeout 20 sh -c 'while ss -Htn state established | grep -q :22; do sleep 0.02; done'";
+        self.bed.sh(SRC, &format!("pkill -KILL -x ssh; {gone}; nft '{table}'"));
     }
 
     /// It goes on, to its end.
@@ -58,6 +53,8 @@ struct Ending<'a> {
 
 impl Ending<'_> {
     fn resume(&self, host: &str) -> Said {
+        // a process that is ending still counts as one at work
+        self.bed.sh(host, "timeout 20 sh -c 'while pgrep -f \"[g]odwit receive\"; do sleep 0.05; done'");
         godwit_with(self.bed, host, &[], &["resume", "--timeout", "1s"])
     }
 
