@@ -10,10 +10,15 @@ use godwit_migration::{Disposition, Failure, FailureKind, MigrationId, Role};
 use godwit_transfer::wire::RESUMES;
 use godwit_transfer::{Message, Wire, WireError};
 use godwit_witness::Witness;
-use std::time::Duration;
+use std::io;
+use std::time::{Duration, Instant};
 
 /// How long the destination may take to fill the memory of the running container.
 const SETTLING: Duration = Duration::from_secs(600);
+/// How long it may take from its claim until it runs there and the witness knows.
+const GOING: Duration = Duration::from_secs(5);
+/// How often the witness is asked meanwhile.
+const LOOK_UP: Duration = Duration::from_millis(100);
 
 /// How it ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -150,30 +155,13 @@ fn alone(
     keep: Option<Role>,
     witness: Option<&dyn Witness>,
 ) -> Result<End, Failure> {
-    let claimed = witness.filter(|_| keep.is_none() && here.standing().presence == Presence::Frozen);
-    match keep {
-        None if needs_nobody(here.standing()) || here.standing().state == JournalState::Untold => {
+    let witness = witness.filter(|_| here.standing().presence == Presence::Frozen);
+    match (keep, witness) {
+        (None, _) if needs_nobody(here.standing()) || here.standing().state == JournalState::Untold => {
             source_s(here, None)
         }
-        None if claimed.is_some() => match claimed.map(|witness| witness.claim(here.id(), Role::Source)) {
-            Some(Ok(Role::Source)) => {
-                here.take_back("the witness says that it is the source's")?;
-                here.leave_untold();
-                Ok(End::at(Disposition::RunningAtSource))
-            }
-            Some(Ok(Role::Destination)) => give_away(here, false),
-            Some(Err(error)) => {
-                here.doubt(&failure.to_string());
-                Err(Failure::new(
-                    FailureKind::InDoubt,
-                    "neither the destination nor the witness can be asked",
-                )
-                .because(&failure.message)
-                .because_of(&error))
-            }
-            None => Err(failure),
-        },
-        None => {
+        (None, Some(witness)) => by_witness(here, &failure, witness),
+        (None, None) => {
             here.doubt(&failure.to_string());
             let mut doubt =
                 Failure::new(FailureKind::InDoubt, "only the destination knows whether it runs there")
@@ -181,9 +169,48 @@ fn alone(
             doubt.causes.extend(failure.causes);
             Err(doubt)
         }
-        Some(Role::Source) => take_back_by_decision(here, None),
-        Some(Role::Destination) => give_away(here, true),
+        (Some(Role::Source), _) => take_back_by_decision(here, None),
+        (Some(Role::Destination), _) => give_away(here, true),
     }
+}
+
+/// The destination cannot be asked, and the witness can.
+fn by_witness(here: &mut Interrupted, silence: &Failure, witness: &dyn Witness) -> Result<End, Failure> {
+    let in_doubt = |here: &mut Interrupted, why: &str| {
+        here.doubt(&silence.to_string());
+        Failure::new(FailureKind::InDoubt, why).because(&silence.message)
+    };
+    let claimed = witness.claim(here.id(), Role::Source);
+    let claimed =
+        claimed.and_then(|whose| Ok((whose, whose == Role::Destination && runs_there(here, witness)?)));
+    match claimed {
+        Ok((Role::Source, _)) => {
+            here.take_back("the witness says that it is the source's")?;
+            here.leave_untold();
+            Ok(End::at(Disposition::RunningAtSource))
+        }
+        Ok((Role::Destination, true)) => give_away(here, false),
+        // this copy may be the only one
+        Ok((Role::Destination, false)) => Err(in_doubt(
+            here,
+            "it is the destination's, and the witness does not know whether it runs there",
+        )),
+        Err(error) => {
+            Err(in_doubt(here, "neither the destination nor the witness can be asked").because_of(&error))
+        }
+    }
+}
+
+/// Whether the destination has let it run that has claimed it, perhaps just now.
+fn runs_there(here: &Interrupted, witness: &dyn Witness) -> io::Result<bool> {
+    let until = Instant::now() + GOING;
+    while !witness.is_running(here.id())? {
+        if Instant::now() > until {
+            return Ok(false);
+        }
+        std::thread::sleep(LOOK_UP);
+    }
+    Ok(true)
 }
 
 /// It is this side's. Where the word was given, the destination removes its copy first; else the container comes first.

@@ -87,8 +87,8 @@ impl Client {
         let put = Put { key: key.into(), value: value.into(), lease: Number(0) };
         let transaction = Transaction {
             compare: vec![absent(key)],
-            success: vec![Step::RequestPut(put)],
-            failure: vec![Step::RequestRange(only(key))],
+            success: vec![Step::Put(put)],
+            failure: vec![Step::Range(only(key))],
         };
         let done: Transacted = self.ask("kv/txn", &transaction)?;
         if done.succeeded {
@@ -141,9 +141,9 @@ impl Client {
     /// [`EtcdError`]: then some of it may have been done. [`EtcdError::Refused`] when the lease is over, among others.
     pub fn change(&self, lease: Lease, put: &[Entry], remove: &[String]) -> Result<(), EtcdError> {
         let put = put.iter().map(|Entry { key, value }| {
-            Step::RequestPut(Put { key: (&**key).into(), value: (&**value).into(), lease: Number(lease.0) })
+            Step::Put(Put { key: (&**key).into(), value: (&**value).into(), lease: Number(lease.0) })
         });
-        let remove = remove.iter().map(|key| Step::RequestDeleteRange(Delete { key: (&**key).into() }));
+        let remove = remove.iter().map(|key| Step::Delete(Delete { key: (&**key).into() }));
         let mut steps = put.chain(remove).peekable();
         while steps.peek().is_some() {
             let success = steps.by_ref().take(STEPS).collect();

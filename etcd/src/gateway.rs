@@ -79,11 +79,13 @@ pub(crate) struct Compare {
 
 /// `RequestOp`.
 #[derive(Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
 pub(crate) enum Step {
-    RequestPut(Put),
-    RequestRange(Range),
-    RequestDeleteRange(Delete),
+    #[serde(rename = "request_put")]
+    Put(Put),
+    #[serde(rename = "request_range")]
+    Range(Range),
+    #[serde(rename = "request_delete_range")]
+    Delete(Delete),
 }
 
 /// `TxnRequest`.

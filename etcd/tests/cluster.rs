@@ -1,9 +1,7 @@
 //! A real etcd: what is made once is made once, whatever becomes of etcd and of its answers; what is under a lease goes with it.
 
 use godwit_etcd::{Client, Entry, EtcdError, Place};
-use godwit_etcd_server::Etcd;
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use godwit_etcd_server::{Etcd, LossyLine};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,24 +21,6 @@ fn entry(key: &str, value: &str) -> Entry {
 
 fn keys(client: &Client, prefix: &str) -> Vec<String> {
     client.list(prefix, 10_000).unwrap().into_iter().map(|entry| entry.key).collect()
-}
-
-/// Passes a request on, and cuts the connection when its answer comes.
-fn deaf(port: u16) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let here = listener.local_addr().unwrap().port();
-    thread::spawn(move || {
-        for caller in listener.incoming() {
-            let (mut caller, mut etcd) = (caller.unwrap(), TcpStream::connect(("127.0.0.1", port)).unwrap());
-            let (mut from, mut to) = (caller.try_clone().unwrap(), etcd.try_clone().unwrap());
-            thread::spawn(move || std::io::copy(&mut from, &mut to));
-            // it has answered: the request has been done
-            let _ = etcd.read(&mut [0; 1]);
-            let _ = caller.flush();
-            let _ = caller.shutdown(Shutdown::Both);
-        }
-    });
-    here
 }
 
 #[test]
@@ -73,7 +53,8 @@ fn of_many_who_make_a_key_at_once_the_first_has_it_for_ever() {
 #[test]
 fn what_was_made_and_never_answered_stands() {
     let Some(etcd) = Etcd::start() else { return };
-    let cut = format!("etcd://127.0.0.1:{}", deaf(etcd.port()));
+    let line = LossyLine::to(etcd.port()).unwrap();
+    let cut = format!("etcd://127.0.0.1:{}", line.port);
     let key = "/godwit/witness/1";
     let lost = client(&cut, PATIENCE).make_once(key, "source").unwrap_err();
     assert!(matches!(lost, EtcdError::Silent { .. }), "{lost}");

@@ -75,7 +75,7 @@ impl Destination<'_> {
         let Self { wire, job, .. } = self;
         let job = job.as_mut().ok_or_else(|| WireError::Malformed("contents before the offer".into()))?;
         let mut signs = Signs::new(wire);
-        let looked_up = look_up(&self.host, job, &name, &mut signs)?;
+        let looked_up = look_up(self.host, job, &name, &mut signs)?;
         let acquaintance = |address: &Address| -> Box<dyn Neighbour> {
             Box::new(Acquaintance::new(address.clone(), &name, signs.over.clone()))
         };

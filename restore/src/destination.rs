@@ -488,6 +488,7 @@ impl Destination<'_> {
         // neighbours first: they may have missed the announcement at go
         leftovers.extend(job.container.as_mut().map(|container| container.settle()).unwrap_or_default());
         leftovers.extend(tell_application(&mut job, pid));
+        recovery::note_running(job.offer.witness.as_deref(), &job.offer.migration);
         let fill = self.fill(&mut job, &mut leftovers);
         self.wire.set_patience(FAREWELL);
         if let Err(error) = self.wire.expect("the farewell", |message| match message {

@@ -163,7 +163,7 @@ impl Destination<'_> {
         self.claim_pages = self.kept_bytes() / godwit_memory::PAGE_SIZE;
         let accept = Message::Accept {
             lacks_image,
-            cooperates: has_other_sources(&self.host),
+            cooperates: has_other_sources(self.host),
             bases: bases.clone(),
             process_start_us: micros(process_start),
             restoration,

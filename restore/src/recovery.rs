@@ -70,6 +70,14 @@ pub(crate) fn claim(witness: Option<&str>, id: &MigrationId) -> Result<(), Witne
     }
 }
 
+/// Tells the witness, where there is one, that it runs here. If that fails the source keeps its copy until it can ask this host.
+pub(crate) fn note_running(witness: Option<&str>, id: &MigrationId) {
+    let noted = witness.map(|witness| place(witness).and_then(|witness| witness.note_running(id)));
+    if let Some(Err(error)) = noted {
+        tracing::warn!(%error, "the witness does not know that it runs here");
+    }
+}
+
 /// Whether the witness answers here, before anything is touched: once all is frozen that would be found out too late.
 pub(crate) fn examine_witness(witness: Option<&str>, id: &MigrationId) -> Result<(), Refusal> {
     let Some(witness) = witness else { return Ok(()) };
@@ -236,6 +244,7 @@ impl Orphan {
         {
             self.write(Event::Running { pid })?;
         }
+        note_running(self.remains.witness.as_deref(), &self.id);
         Ok(pid)
     }
 

@@ -6,10 +6,12 @@ use crate::stage::{Ended, Play, play};
 use godwit_checkpoint::recovery::Interrupted;
 use godwit_checkpoint::resume::{Answer, End, ask, resume};
 use godwit_engine::Engine;
+use godwit_etcd_server::{Etcd, LossyLine};
 use godwit_migration::hooks::{Hooks, Moment, Program, Target};
 use godwit_migration::journal::{self, JournalState};
 use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Role, Silent};
 use godwit_restore::receive;
+use godwit_restore::recovery::Orphan;
 use godwit_transfer::{Descriptors, Wire};
 use godwit_witness::{Witness, WitnessPlace};
 use std::path::Path;
@@ -191,6 +193,43 @@ fn a_witness_decides_where_nobody_answers() {
     let end = resume_at_source(&ended, true, None).unwrap();
     assert_eq!(end.disposition, Disposition::RunningAtSource);
     assert_settled(&ended, &end, "without its witness");
+}
+
+#[test]
+fn a_claim_whose_answer_was_lost_stands() {
+    let Some(etcd) = Etcd::start() else { return };
+    let line = LossyLine::to(etcd.port()).unwrap();
+    let witness = || Some(format!("etcd://127.0.0.1:{}/godwit", line.port).parse().unwrap());
+    // the destination has claimed it, and does not know
+    let ended = play(Play { witness: witness(), ..Play::pre_dump() });
+    assert_eq!(ended.failure().kind, FailureKind::InDoubt);
+    assert!(ended.witness.look().held.is_some(), "what may be its own was removed");
+    // neither does the source, which reaches nobody else
+    assert!(resume_at_source(&ended, false, None).is_err());
+    assert!(!ended.witness.look().destination_runs && !ended.witness.look().source_runs);
+    line.mend();
+    // it is the destination's, which has not let it run: the source's copy may be the only one
+    assert_eq!(resume_at_source(&ended, false, None).unwrap_err().kind, FailureKind::InDoubt);
+    assert!(!ended.witness.look().source_gone);
+    let engines: Vec<Box<dyn Engine>> = vec![Box::new(FakeEngine(ended.witness.clone()))];
+    let mut there = Orphan::adopt(&ended.roots.1, &engines, &ended.id).unwrap().unwrap();
+    assert_eq!(there.holder().unwrap(), Some(Role::Destination));
+    there.go().unwrap();
+    there.complete();
+    let end = resume_at_source(&ended, false, None).unwrap();
+    assert_eq!(end.disposition, Disposition::RunningAtDestination);
+    assert_settled(&ended, &end, "each asked the witness alone");
+}
+
+#[test]
+fn an_etcd_that_is_away_at_the_commit_keeps_two_who_speak_with_each_other_from_nothing() {
+    let Some(etcd) = Etcd::start() else { return };
+    let line = LossyLine::to(etcd.port()).unwrap();
+    let witness = Some(format!("etcd://127.0.0.1:{}/godwit", line.port).parse().unwrap());
+    let ended = play(Play { witness, ..Play::pre_dump() });
+    let end = resume_at_source(&ended, true, None).unwrap();
+    assert_eq!(end.disposition, Disposition::RunningAtSource);
+    assert_settled(&ended, &end, "the destination has removed its copy");
 }
 
 /// A play whose hooks note their moments in a file beside them; none without root.

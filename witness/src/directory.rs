@@ -29,6 +29,12 @@ impl std::fmt::Display for SharedDirectory {
     }
 }
 
+impl SharedDirectory {
+    fn running(&self, migration: &MigrationId) -> PathBuf {
+        self.0.join(format!("{migration}.running"))
+    }
+}
+
 impl Witness for SharedDirectory {
     /// The claim is written to a file of its own, which then gets the migration's name by link(2): that happens once, also
     /// over NFS.
@@ -56,6 +62,23 @@ impl Witness for SharedDirectory {
             text => as_written(&text?).map(Some),
         }
     }
+
+    fn note_running(&self, migration: &MigrationId) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        options
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(self.running(migration))?
+            .sync_all()?;
+        File::open(&self.0)?.sync_all()
+    }
+
+    fn is_running(&self, migration: &MigrationId) -> io::Result<bool> {
+        std::fs::read_dir(&self.0)?;
+        self.running(migration).try_exists()
+    }
 }
 
 #[cfg(test)]
@@ -78,6 +101,10 @@ mod tests {
             assert_eq!(one, other);
             assert_eq!((claim(Role::Source), claim(Role::Destination)), (one, one), "for ever");
             assert_eq!(witness.holder(&id).unwrap(), Some(one));
+            assert!(!witness.is_running(&id).unwrap());
+            witness.note_running(&id).unwrap();
+            witness.note_running(&id).unwrap();
+            assert!(witness.is_running(&id).unwrap());
         }
     }
 }

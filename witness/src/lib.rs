@@ -2,7 +2,8 @@
 //!
 //! Its one promise: of all who claim a migration, the first one gets it, and everybody is told the same for ever. With a
 //! witness the destination claims before it lets the container run; so a source that gave its word and lost the link may claim
-//! it, too, and knows from the answer whether it may take the word back.
+//! it, too, and knows from the answer whether it may take the word back. That the container runs at the destination is noted down
+//! there as well: until then the source keeps its copy, which may be the only one.
 
 mod directory;
 mod etcd;
@@ -29,6 +30,18 @@ pub trait Witness: Send + Sync {
     /// # Errors
     /// When the witness cannot be asked.
     fn holder(&self, migration: &MigrationId) -> io::Result<Option<Role>>;
+
+    /// Notes down that it runs at the destination: whatever the source has of it may go. Idempotent.
+    ///
+    /// # Errors
+    /// When the witness cannot be told.
+    fn note_running(&self, migration: &MigrationId) -> io::Result<()>;
+
+    /// Whether that was noted down.
+    ///
+    /// # Errors
+    /// When the witness cannot be asked.
+    fn is_running(&self, migration: &MigrationId) -> io::Result<bool>;
 }
 
 /// A witness as the user names it; it travels to the destination in this form.
@@ -75,6 +88,14 @@ impl Witness for WitnessPlace {
 
     fn holder(&self, migration: &MigrationId) -> io::Result<Option<Role>> {
         self.inner().holder(migration)
+    }
+
+    fn note_running(&self, migration: &MigrationId) -> io::Result<()> {
+        self.inner().note_running(migration)
+    }
+
+    fn is_running(&self, migration: &MigrationId) -> io::Result<bool> {
+        self.inner().is_running(migration)
     }
 }
 

@@ -22,10 +22,15 @@ fn the_first_of_two_sides_has_it_over_a_restart_too() {
         assert_eq!(one, other);
         ends.push((id, one));
     }
+    assert!(!witness.is_running(&ends[0].0).unwrap());
+    witness.note_running(&ends[0].0).unwrap();
+    witness.note_running(&ends[0].0).unwrap();
     etcd.kill();
+    assert!(witness.is_running(&ends[0].0).is_err(), "nothing is known");
     assert!(witness.claim(&ends[0].0, Role::Source).is_err(), "nothing is known");
     assert!(witness.holder(&ends[0].0).is_err(), "nothing is known");
     etcd.restart();
+    assert!(witness.is_running(&ends[0].0).unwrap() && !witness.is_running(&ends[1].0).unwrap());
     for (id, whose) in ends {
         assert_eq!(witness.claim(&id, Role::Source).unwrap(), whose);
         assert_eq!(witness.claim(&id, Role::Destination).unwrap(), whose);

@@ -1,6 +1,10 @@
 //! For tests: a real etcd (`etcd` of Debian's etcd-server) on loopback, with a directory of its own, that can be killed, stopped and
 //! started again.
 
+mod line;
+
+pub use line::LossyLine;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
