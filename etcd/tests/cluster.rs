@@ -1,4 +1,5 @@
 //! A real etcd: what is made once is made once, whatever becomes of etcd and of its answers; what is under a lease goes with it.
+#![allow(clippy::unwrap_used)]
 
 use godwit_etcd::{Client, Entry, EtcdError, Place};
 use godwit_etcd_server::{Etcd, LossyLine};

@@ -1,4 +1,5 @@
 //! A real etcd over TLS: who it is, and who this host is, are proved by certificates of an authority.
+#![allow(clippy::unwrap_used)]
 
 use godwit_etcd::{Client, EtcdError, Place};
 use godwit_etcd_server::{Etcd, Tls};

@@ -1,4 +1,5 @@
 //! A catalog in a real etcd: who is in it, what they have, and that whoever dies is gone from it and whoever lives comes back.
+#![allow(clippy::unwrap_used)]
 
 use godwit_etcd_server::Etcd;
 use godwit_migration::Cancel;

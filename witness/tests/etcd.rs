@@ -1,4 +1,5 @@
 //! A real etcd as a witness: one winner, for ever, and nothing known while it cannot be asked.
+#![allow(clippy::unwrap_used)]
 
 use godwit_etcd_server::Etcd;
 use godwit_migration::{MigrationId, Role};
