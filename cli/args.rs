@@ -14,7 +14,7 @@ pub use config::ConfigCommand;
 pub use hook::HookCommand;
 pub use hooks::{Choice, HookArgs, PauseArgs};
 pub use migrate::{CooperativeArg, FileWatchArg, IpChangeArg, LayerArg, MigrateArgs, PaceArg};
-pub use node::{Neighbours, NodeCommand, NodeServeArgs};
+pub use node::{CatalogArgs, Neighbours, NodeCommand, NodeServeArgs};
 pub use store::{StoreAddArgs, StoreCommand, StoreGetArgs};
 pub use volume::{
     FreezeArgs, KeepArgs, VolumeCommand, VolumeFollowArgs, VolumeForgetArgs, VolumeReplicateArgs,
@@ -25,7 +25,9 @@ use crate::probe::ProbeArgs;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use godwit_engine::network::NetworkPlan;
 use godwit_migration::plan::Carry;
-use godwit_migration::{SharedDirectory, quantity};
+use godwit_migration::quantity;
+use godwit_neighbours::Place;
+use godwit_witness::WitnessPlace;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -249,7 +251,10 @@ pub struct ReceiveArgs {
     /// `tls://host[:port]`, `ssh://[user@]host` or `unix:///path`
     #[arg(long, default_value = "", hide_default_value = true, value_parser = Neighbours::parse, value_name = "URLS")]
     pub neighbours: Neighbours,
-    /// Accept plain TCP, and speak it with neighbours: neither encrypted nor authenticated
+    /// The etcd with the catalog of nodes that may be asked besides: `etcds://host[:port][,host…][/name]`
+    #[arg(long, value_name = "URL", value_parser = str::parse::<Place>)]
+    pub catalog: Option<Place>,
+    /// Accept plain TCP, and speak it with neighbours and the catalog: neither encrypted nor authenticated
     #[arg(long)]
     pub insecure: bool,
 }
@@ -365,9 +370,12 @@ pub struct ResumeArgs {
     /// Decide yourself where the two hosts cannot: whose it shall be. The other side obeys when it is back
     #[arg(long, value_enum, value_name = "SIDE", requires = "migration")]
     pub keep: Option<KeepArg>,
-    /// The witness that the migration was begun with: asked when the other side cannot be
+    /// Where the witness of the migration is now, if it is not where it was: asked when the other side cannot be
     #[arg(long, value_name = "URL")]
-    pub witness: Option<SharedDirectory>,
+    pub witness: Option<WitnessPlace>,
+    /// Ask a witness over plain HTTP: neither encrypted nor authenticated
+    #[arg(long, requires = "witness")]
+    pub insecure: bool,
     /// How long to call the other side
     #[arg(long, default_value = "60s", value_parser = quantity::positive_duration, value_name = "DURATION")]
     pub timeout: Duration,
@@ -399,6 +407,7 @@ impl CancelArgs {
             migration: Some(self.migration.clone()),
             keep: None,
             witness: None,
+            insecure: false,
             timeout: self.timeout,
             remote_command: self.remote_command.clone(),
             forget: true,

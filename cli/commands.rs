@@ -18,6 +18,7 @@ mod limits;
 mod log;
 mod migrate;
 mod node;
+mod nodes;
 mod parent;
 mod park;
 mod parting;
@@ -30,6 +31,7 @@ mod sealing;
 mod status;
 mod store;
 mod volume;
+mod witness;
 
 use crate::args::{Args, Command};
 use crate::draw::Draw;

@@ -102,6 +102,8 @@ fn start_logging(global: &args::Global) {
         None => BoxMakeWriter::new(std::io::stderr),
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
+    // a word that cannot be written, as when ssh has taken standard error along, must not end what is under way
+    let builder = builder.log_internal_errors(false);
     let started = match global.log_format {
         args::LogFormat::Text => builder.try_init(),
         args::LogFormat::Json => builder.json().try_init(),

@@ -28,9 +28,16 @@ need_packages() {
     }
 }
 
-apt_install() {
+# A package's service is not started: whoever wants one starts their own.
+apt_install() (
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e $policy ]; then
+        trap 'rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' > $policy
+        chmod 755 $policy
+    fi
     DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install "$@" < /dev/null >&2
-}
+)
 
 # finds cargo, also where rustup puts it when no profile was read
 need_cargo() {

@@ -62,7 +62,7 @@ impl CheckpointJournal {
         let engine = container.facts().engine.to_owned();
         remains::keep(
             &self.job.dir,
-            &Remains { engine, container: container.remains()?, parting: Parting::default() },
+            &Remains { engine, container: container.remains()?, parting: Parting::default(), witness: None },
         )?;
         Ok(self.journal.append(Event::Freezing)?)
     }

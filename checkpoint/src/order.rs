@@ -7,8 +7,9 @@ use godwit_engine::network::NetworkPlan;
 use godwit_migration::hooks::Hooks;
 use godwit_migration::journal::{Journal, dir_of};
 use godwit_migration::plan::{Carry, Limits, Restoration, Strategy, Tracker};
-use godwit_migration::{Cancel, MigrationId, Observer, SharedDirectory};
+use godwit_migration::{Cancel, MigrationId, Observer};
 use godwit_transfer::{Compression, HostFacts, Transport, Wire};
+use godwit_witness::WitnessPlace;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::PathBuf;
@@ -49,7 +50,7 @@ pub struct Plan {
     /// The highest rung of the ladder that keeps CRIU from dumping pages; the best that works when absent.
     pub highest_rung: Option<godwit_criu::pageless::Rung>,
     /// Whom both hosts ask when they cannot reach each other.
-    pub witness: Option<SharedDirectory>,
+    pub witness: Option<WitnessPlace>,
     /// Who wants to hear of it.
     pub hooks: Hooks,
     /// What this host is like.

@@ -16,6 +16,7 @@ use godwit_migration::lock::{ContainerLock, lock_container};
 use godwit_migration::ownership::{Presence, Standing, has_given_word};
 use godwit_migration::takeover::{Takeover, unreadable};
 use godwit_migration::{Failure, FailureKind, MigrationId, Role};
+use godwit_witness::WitnessPlace;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
@@ -34,6 +35,9 @@ pub(crate) struct Remains {
     /// What of it stays here.
     #[serde(default)]
     pub(crate) parting: Parting,
+    /// Who is asked when the destination cannot be.
+    #[serde(default)]
+    pub(crate) witness: Option<String>,
 }
 
 /// Migrations of a container that this host has rolled back, the latest at most: a destination that still holds a copy of one
@@ -55,6 +59,7 @@ pub struct Interrupted {
     journal: Journal,
     container: Option<Box<dyn SourceContainer>>,
     parting: Parting,
+    witness: Option<WitnessPlace>,
     /// Without remains nothing was touched: whether there is a container of that name.
     is_known: bool,
     calls: Calls,
@@ -83,9 +88,11 @@ impl Interrupted {
         let (kind, bare_name) = name.split_once(':').unwrap_or(("", &name));
         let engine = engines.iter().find(|engine| engine.kind() == kind);
         let mut parting = Parting::default();
+        let mut witness = None;
         let container = match (engine, remains) {
             (Some(engine), Some(remains)) => {
                 parting = remains.parting;
+                witness = remains.witness.and_then(|text| text.parse().ok());
                 Some(engine.reopen_source(&remains.container).map_err(|error| unreadable(id, &error))?)
             }
             _ => None,
@@ -104,7 +111,7 @@ impl Interrupted {
         let job = Job::new(root, id.clone());
         let about = About::migration(id.clone(), name.clone(), peer.clone());
         let calls = Calls::of_journal(&lines, about);
-        Ok(Some(Self { peer, job, journal, container, parting, is_known, calls, _lock: lock, name }))
+        Ok(Some(Self { peer, job, journal, container, parting, witness, is_known, calls, _lock: lock, name }))
     }
 
     /// Where this side stands.
@@ -120,6 +127,11 @@ impl Interrupted {
     /// Which migration.
     pub fn id(&self) -> &MigrationId {
         &self.job.id
+    }
+
+    /// Who is asked when the destination cannot be, if the migration was begun with somebody.
+    pub fn witness(&self) -> Option<&WitnessPlace> {
+        self.witness.as_ref()
     }
 
     /// Whether nothing is left to do.

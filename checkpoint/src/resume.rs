@@ -3,14 +3,22 @@
 
 use crate::recovery::Interrupted;
 use godwit_migration::journal::JournalState;
-use godwit_migration::ownership::{Doubt, Presence, Standing, Verdict, decide, has_given_word, may_have_run};
-use godwit_migration::{Disposition, Failure, FailureKind, MigrationId, Role, Witness};
+use godwit_migration::ownership::{
+    Doubt, Presence, Standing, Verdict, decide, has_given_word, is_held, may_have_run,
+};
+use godwit_migration::{Disposition, Failure, FailureKind, MigrationId, Role};
 use godwit_transfer::wire::RESUMES;
 use godwit_transfer::{Message, Wire, WireError};
-use std::time::Duration;
+use godwit_witness::Witness;
+use std::io;
+use std::time::{Duration, Instant};
 
 /// How long the destination may take to fill the memory of the running container.
 const SETTLING: Duration = Duration::from_secs(600);
+/// How long it may take from its claim until it runs there and the witness knows.
+const GOING: Duration = Duration::from_secs(5);
+/// How often the witness is asked meanwhile.
+const LOOK_UP: Duration = Duration::from_millis(100);
 
 /// How it ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,18 +93,36 @@ pub fn resume(
         Err(failure) => return alone(here, failure, keep, witness),
     };
     match (decide(standing, answer.standing), keep) {
+        (Verdict::Destination, None) if is_free(standing, answer.standing) && !is_given(here, witness) => {
+            source_s(here, Some(answer.wire))
+        }
         (Verdict::Source, _) => source_s(here, Some(answer.wire)),
         (Verdict::Destination, _) => destination_s(here, answer.wire),
         (Verdict::Nobody, _) => bury(here, answer.wire),
         (Verdict::Undecided(doubt), Some(Role::Source)) if doubt != Doubt::Twice => {
             take_back_by_decision(here, Some(answer.wire))
         }
-        (Verdict::Undecided(doubt), Some(Role::Destination)) if doubt != Doubt::Twice => give_away(here),
+        (Verdict::Undecided(doubt), Some(Role::Destination)) if doubt != Doubt::Twice => {
+            give_away(here, true)
+        }
         (Verdict::Undecided(doubt), _) => {
             here.doubt(&doubt.to_string());
             Err(Failure::new(FailureKind::InDoubt, doubt.to_string()))
         }
     }
+}
+
+/// Both hold it frozen: it can be either's.
+fn is_free(here: Standing, there: Option<Standing>) -> bool {
+    let is_held = there.is_some_and(|there| is_held(there.state) && there.presence == Presence::Frozen);
+    here.presence == Presence::Frozen && is_held
+}
+
+/// Whether a witness, if there is one, lets the destination have it. The word that was given needs the witness's, and one that does not
+/// answer must hold up nobody: the two who speak with each other can do without it, by the destination's removing its copy.
+fn is_given(here: &Interrupted, witness: Option<&dyn Witness>) -> bool {
+    let Some(witness) = witness else { return true };
+    witness.claim(here.id(), Role::Source).is_ok_and(|whose| whose == Role::Destination)
 }
 
 /// Where a container is whose migration is over.
@@ -129,30 +155,13 @@ fn alone(
     keep: Option<Role>,
     witness: Option<&dyn Witness>,
 ) -> Result<End, Failure> {
-    let claimed = witness.filter(|_| keep.is_none() && here.standing().presence == Presence::Frozen);
-    match keep {
-        None if needs_nobody(here.standing()) || here.standing().state == JournalState::Untold => {
+    let witness = witness.filter(|_| here.standing().presence == Presence::Frozen);
+    match (keep, witness) {
+        (None, _) if needs_nobody(here.standing()) || here.standing().state == JournalState::Untold => {
             source_s(here, None)
         }
-        None if claimed.is_some() => match claimed.map(|witness| witness.claim(here.id(), Role::Source)) {
-            Some(Ok(Role::Source)) => {
-                here.take_back("the witness says that it is the source's")?;
-                here.leave_untold();
-                Ok(End::at(Disposition::RunningAtSource))
-            }
-            Some(Ok(Role::Destination)) => give_away(here),
-            Some(Err(error)) => {
-                here.doubt(&failure.to_string());
-                Err(Failure::new(
-                    FailureKind::InDoubt,
-                    "neither the destination nor the witness can be asked",
-                )
-                .because(&failure.message)
-                .because_of(&error))
-            }
-            None => Err(failure),
-        },
-        None => {
+        (None, Some(witness)) => by_witness(here, &failure, witness),
+        (None, None) => {
             here.doubt(&failure.to_string());
             let mut doubt =
                 Failure::new(FailureKind::InDoubt, "only the destination knows whether it runs there")
@@ -160,9 +169,48 @@ fn alone(
             doubt.causes.extend(failure.causes);
             Err(doubt)
         }
-        Some(Role::Source) => take_back_by_decision(here, None),
-        Some(Role::Destination) => give_away(here),
+        (Some(Role::Source), _) => take_back_by_decision(here, None),
+        (Some(Role::Destination), _) => give_away(here, true),
     }
+}
+
+/// The destination cannot be asked, and the witness can.
+fn by_witness(here: &mut Interrupted, silence: &Failure, witness: &dyn Witness) -> Result<End, Failure> {
+    let in_doubt = |here: &mut Interrupted, why: &str| {
+        here.doubt(&silence.to_string());
+        Failure::new(FailureKind::InDoubt, why).because(&silence.message)
+    };
+    let claimed = witness.claim(here.id(), Role::Source);
+    let claimed =
+        claimed.and_then(|whose| Ok((whose, whose == Role::Destination && runs_there(here, witness)?)));
+    match claimed {
+        Ok((Role::Source, _)) => {
+            here.take_back("the witness says that it is the source's")?;
+            here.leave_untold();
+            Ok(End::at(Disposition::RunningAtSource))
+        }
+        Ok((Role::Destination, true)) => give_away(here, false),
+        // this copy may be the only one
+        Ok((Role::Destination, false)) => Err(in_doubt(
+            here,
+            "it is the destination's, and the witness does not know whether it runs there",
+        )),
+        Err(error) => {
+            Err(in_doubt(here, "neither the destination nor the witness can be asked").because_of(&error))
+        }
+    }
+}
+
+/// Whether the destination has let it run that has claimed it, perhaps just now.
+fn runs_there(here: &Interrupted, witness: &dyn Witness) -> io::Result<bool> {
+    let until = Instant::now() + GOING;
+    while !witness.is_running(here.id())? {
+        if Instant::now() > until {
+            return Ok(false);
+        }
+        std::thread::sleep(LOOK_UP);
+    }
+    Ok(true)
 }
 
 /// It is this side's. Where the word was given, the destination removes its copy first; else the container comes first.
@@ -261,11 +309,11 @@ fn take_back_by_decision(here: &mut Interrupted, wire: Option<Wire>) -> Result<E
     Ok(End { by_decision: true, ..End::at(Disposition::RunningAtSource) })
 }
 
-/// A person says that it is the destination's.
-fn give_away(here: &mut Interrupted) -> Result<End, Failure> {
+/// A person or the witness says that it is the destination's.
+fn give_away(here: &mut Interrupted, by_decision: bool) -> Result<End, Failure> {
     let mut leftovers = here.give_away()?;
     here.close(&mut leftovers)?;
-    Ok(End { by_decision: true, leftovers, ..End::at(Disposition::RunningAtDestination) })
+    Ok(End { by_decision, leftovers, ..End::at(Disposition::RunningAtDestination) })
 }
 
 fn undone(wire: &mut Wire) -> Result<Vec<String>, WireError> {

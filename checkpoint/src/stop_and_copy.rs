@@ -42,6 +42,7 @@ impl Source<'_> {
             engine,
             container: self.container.remains()?,
             parting: self.plan.parting.clone(),
+            witness: self.plan.witness.as_ref().map(ToString::to_string),
         };
         remains::keep(&self.job.dir, &remains).map_err(|error| {
             let path = self.job.dir.display();

@@ -5,8 +5,9 @@ use clap::{Args as ClapArgs, ValueEnum};
 use godwit_criu::pageless::Rung;
 use godwit_engine::network::NetworkPlan;
 use godwit_migration::plan::{Limits, OnTimeout, Restoration, Strategy, Tracker, TrackerChoice};
-use godwit_migration::{SharedDirectory, quantity};
+use godwit_migration::quantity;
 use godwit_transfer::Compression;
+use godwit_witness::WitnessPlace;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -51,10 +52,10 @@ pub struct MigrateArgs {
     /// Connections to the destination: the first for everything, the others for memory
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub connections: u16,
-    /// A directory that both hosts have mounted, `file:PATH`: where they ask whose the container is when they cannot reach each
-    /// other
+    /// Whom both hosts ask whose the container is when they cannot reach each other: an etcd, `etcds://host[:port][,host…][/name]`, or
+    /// a directory that both have mounted, `file:PATH`
     #[arg(long, value_name = "URL")]
-    pub witness: Option<SharedDirectory>,
+    pub witness: Option<WitnessPlace>,
     /// How often to begin again when the link is lost before switchover; the container runs on meanwhile
     #[arg(long, default_value_t = 2, value_name = "NUMBER")]
     pub retries: u32,

@@ -1,6 +1,7 @@
 //! `godwit node`, and the neighbours of a host.
 
 use clap::{Args as ClapArgs, Subcommand};
+use godwit_neighbours::Place;
 use godwit_transfer::Address;
 
 /// `godwit node`.
@@ -13,10 +14,28 @@ pub enum NodeCommand {
         /// `tls://host[:port]`, `ssh://[user@]host` or `unix:///path`, separated by commas
         #[arg(value_name = "URLS", value_parser = Neighbours::parse)]
         neighbours: Option<Neighbours>,
-        /// Speak plain TCP with neighbours that are written as `tcp://`
-        #[arg(long)]
-        insecure: bool,
+        #[command(flatten)]
+        catalog: CatalogArgs,
     },
+    /// Show which nodes have something, by the catalog: the checkpoints of a container, the snapshots of a volume, or a digest
+    Find {
+        /// `ENGINE:NAME`, a volume's name or path, or the digest of a manifest or a tree
+        #[arg(value_name = "NAME|DIGEST")]
+        what: String,
+        #[command(flatten)]
+        catalog: CatalogArgs,
+    },
+}
+
+/// Where nodes are looked up.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct CatalogArgs {
+    /// The etcd with the catalog of nodes, `etcds://host[:port][,host…][/name]`: that of `receive.catalog` when absent
+    #[arg(long, value_name = "URL", value_parser = str::parse::<Place>)]
+    pub catalog: Option<Place>,
+    /// Speak plain TCP and HTTP with neighbours, and a catalog, that are written as `tcp://` and `etcd://`
+    #[arg(long)]
+    pub insecure: bool,
 }
 
 /// `godwit node serve`.
@@ -28,7 +47,13 @@ pub struct NodeServeArgs {
     /// Speak over standard input and output with one visitor, whom ssh brings
     #[arg(long, conflicts_with = "listen")]
     pub stdio: bool,
-    /// Accept plain TCP: neither encrypted nor authenticated
+    /// Put this node into a catalog, in an etcd, with what its store keeps: `etcds://host[:port][,host…][/name]`
+    #[arg(long, conflicts_with = "stdio", value_name = "URL", value_parser = str::parse::<Place>)]
+    pub catalog: Option<Place>,
+    /// Where others reach this node, for the catalog [default: this host's name where it listens on all addresses]
+    #[arg(long, requires = "catalog", value_name = "URL", value_parser = str::parse::<Address>)]
+    pub advertise: Option<Address>,
+    /// Accept plain TCP, and a catalog over plain HTTP: neither encrypted nor authenticated
     #[arg(long)]
     pub insecure: bool,
 }

@@ -83,6 +83,7 @@ fn attempt(
     if address.is_exposed() {
         show.note(format!("warning: `{address}` is neither encrypted nor authenticated"));
     }
+    super::witness::examine(command).map_err(about)?;
     check_privilege().map_err(about)?;
     let hooks = super::hooks::checked(command.hooks.hooks()).map_err(about)?;
     let criu = usable_criu().map_err(about)?;
@@ -131,7 +132,7 @@ fn attempt(
         facts,
         parting,
     };
-    let Some(_lock) = lock(args, &name, show, cancel).map_err(about)? else {
+    let Some(lock) = lock(args, &name, show, cancel).map_err(about)? else {
         return Err(about(
             Failure::new(FailureKind::Locked, format!("another migration of `{name}` is under way"))
                 .hint("`godwit status` shows it"),
@@ -148,7 +149,7 @@ fn attempt(
         about(failure)
     })?;
     let (job, journal) = begin(args, command, &name).map_err(about)?;
-    let dir = job.dir.clone();
+    let (id, dir) = (job.id.clone(), job.dir.clone());
     let reader = reader(tracker).map_err(about)?;
     let dial = || connect(&address, &command.remote_command);
     let dial: Option<&dyn Fn() -> std::io::Result<Box<dyn Transport>>> = Some(&dial);
@@ -167,7 +168,13 @@ fn attempt(
     }
     let summary = godwit_checkpoint::migrate(parties, order);
     show.done();
-    let summary = summary.map_err(about)?;
+    let summary = match summary {
+        Err(doubt) if doubt.kind == FailureKind::InDoubt && command.witness.is_some() => {
+            drop(lock);
+            return super::witness::decide(args, command, &id, doubt, draw);
+        }
+        summary => summary.map_err(about)?,
+    };
     draw.summary(&summary);
     Ok(if summary.leftovers.is_empty() { 0 } else { FailureKind::Leftovers.exit_code() })
 }

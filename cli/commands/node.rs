@@ -1,18 +1,18 @@
-//! `godwit node`: what this host gives its neighbours, and which neighbours there are.
+//! `godwit node`: what this host gives its neighbours.
 
 use super::reception::{self, FIRST_WORD};
-use super::{Trouble, cancel_on_signal, on_signal};
+use super::{Trouble, cancel_on_signal, nodes, on_signal};
 use crate::args::{Args, Neighbours, NodeCommand, NodeServeArgs};
-use crate::config::{Config, Name};
 use crate::draw::Draw;
 use godwit_migration::{Cancel, Failure, FailureKind, host_name};
-use godwit_neighbours::{Acquaintance, attend};
+use godwit_neighbours::{Place, Registration, TTL, attend};
 use godwit_restore::Policy;
 use godwit_store::{Store, store_of};
+use godwit_transfer::tls::config_dir;
 use godwit_transfer::wire::unexpected;
-use godwit_transfer::{Incoming, Message, Peer, Transport, Wire, WireError};
+use godwit_transfer::{Address, Incoming, Message, Peer, Transport, Wire, WireError};
+use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Instant;
 
 /// Visitors at once.
 const VISITORS: usize = 64;
@@ -22,7 +22,8 @@ const DANGER: &str = "read content of this host's store";
 pub fn run(args: &Args, command: &NodeCommand, draw: &Draw) -> Result<u8, Trouble> {
     match command {
         NodeCommand::Serve(command) => Ok(serve(args, command, draw)?),
-        NodeCommand::List { neighbours, insecure } => Ok(list(neighbours.clone(), *insecure, draw)?),
+        NodeCommand::List { neighbours, catalog } => Ok(nodes::list(neighbours.clone(), catalog, draw)?),
+        NodeCommand::Find { what, catalog } => Ok(nodes::find(what, catalog, draw)?),
     }
 }
 
@@ -50,14 +51,58 @@ fn serve(args: &Args, command: &NodeServeArgs, draw: &Draw) -> Result<u8, Failur
     // what is no store is said now, and not to the first visitor
     Store::find(&house.store, None)
         .map_err(|error| super::store::failure("the store cannot be used", &error, &house.store))?;
+    let listed =
+        command.catalog.as_ref().map(|place| registration(&house, place, command, draw)).transpose()?;
     let (listener, address) =
         reception::listen(command.listen.as_deref().unwrap_or_default(), command.insecure, DANGER, draw)?;
     draw.talk(&format!("giving content of `{}` on {address}", house.store.display()));
     let cancel = house.cancel.clone();
-    reception::receive_all(&listener, &cancel, VISITORS, move |transport, peer| {
-        house.answer(transport, peer).map_err(|error| error.to_string())
+    std::thread::scope(|scope| {
+        if let Some(listed) = listed {
+            scope.spawn(|| listed.keep(&cancel, |text| draw.talk(text)));
+        }
+        reception::receive_all(&listener, &cancel, VISITORS, move |transport, peer| {
+            house.answer(transport, peer).map_err(|error| error.to_string())
+        });
     });
     Ok(0)
+}
+
+/// This node's part of the catalog.
+fn registration(
+    house: &House,
+    place: &Place,
+    command: &NodeServeArgs,
+    draw: &Draw,
+) -> Result<Registration, Failure> {
+    nodes::refuse_exposed_catalog(place, command.insecure)?;
+    let listens = command.listen.as_deref().unwrap_or_default();
+    let address = match &command.advertise {
+        Some(address) => Some(address.clone()),
+        None => listens.parse().ok().and_then(|address| reachable(address, &house.host)),
+    };
+    let address = address.ok_or_else(|| {
+        Failure::new(FailureKind::Usage, format!("nobody else can reach `{listens}`"))
+            .hint("say where others reach this node: `--advertise tls://HOST`")
+    })?;
+    draw.talk(&format!("this node is `{address}` in the catalog {place}"));
+    Registration::new(place, &config_dir(), &address, &house.host, house.store.clone(), TTL)
+        .map_err(|error| nodes::unusable(place, &error))
+}
+
+/// Where others reach what listens here, if they can.
+fn reachable(listens: Address, own_name: &str) -> Option<Address> {
+    let is_any = |host: &str| host.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified());
+    match listens {
+        Address::Tls { name, host, port } if is_any(&host) => {
+            Some(Address::Tls { name, host: own_name.to_owned(), port })
+        }
+        Address::Tcp { host, port } if is_any(&host) => {
+            Some(Address::Tcp { host: own_name.to_owned(), port })
+        }
+        Address::Unix(_) => None,
+        other => Some(other),
+    }
 }
 
 impl House {
@@ -82,49 +127,6 @@ impl House {
         tracing::info!(peer = peer.shown, ?attended, "a visitor went");
         Ok(())
     }
-}
-
-fn list(named: Option<Neighbours>, insecure: bool, draw: &Draw) -> Result<u8, Failure> {
-    let neighbours = match named {
-        Some(named) => named,
-        None => configured()?,
-    };
-    refuse_exposed(&neighbours, insecure)?;
-    let host = host_name();
-    let mut silent = 0;
-    let mut rows = Vec::new();
-    for address in &neighbours.0 {
-        let begun = Instant::now();
-        let mut acquaintance = Acquaintance::new(address.clone(), &host, Cancel::default());
-        let visited = acquaintance.visit();
-        let spent = begun.elapsed();
-        silent += usize::from(visited.is_err());
-        let line = match &visited {
-            Ok(visit) => serde_json::json!({
-                "neighbour": address.to_string(), "host": visit.host, "answered_us": spent.as_micros() as u64 }),
-            Err(why) => serde_json::json!({ "neighbour": address.to_string(), "failed": why }),
-        };
-        rows.push(line);
-        if !draw.is_json() {
-            draw.data(&match visited {
-                Ok(visit) => format!("{address}  {}  answered within {} ms", visit.host, spent.as_millis()),
-                Err(why) => format!("{address}  {why}"),
-            });
-        }
-    }
-    if draw.is_json() {
-        draw.json_line(&serde_json::json!({ "message_type": "nodes", "neighbours": rows }));
-    } else if rows.is_empty() {
-        draw.talk("no neighbours are configured: `godwit config set receive.neighbours URLS`");
-    }
-    Ok(if silent == 0 { 0 } else { FailureKind::Failed.exit_code() })
-}
-
-fn configured() -> Result<Neighbours, Failure> {
-    let config = Config::load().map_err(|error| super::config_failure(&error))?;
-    let text = Name::find("receive.neighbours").ok().and_then(|name| config.setting(&name).cloned());
-    let parsed = text.map(|setting| Neighbours::parse(&setting.value)).transpose();
-    Ok(parsed.map_err(|why| Failure::new(FailureKind::Usage, why))?.unwrap_or_default())
 }
 
 /// Plain TCP only for whoever says so.

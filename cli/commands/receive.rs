@@ -24,6 +24,8 @@ pub fn run(args: &Args, command: &ReceiveArgs, draw: &Draw) -> Result<u8, Troubl
     let cancel = if command.stdio { on_signal(Cancel::hang_up) } else { cancel_on_signal() };
     let policy = reception::policy()?;
     super::node::refuse_exposed(&command.neighbours, command.insecure)?;
+    let catalog = command.catalog.as_ref().map(|place| super::nodes::catalog(place, command.insecure));
+    let catalog = catalog.transpose()?.map(Arc::new);
     let joins = Joins::default();
     // whoever waits for one migration goes with it, and nobody could come back
     let stays = command.stdio || command.forever;
@@ -39,6 +41,7 @@ pub fn run(args: &Args, command: &ReceiveArgs, draw: &Draw) -> Result<u8, Troubl
         joins: joins.clone(),
         parking: parking.clone(),
         neighbours: command.neighbours.0.clone(),
+        catalog: catalog.clone(),
     };
     if command.stdio {
         return over_stdio(&host, cancel);

@@ -72,6 +72,7 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
         joins: Joins::default(),
         parking: None,
         neighbours: Vec::new(),
+        catalog: None,
     };
     let plan = Plan {
         container: name.clone(),

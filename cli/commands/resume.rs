@@ -7,9 +7,10 @@ use crate::draw::Draw;
 use godwit_checkpoint::recovery::Interrupted;
 use godwit_checkpoint::resume::{Answer, ask, needs_nobody, resume};
 use godwit_migration::ownership::{Presence, Standing, has_given_word, is_held, may_have_run};
-use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Role, Witness, host_name};
+use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Role, host_name};
 use godwit_restore::recovery::Orphan;
 use godwit_transfer::{Address, Wire, connect};
+use godwit_witness::Witness;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from
 
 pub fn run(args: &Args, command: &ResumeArgs, draw: &Draw) -> Result<u8, Trouble> {
     let root = &args.global.root;
+    if let Some(witness) = &command.witness {
+        super::witness::refuse_exposed(witness, command.insecure)?;
+    }
     if let Err(error) = scratch::clear(root) {
         draw.talk(&format!("warning: what a dead `godwit restore` has left cannot be removed: {error}"));
     }
@@ -36,7 +40,7 @@ pub fn run(args: &Args, command: &ResumeArgs, draw: &Draw) -> Result<u8, Trouble
     let mut worst = 0;
     for found in found {
         match one(root, &found, command, draw) {
-            Ok(end) => tell(draw, &found.id, &end),
+            Ok(end) => drop(tell(draw, &found.id, &end)),
             Err(trouble) if command.migration.is_some() => return Err(trouble),
             Err(trouble) => {
                 draw.failure(&trouble);
@@ -57,10 +61,12 @@ fn open(root: &Path) -> Result<Vec<Found>, Failure> {
 }
 
 /// How it ended, in words.
-struct Told {
+pub struct Told {
     container: String,
-    disposition: Disposition,
-    text: String,
+    /// Where the container is.
+    pub disposition: Disposition,
+    /// All of it in a sentence.
+    pub text: String,
     leftovers: Vec<String>,
 }
 
@@ -70,34 +76,45 @@ impl Told {
     }
 }
 
-fn tell(draw: &Draw, id: &str, end: &Told) {
+/// Says it, and gives the exit code.
+pub fn tell(draw: &Draw, id: &str, end: &Told) -> u8 {
+    let code = if end.leftovers.is_empty() { 0 } else { FailureKind::Leftovers.exit_code() };
     if draw.is_json() {
         draw.json_line(&serde_json::json!({
             "message_type": "resumed", "migration": id, "container": end.container,
             "disposition": end.disposition, "text": end.text, "leftovers": end.leftovers }));
-        return;
+        return code;
     }
     draw.data(&end.text);
     for leftover in &end.leftovers {
         draw.talk(&format!("warning: left over: {leftover}"));
     }
+    code
 }
 
 fn one(root: &Path, found: &Found, command: &ResumeArgs, draw: &Draw) -> Result<Told, Trouble> {
     let id: MigrationId = found.id.parse().map_err(|_| {
         Failure::new(FailureKind::Usage, format!("`{}` is no migration's id", found.path.display()))
     })?;
+    end(root, &id, command, draw)
+}
+
+/// Brings one migration to its end.
+///
+/// # Errors
+/// When it is in doubt as before, or its container is lost.
+pub fn end(root: &Path, id: &MigrationId, command: &ResumeArgs, draw: &Draw) -> Result<Told, Trouble> {
     let engines = godwit_engine::all();
-    if let Some(here) = Interrupted::adopt(root, &engines, &id)? {
+    if let Some(here) = Interrupted::adopt(root, &engines, id)? {
         for told in super::limits::put_back(root, Some(&here.name)) {
             draw.talk(&told);
         }
-        return at_source(here, &id, command, draw);
+        return at_source(here, id, command, draw);
     }
-    match Orphan::adopt(root, &engines, &id)? {
+    match Orphan::adopt(root, &engines, id)? {
         Some(here) => match here.checkpoint().map(Path::to_owned) {
-            Some(checkpoint) => from_checkpoint(here, &id, command, &checkpoint),
-            None => at_destination(here, &id, command),
+            Some(checkpoint) => from_checkpoint(here, id, command, &checkpoint),
+            None => at_destination(here, id, command),
         },
         None => Err(Failure::new(FailureKind::NotFound, format!("migration {id} never began here")).into()),
     }
@@ -122,7 +139,8 @@ fn at_source(
         return into_checkpoint(here, &checkpoint);
     }
     let is_settled = here.is_settled();
-    let witness = command.witness.as_ref().map(|witness| witness as &dyn Witness);
+    let witness = command.witness.clone().or_else(|| here.witness().cloned());
+    let witness = witness.as_ref().map(|witness| witness as &dyn Witness);
     let answer = call(id, &peer, command, is_settled || needs_nobody(here.standing()), draw);
     let end = resume(&mut here, answer, keep(command), witness).map_err(|mut failure| {
         if failure.kind == FailureKind::InDoubt {
@@ -289,8 +307,15 @@ fn at_destination(mut here: Orphan, id: &MigrationId, command: &ResumeArgs) -> R
             undo(&mut here, "a person decided that it is the source's")
         }
         _ if is_held(state) || may_have_run(state) => {
-            let why = match presence {
-                Presence::Gone => "it is gone here",
+            let why = match (presence, here.holder()) {
+                (Presence::Gone, _) => "it is gone here",
+                (Presence::Frozen, Ok(Some(Role::Destination))) if is_held(state) => {
+                    return run_here(&mut here);
+                }
+                (_, Ok(Some(Role::Source))) if is_held(state) => {
+                    return undo(&mut here, "the witness says that it is the source's");
+                }
+                (_, Err(_)) => "it is held frozen here, and the witness cannot be asked",
                 _ => "it is held frozen here, and only the source knows whether it may run",
             };
             let failure = Failure::new(FailureKind::InDoubt, format!("`{name}`: {why}"))

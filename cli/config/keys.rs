@@ -43,6 +43,7 @@ pub const KEYS: &[Key] = &[
     migrate("remote-command"),
     Key { section: "receive", option: "keep-received", commands: &["receive"] },
     Key { section: "receive", option: "neighbours", commands: &["receive"] },
+    Key { section: "receive", option: "catalog", commands: &["receive"] },
     Key { section: "store", option: "quota", commands: &["store", "add"] },
 ];
 

@@ -24,7 +24,6 @@ pub mod remains;
 pub mod report;
 pub mod takeover;
 pub mod throttle;
-pub mod witness;
 
 pub use cancel::Cancel;
 pub use failure::{Disposition, Failure, FailureKind};
@@ -32,4 +31,3 @@ pub use host::host_name;
 pub use id::MigrationId;
 pub use observer::{Observer, Silent};
 pub use phase::{Phase, Role};
-pub use witness::{SharedDirectory, Witness};

@@ -4,18 +4,25 @@
 //! for the rest ([`gather`]): each is asked what it has, then several give at once, whoever is quick gives more. A neighbour answers
 //! from its store ([`attend`]) to whoever may ask, and tells nobody what it has whose digest they do not know already.
 //!
+//! Who the neighbours are the configuration says, or a [`Catalog`] in an etcd, where each of them keeps what it has ([`Registration`]).
+//!
 //! Nothing depends on a neighbour: each chunk is verified by its digest, what nobody gives comes from the source, and the source
 //! compares all that was gathered with what it has, as it would with a stale copy.
 
 pub mod acquaintance;
 pub mod attend;
+pub mod catalog;
 pub mod fetch;
 pub mod gather;
 pub mod question;
+pub mod registration;
 pub mod visit;
 
 pub use acquaintance::Acquaintance;
 pub use attend::{Attended, attend, checkpoints};
+pub use catalog::{Catalog, Node, Offered};
 pub use fetch::{FetchError, Fetched, fetch};
 pub use gather::{Gathering, Neighbour, gather};
+pub use godwit_etcd::{EtcdError, Place};
+pub use registration::{Registration, TTL};
 pub use visit::Visit;

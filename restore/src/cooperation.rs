@@ -7,10 +7,10 @@
 mod earlier;
 mod signs;
 
-use crate::destination::Destination;
+use crate::destination::{Destination, Host};
 use crate::error::DestinationError;
 use crate::job::Job;
-use godwit_migration::report::CooperationReport;
+use godwit_migration::report::{CooperationReport, NeighbourReport};
 use godwit_neighbours::{Acquaintance, Gathering, Neighbour, gather};
 use godwit_store::manifest::{Manifest, Tree};
 use godwit_store::object::MAX_MANIFEST;
@@ -22,12 +22,15 @@ use signs::Signs;
 use std::cell::RefCell;
 use std::path::Path;
 
+/// Nodes of the catalog that are asked for one container at most.
+const MOST_LOOKED_UP: usize = 16;
+
 /// What trees are made of, in the order in which the source has told it.
 pub(crate) type Contents = Vec<(TreeId, Tree)>;
 
 /// Whether anything could come from elsewhere than the source.
-pub(crate) fn has_other_sources(root: &Path, neighbours: &[Address]) -> bool {
-    !neighbours.is_empty() || own_store(root).is_some()
+pub(crate) fn has_other_sources(host: &Host) -> bool {
+    !host.neighbours.is_empty() || host.catalog.is_some() || own_store(&host.root).is_some()
 }
 
 fn own_store(root: &Path) -> Option<Store> {
@@ -72,22 +75,51 @@ impl Destination<'_> {
         let Self { wire, job, .. } = self;
         let job = job.as_mut().ok_or_else(|| WireError::Malformed("contents before the offer".into()))?;
         let mut signs = Signs::new(wire);
+        let looked_up = look_up(self.host, job, &name, &mut signs)?;
         let acquaintance = |address: &Address| -> Box<dyn Neighbour> {
             Box::new(Acquaintance::new(address.clone(), &name, signs.over.clone()))
         };
-        let mut neighbours: Vec<_> = self.host.neighbours.iter().map(acquaintance).collect();
+        let mut neighbours: Vec<_> = looked_up.addresses.iter().map(acquaintance).collect();
         let memory = match job.pages {
             Some(_) if has_memory => earlier::find(&job.name, own.as_ref(), &mut neighbours, &mut signs)?,
             _ => Vec::new(),
         };
         let wanted = Wanted { contents, memory };
-        let report = fill(job, &wanted, own.as_ref(), neighbours, source_bytes_per_s, &mut signs)?;
+        let mut report = fill(job, &wanted, own.as_ref(), neighbours, source_bytes_per_s, &mut signs)?;
+        report.neighbours.extend(looked_up.failed);
         let mut indexes = Vec::new();
         for (id, _) in &wanted.contents {
             indexes.push((*id, signs.meanwhile(|| job.trees.index(*id))??));
         }
         tell(signs.wire, report, indexes)
     }
+}
+
+/// Who may be asked.
+struct LookedUp {
+    addresses: Vec<Address>,
+    /// The catalog, if it could not be asked: then those that are configured are all there are.
+    failed: Option<NeighbourReport>,
+}
+
+/// Those that are configured, and those that the catalog knows and that may have most.
+fn look_up(host: &Host, job: &Job, name: &str, signs: &mut Signs<'_>) -> Result<LookedUp, DestinationError> {
+    let mut addresses = host.neighbours.clone();
+    let Some(catalog) = &host.catalog else { return Ok(LookedUp { addresses, failed: None }) };
+    let paths: Vec<_> = job.offer.trees.iter().map(|tree| tree.path.clone()).collect();
+    let container = &*job.name;
+    let found = signs.meanwhile(|| catalog.near(container, &paths, name, MOST_LOOKED_UP))?;
+    let failed = found.as_ref().err().map(|error| {
+        tracing::warn!(%error, "the catalog cannot be asked");
+        let failed = Some(error.to_string());
+        NeighbourReport { neighbour: format!("catalog {}", catalog.place()), bytes: 0, failed }
+    });
+    for address in found.unwrap_or_default() {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    Ok(LookedUp { addresses, failed })
 }
 
 /// What is to be gathered.

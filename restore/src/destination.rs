@@ -21,6 +21,7 @@ use godwit_migration::observer::{Event, micros};
 use godwit_migration::plan::Restoration;
 use godwit_migration::report::FillReport;
 use godwit_migration::{Failure, FailureKind, MigrationId, Observer, Phase, Role};
+use godwit_neighbours::Catalog;
 use godwit_transfer::stale::StaleCopies;
 use godwit_transfer::wire::{HeldFrames, unexpected};
 use godwit_transfer::{
@@ -60,6 +61,8 @@ pub struct Host {
     pub parking: Option<Arc<Parking>>,
     /// Who may have content of the container's files.
     pub neighbours: Vec<Address>,
+    /// Who knows of more.
+    pub catalog: Option<Arc<Catalog>>,
 }
 
 /// How it ended, if nothing failed.
@@ -485,6 +488,7 @@ impl Destination<'_> {
         // neighbours first: they may have missed the announcement at go
         leftovers.extend(job.container.as_mut().map(|container| container.settle()).unwrap_or_default());
         leftovers.extend(tell_application(&mut job, pid));
+        recovery::note_running(job.offer.witness.as_deref(), &job.offer.migration);
         let fill = self.fill(&mut job, &mut leftovers);
         self.wire.set_patience(FAREWELL);
         if let Err(error) = self.wire.expect("the farewell", |message| match message {

@@ -12,11 +12,11 @@ use crate::recovery;
 use crate::trees::{Trees, look_at};
 use godwit_engine::Shipment;
 use godwit_engine::network::{NetworkPlan, NetworkState};
+use godwit_migration::Role;
 use godwit_migration::journal::{self, Journal};
 use godwit_migration::lock::lock_container;
 use godwit_migration::observer::micros;
 use godwit_migration::plan::{Restoration, Strategy};
-use godwit_migration::{Role, SharedDirectory};
 use godwit_transfer::stale::StaleCopies;
 use godwit_transfer::wire::unexpected;
 use godwit_transfer::{Incoming, Message, Offer, Refusal};
@@ -92,9 +92,8 @@ impl Destination<'_> {
             job: journal::dir_of(&self.host.root, &offer.migration),
         };
         self.allowed(offer, &shipment, engine).map_err(|refusal| vec![refusal])?;
-        if let Some(Err(error)) = offer.witness.as_deref().map(str::parse::<SharedDirectory>) {
-            return Err(vec![Refusal::new(error.to_string())]);
-        }
+        recovery::examine_witness(offer.witness.as_deref(), &offer.migration)
+            .map_err(|refusal| vec![refusal])?;
         let mut reasons = preflight::examine(offer, facts, &self.host.root, self.kept_bytes());
         let lazy = self.host.lazy.clone().and_then(|()| self.host.engines[engine].can_fill_later(&shipment));
         if let (Restoration::LocalLazy, Err(why)) = (offer.restoration, lazy) {
@@ -164,7 +163,7 @@ impl Destination<'_> {
         self.claim_pages = self.kept_bytes() / godwit_memory::PAGE_SIZE;
         let accept = Message::Accept {
             lacks_image,
-            cooperates: has_other_sources(&self.host.root, &self.host.neighbours),
+            cooperates: has_other_sources(self.host),
             bases: bases.clone(),
             process_start_us: micros(process_start),
             restoration,

@@ -14,8 +14,10 @@ use godwit_migration::journal::{Event, Found, Journal, JournalState, Line, of_co
 use godwit_migration::lock::{ContainerLock, holder, lock_container};
 use godwit_migration::ownership::{Presence, Standing, is_held, may_have_run};
 use godwit_migration::takeover::{Takeover, unreadable};
-use godwit_migration::{Failure, FailureKind, MigrationId, Role, SharedDirectory, Witness, remains};
+use godwit_migration::{Failure, FailureKind, MigrationId, Role, remains};
+use godwit_transfer::Refusal;
 use godwit_transfer::stale::StaleCopies;
+use godwit_witness::{Witness, WitnessPlace};
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -61,13 +63,32 @@ pub enum WitnessError {
 /// Claims a migration for this side, where there is a witness.
 pub(crate) fn claim(witness: Option<&str>, id: &MigrationId) -> Result<(), WitnessError> {
     let Some(witness) = witness else { return Ok(()) };
-    let witness: SharedDirectory =
-        witness.parse().map_err(|error| WitnessError::Silent(std::io::Error::other(error)))?;
-    match witness.claim(id, Role::Destination) {
-        Ok(Role::Destination) => Ok(()),
-        Ok(Role::Source) => Err(WitnessError::Source),
-        Err(error) => Err(WitnessError::Silent(error)),
+    let claimed = place(witness).and_then(|witness| witness.claim(id, Role::Destination));
+    match claimed.map_err(WitnessError::Silent)? {
+        Role::Destination => Ok(()),
+        Role::Source => Err(WitnessError::Source),
     }
+}
+
+/// Tells the witness, where there is one, that it runs here. If that fails the source keeps its copy until it can ask this host.
+pub(crate) fn note_running(witness: Option<&str>, id: &MigrationId) {
+    let noted = witness.map(|witness| place(witness).and_then(|witness| witness.note_running(id)));
+    if let Some(Err(error)) = noted {
+        tracing::warn!(%error, "the witness does not know that it runs here");
+    }
+}
+
+/// Whether the witness answers here, before anything is touched: once all is frozen that would be found out too late.
+pub(crate) fn examine_witness(witness: Option<&str>, id: &MigrationId) -> Result<(), Refusal> {
+    let Some(witness) = witness else { return Ok(()) };
+    place(witness).and_then(|witness| witness.holder(id)).map(drop).map_err(|error| {
+        Refusal::new(format!("the witness `{witness}` cannot be asked there: {error}"))
+            .hint("mend that, name one that both hosts reach, or leave `--witness` out")
+    })
+}
+
+fn place(witness: &str) -> std::io::Result<WitnessPlace> {
+    witness.parse().map_err(std::io::Error::other)
 }
 
 /// Tells the application of a container that runs here that it goes on. Gives what went wrong.
@@ -223,6 +244,7 @@ impl Orphan {
         {
             self.write(Event::Running { pid })?;
         }
+        note_running(self.remains.witness.as_deref(), &self.id);
         Ok(pid)
     }
 
@@ -260,6 +282,15 @@ impl Orphan {
         }
         let pid = self.pid().or_else(|| self.container.as_ref()?.pid())?;
         tell_application(&url, (&self.id, &self.name, pid), &mut self.journal)
+    }
+
+    /// Whom the witness has given it to; none where there is no witness, or nobody has asked it for this one.
+    ///
+    /// # Errors
+    /// When the witness cannot be asked.
+    pub fn holder(&self) -> Result<Option<Role>, WitnessError> {
+        let Some(witness) = &self.remains.witness else { return Ok(None) };
+        place(witness).and_then(|witness| witness.holder(&self.id)).map_err(WitnessError::Silent)
     }
 
     /// Its tasks are gone, and nothing is left to be decided.

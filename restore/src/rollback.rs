@@ -5,6 +5,7 @@ use crate::error::DestinationError;
 use crate::job::{Job, remove_images};
 use crate::pages::IncomingPages;
 use crate::parked::{Attempt, Parking};
+use crate::recovery::WitnessError;
 use crate::streams;
 use godwit_migration::journal::{self, JournalState};
 use godwit_migration::{Disposition, Failure, FailureKind};
@@ -31,6 +32,13 @@ impl Destination<'_> {
         if state == JournalState::Restored && link_lost {
             let failure = in_doubt(&job, &error, "the link was lost while the container is held frozen here");
             let _ = job.journal.append(journal::Event::InDoubt { reason });
+            return Err(failure);
+        }
+        if matches!(error, DestinationError::Witness(WitnessError::Silent(_))) {
+            // the claim may stand: were this copy removed, the witness would give the container to nobody
+            let failure = in_doubt(&job, &error, "the container is held frozen here");
+            let _ = job.journal.append(journal::Event::InDoubt { reason });
+            let _ = self.wire.say(&Message::Failed { failure: failure.clone() });
             return Err(failure);
         }
         self.wire.ignore_cancel();

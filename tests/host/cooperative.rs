@@ -2,6 +2,7 @@
 
 use crate::bed::{Bed, CLIENT, DST, SRC, bed};
 use crate::container::{IDLE, add_bind, assert_runs_only_on, make_bundle, run_bundle};
+use crate::etcd::Etcd;
 use crate::godwit::{Background, godwit};
 use serde_json::Value;
 use std::process::Command;
@@ -55,8 +56,12 @@ fn mute(bed: &Bed) -> Background<'_> {
 }
 
 fn serve<'a>(bed: &'a Bed) -> Background<'a> {
+    serve_with(bed, &[])
+}
+
+fn serve_with<'a>(bed: &'a Bed, more: &[&str]) -> Background<'a> {
     let neighbour = ["env", ROOT, "godwit", "node", "serve", "--listen", "tcp://0.0.0.0:7711", "--insecure"];
-    let node = Background::start(bed, CLIENT, &neighbour);
+    let node = Background::start(bed, CLIENT, &[&neighbour, more].concat());
     bed.sh(DST, "timeout 20 sh -c 'until godwit node list tcp://client:7711 --insecure; do sleep 0.1; done'");
     node
 }
@@ -129,6 +134,58 @@ fn a_neighbour_that_stops_or_has_nothing_costs_no_more_than_time() {
     );
     node.signal("TERM");
     node.finish();
+    end(&bed);
+}
+
+#[test]
+fn a_catalog_knows_who_may_be_asked_and_without_it_the_move_goes_on() {
+    let Some(bed) = bed() else { return };
+    let Some(mut etcd) = Etcd::start(&bed) else { return };
+    let receive = &*format!("godwit receive --stdio --insecure --catalog {}", Etcd::PLACE);
+    make_container(&bed);
+    teach(&bed);
+    bed.sh(CLIENT, &format!(
+        "mkdir /srv/data; echo text > /srv/data/file; env {ROOT} godwit volume snapshot /srv/data; rm -r /srv/data"
+    ));
+    let node = serve_with(&bed, &["--catalog", Etcd::PLACE]);
+    let ask = |words: &str| {
+        bed.try_sh(DST, &format!("godwit --json node {words} --catalog {} --insecure", Etcd::PLACE))
+    };
+    let listed = |words: &str| ask(words).out.contains("tcp://client:7711");
+    let begun = Instant::now();
+    while !(listed("list") && listed("find /srv/data")) {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{}", ask("list").err);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(ask("find /srv/other").code, 10);
+    let summary = migrate_to(&bed, receive, &[]);
+    let report = &summary["cooperation"];
+    assert_eq!(report["neighbours"].as_array().unwrap().len(), 1, "{report}");
+    assert_eq!(report["neighbours"][0]["neighbour"], "tcp://client:7711", "{report}");
+    assert!(report["neighbours"][0]["bytes"].as_u64().unwrap() > 2 * SIZE * MIB * 95 / 100, "{report}");
+
+    // back, and there once more without etcd: the report says so, and the source gives all of it
+    etcd.kill();
+    let back = ["godwit", "--json", "migrate", "runc:coop", "ssh://src", "--max-downtime", "60s"];
+    assert_eq!(bed.run(DST, &back).code, 0);
+    bed.sh(DST, "rm -rf /srv/coop-rw /srv/coop-ro");
+    let summary = migrate_to(&bed, receive, &[]);
+    let report = &summary["cooperation"];
+    let why = report["neighbours"][0]["failed"].as_str().unwrap();
+    assert!(why.contains("no etcd answers"), "{report}");
+    assert!(summary["wire_bytes"].as_u64().unwrap() > 2 * SIZE * MIB);
+    assert_eq!(ask("list").code, 13, "{}", ask("list").err);
+
+    // the node is there when etcd is; when it leaves, it is gone
+    etcd.restart();
+    let begun = Instant::now();
+    while !listed("list") {
+        assert!(begun.elapsed() < Duration::from_secs(40), "{}", ask("list").err);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    node.signal("TERM");
+    node.finish();
+    assert!(!listed("list"));
     end(&bed);
 }
 

@@ -5,6 +5,7 @@
 //! - `patient`: what is moved meanwhile, and its client.
 //! - `archive`: a checkpoint whose process dies.
 //! - `doubt`: after the word was given, and nobody can be asked: what a person decides.
+//! - `witness`: the same with an etcd that can be asked.
 //!
 //! Needs a godwit built with the feature `faults` (`scripts/test --faults` builds one).
 
@@ -15,6 +16,7 @@ mod matrix;
 mod oom;
 mod patient;
 mod play;
+mod witness;
 
 use crate::bed::{Bed, DST, Lent, SRC, bed, skip};
 use crate::container::runc_state;

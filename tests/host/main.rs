@@ -13,6 +13,7 @@ mod container;
 mod cooperative;
 mod engines;
 mod engines_docker;
+mod etcd;
 mod faults;
 mod files;
 mod gap;

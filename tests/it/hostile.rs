@@ -52,6 +52,7 @@ fn there(policy: &str) -> There {
         joins: Joins::default(),
         parking: None,
         neighbours: Vec::new(),
+        catalog: None,
     };
     There { dir, host, witness }
 }

@@ -6,11 +6,14 @@ use crate::stage::{Ended, Play, play};
 use godwit_checkpoint::recovery::Interrupted;
 use godwit_checkpoint::resume::{Answer, End, ask, resume};
 use godwit_engine::Engine;
+use godwit_etcd_server::{Etcd, LossyLine};
 use godwit_migration::hooks::{Hooks, Moment, Program, Target};
 use godwit_migration::journal::{self, JournalState};
-use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Role, Silent, Witness};
+use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Role, Silent};
 use godwit_restore::receive;
+use godwit_restore::recovery::Orphan;
 use godwit_transfer::{Descriptors, Wire};
+use godwit_witness::{Witness, WitnessPlace};
 use std::path::Path;
 use std::time::Duration;
 
@@ -41,7 +44,8 @@ fn resume_at_source(ended: &Ended, answers: bool, keep: Option<Role>) -> Result<
         let wire = Wire::open(Box::new(near), Cancel::default(), PATIENCE).unwrap();
         let answer: Result<Answer, Failure> = ask(wire, &ended.id, "here", false)
             .map_err(|error| Failure::new(FailureKind::Failed, "cannot be asked").because_of(&error));
-        resume(&mut here, answer, keep, None)
+        let witness = ended.shared.as_ref().map(|witness| witness as &dyn Witness);
+        resume(&mut here, answer, keep, witness)
     })
 }
 
@@ -164,8 +168,7 @@ fn what_could_not_be_put_back_is_put_back_when_it_can() {
 #[test]
 fn a_witness_decides_where_nobody_answers() {
     let shared = tempfile::tempdir().unwrap();
-    let witness: Option<godwit_migration::SharedDirectory> =
-        Some(format!("file:{}", shared.path().display()).parse().unwrap());
+    let witness: Option<WitnessPlace> = Some(format!("file:{}", shared.path().display()).parse().unwrap());
     // the word never arrived: the destination has not claimed it
     let ended = play(Play { witness: witness.clone(), ..Play::pre_dump().cut_source(Cut::Before("go")) });
     let end = resume_at_source(&ended, false, None).unwrap();
@@ -177,11 +180,56 @@ fn a_witness_decides_where_nobody_answers() {
     let end = resume_at_source(&ended, false, None).unwrap();
     assert_eq!(end.disposition, Disposition::RunningAtDestination);
     assert_settled(&ended, &end, "the word arrived");
-    // one that cannot be asked lets nobody run it
+    // one that cannot be asked is refused before anything is touched
     let nowhere = Some("file:/proc/nowhere".parse().unwrap());
     let ended = play(Play { witness: nowhere, ..Play::pre_dump() });
+    assert_eq!(ended.failure().kind, FailureKind::Refused);
+    // one that cannot be asked any more, by its directory's taking nothing, lets nobody run it until the two speak with each other
+    let mute = Some("file:/proc/self".parse().unwrap());
+    let ended = play(Play { witness: mute, ..Play::pre_dump() });
     assert_eq!(ended.failure().kind, FailureKind::InDoubt);
     assert!(!ended.witness.look().destination_runs && !ended.witness.look().source_runs);
+    assert!(resume_at_source(&ended, false, None).is_err());
+    let end = resume_at_source(&ended, true, None).unwrap();
+    assert_eq!(end.disposition, Disposition::RunningAtSource);
+    assert_settled(&ended, &end, "without its witness");
+}
+
+#[test]
+fn a_claim_whose_answer_was_lost_stands() {
+    let Some(etcd) = Etcd::start() else { return };
+    let line = LossyLine::to(etcd.port()).unwrap();
+    let witness = || Some(format!("etcd://127.0.0.1:{}/godwit", line.port).parse().unwrap());
+    // the destination has claimed it, and does not know
+    let ended = play(Play { witness: witness(), ..Play::pre_dump() });
+    assert_eq!(ended.failure().kind, FailureKind::InDoubt);
+    assert!(ended.witness.look().held.is_some(), "what may be its own was removed");
+    // neither does the source, which reaches nobody else
+    assert!(resume_at_source(&ended, false, None).is_err());
+    assert!(!ended.witness.look().destination_runs && !ended.witness.look().source_runs);
+    line.mend();
+    // it is the destination's, which has not let it run: the source's copy may be the only one
+    assert_eq!(resume_at_source(&ended, false, None).unwrap_err().kind, FailureKind::InDoubt);
+    assert!(!ended.witness.look().source_gone);
+    let engines: Vec<Box<dyn Engine>> = vec![Box::new(FakeEngine(ended.witness.clone()))];
+    let mut there = Orphan::adopt(&ended.roots.1, &engines, &ended.id).unwrap().unwrap();
+    assert_eq!(there.holder().unwrap(), Some(Role::Destination));
+    there.go().unwrap();
+    there.complete();
+    let end = resume_at_source(&ended, false, None).unwrap();
+    assert_eq!(end.disposition, Disposition::RunningAtDestination);
+    assert_settled(&ended, &end, "each asked the witness alone");
+}
+
+#[test]
+fn an_etcd_that_is_away_at_the_commit_keeps_two_who_speak_with_each_other_from_nothing() {
+    let Some(etcd) = Etcd::start() else { return };
+    let line = LossyLine::to(etcd.port()).unwrap();
+    let witness = Some(format!("etcd://127.0.0.1:{}/godwit", line.port).parse().unwrap());
+    let ended = play(Play { witness, ..Play::pre_dump() });
+    let end = resume_at_source(&ended, true, None).unwrap();
+    assert_eq!(end.disposition, Disposition::RunningAtSource);
+    assert_settled(&ended, &end, "the destination has removed its copy");
 }
 
 /// A play whose hooks note their moments in a file beside them; none without root.

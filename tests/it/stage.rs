@@ -163,6 +163,7 @@ pub fn play(play: Play) -> Ended {
         joins: Joins::default(),
         parking: None,
         neighbours: Vec::new(),
+        catalog: None,
     };
     let (one, two) = Descriptors::pair().unwrap();
     let marks: (Marks, Marks) = Default::default();

@@ -147,7 +147,8 @@ pub struct Offer {
     /// Earlier migrations of this container that the source has rolled back: what is still held of them is void.
     #[serde(default)]
     pub void: Vec<MigrationId>,
-    /// The witness that the destination must claim it from before it lets the container run: `file:PATH`.
+    /// The witness that the destination must claim it from before it lets the container run: `file:PATH`,
+    /// `etcds://…`.
     #[serde(default)]
     pub witness: Option<String>,
     /// What tells the application that it goes on: called from inside of its network namespace when it runs.

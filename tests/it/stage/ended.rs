@@ -4,10 +4,11 @@ use crate::fake::FakeEngine;
 use crate::world::Witness;
 use godwit_migration::journal::{Event as Wrote, JournalState, Line};
 use godwit_migration::report::Summary;
-use godwit_migration::{Disposition, Failure, MigrationId, Role, SharedDirectory};
+use godwit_migration::{Disposition, Failure, MigrationId, Role};
 use godwit_restore::{Host, Joins, Outcome, Policy};
 use godwit_transfer::tree::equal_digest;
 use godwit_transfer::{HostFacts, Peer};
+use godwit_witness::WitnessPlace;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +29,7 @@ pub struct Ended {
     pub roots: (PathBuf, PathBuf),
     pub id: MigrationId,
     /// Whom both asked.
-    pub shared: Option<SharedDirectory>,
+    pub shared: Option<WitnessPlace>,
     pub(super) _dir: tempfile::TempDir,
 }
 
@@ -45,6 +46,7 @@ impl Ended {
             joins: Joins::default(),
             parking: None,
             neighbours: Vec::new(),
+            catalog: None,
         }
     }
 

@@ -4,9 +4,10 @@ use crate::link::{Cut, Instead};
 use crate::world::{Then, Trap};
 use godwit_migration::hooks::Hooks;
 use godwit_migration::plan::{Limits, OnTimeout, Strategy, Tracker};
-use godwit_migration::{Cancel, Phase, Role, SharedDirectory};
+use godwit_migration::{Cancel, Phase, Role};
 use godwit_restore::Policy;
 use godwit_transfer::{Message, Refusal};
+use godwit_witness::WitnessPlace;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +59,7 @@ pub struct Play {
     /// The container writes more than the link carries.
     pub busy: bool,
     /// Whom both ask.
-    pub witness: Option<SharedDirectory>,
+    pub witness: Option<WitnessPlace>,
     /// Who wants to hear of it.
     pub hooks: Hooks,
     /// Who answers at the source.

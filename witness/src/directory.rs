@@ -1,34 +1,16 @@
-//! A third party that both hosts can reach, asked when they cannot reach each other: the seam for a lock service.
-//!
-//! Its one promise: of all who claim a migration, the first one gets it, and everybody is told the same for ever. With a
-//! witness the destination claims before it lets the container run; so a source that gave its word and lost the link may claim
-//! it, too, and knows from the answer whether it may take the word back.
+//! A directory that both hosts have mounted, as a witness.
 
-use crate::id::MigrationId;
-use crate::phase::Role;
+use crate::{ParseWitnessError, Witness, as_written};
+use godwit_migration::{MigrationId, Role};
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Says whose a migration's container is.
-pub trait Witness: Send + Sync {
-    /// Claims it for one side; gives whose it is: the first claimant's. Idempotent.
-    ///
-    /// # Errors
-    /// When the witness cannot be asked: then nothing is known.
-    fn claim(&self, migration: &MigrationId, side: Role) -> io::Result<Role>;
-}
-
 /// A directory that both hosts have mounted: a file for each migration, made once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedDirectory(PathBuf);
-
-/// Said of a text that names no witness.
-#[derive(Debug, thiserror::Error, PartialEq)]
-#[error("`{0}` names no witness: write `file:/absolute/path` of a directory that both hosts have mounted")]
-pub struct ParseWitnessError(String);
 
 impl FromStr for SharedDirectory {
     type Err = ParseWitnessError;
@@ -36,7 +18,7 @@ impl FromStr for SharedDirectory {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.strip_prefix("file:").map(PathBuf::from) {
             Some(path) if path.is_absolute() => Ok(Self(path)),
-            _ => Err(ParseWitnessError(text.into())),
+            _ => Err(ParseWitnessError::Unknown(text.into())),
         }
     }
 }
@@ -44,6 +26,12 @@ impl FromStr for SharedDirectory {
 impl std::fmt::Display for SharedDirectory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "file:{}", self.0.display())
+    }
+}
+
+impl SharedDirectory {
+    fn running(&self, migration: &MigrationId) -> PathBuf {
+        self.0.join(format!("{migration}.running"))
     }
 }
 
@@ -59,15 +47,37 @@ impl Witness for SharedDirectory {
         let linked = std::fs::hard_link(&own, &place);
         let _ = std::fs::remove_file(&own);
         match linked {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
         File::open(&self.0)?.sync_all()?;
-        match std::fs::read_to_string(&place)?.as_str() {
-            "source" => Ok(Role::Source),
-            "destination" => Ok(Role::Destination),
-            other => Err(io::Error::other(format!("`{}` holds `{other}`", place.display()))),
+        as_written(&std::fs::read_to_string(&place)?)
+    }
+
+    fn holder(&self, migration: &MigrationId) -> io::Result<Option<Role>> {
+        // also so that one that is not mounted is no answer
+        std::fs::read_dir(&self.0)?;
+        match std::fs::read_to_string(self.0.join(migration.as_str())) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            text => as_written(&text?).map(Some),
         }
+    }
+
+    fn note_running(&self, migration: &MigrationId) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        options
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(self.running(migration))?
+            .sync_all()?;
+        File::open(&self.0)?.sync_all()
+    }
+
+    fn is_running(&self, migration: &MigrationId) -> io::Result<bool> {
+        std::fs::read_dir(&self.0)?;
+        self.running(migration).try_exists()
     }
 }
 
@@ -81,6 +91,7 @@ mod tests {
         for _ in 0..20 {
             let witness: SharedDirectory = format!("file:{}", dir.path().display()).parse().unwrap();
             let id = MigrationId::generate().unwrap();
+            assert_eq!(witness.holder(&id).unwrap(), None);
             let claim = |side| witness.claim(&id, side).unwrap();
             let (one, other) = std::thread::scope(|scope| {
                 let one = scope.spawn(|| claim(Role::Source));
@@ -89,15 +100,11 @@ mod tests {
             });
             assert_eq!(one, other);
             assert_eq!((claim(Role::Source), claim(Role::Destination)), (one, one), "for ever");
+            assert_eq!(witness.holder(&id).unwrap(), Some(one));
+            assert!(!witness.is_running(&id).unwrap());
+            witness.note_running(&id).unwrap();
+            witness.note_running(&id).unwrap();
+            assert!(witness.is_running(&id).unwrap());
         }
-    }
-
-    #[test]
-    fn only_an_absolute_path_names_a_witness() {
-        for text in ["", "file:", "file:here", "etcd://x", "/mnt"] {
-            assert!(text.parse::<SharedDirectory>().is_err(), "{text}");
-        }
-        let text = "file:/mnt/witness";
-        assert_eq!(text.parse::<SharedDirectory>().unwrap().to_string(), text);
     }
 }
