@@ -54,7 +54,11 @@ impl FromStr for WriterId {
 
     fn from_str(text: &str) -> Result<Self, InvalidLineage> {
         let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        if text.len() == ID && text.bytes().all(is_hex) { Ok(Self(text.to_owned())) } else { Err(invalid(text)) }
+        if text.len() == ID && text.bytes().all(is_hex) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(invalid(text))
+        }
     }
 }
 

@@ -108,11 +108,9 @@ pub struct Position {
     pub parent: Option<String>,
 }
 
-/// A volume that a migration passes on.
+/// What a volume takes along when it moves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Passed {
-    /// Its directory, on both hosts.
-    pub path: PathBuf,
     /// The new owner's.
     pub generation: u64,
     /// What its content stems from.
@@ -192,9 +190,10 @@ impl VolumeOwners {
     ///
     /// # Errors
     /// When the record cannot be read.
-    pub fn passing(&self, path: &Path) -> io::Result<Passed> {
-        let Ownership { generation, lineage, stems_from, .. } = self.of(path)?;
-        Ok(Passed { path: path.to_owned(), generation: generation + 1, lineage, stems_from })
+    pub fn passing(&self, path: &Path, migration: &MigrationId) -> io::Result<Passed> {
+        let Ownership { generation, lineage, stems_from, migration: last, .. } = self.of(path)?;
+        let has_passed = last.as_ref() == Some(migration);
+        Ok(Passed { generation: generation + u64::from(!has_passed), lineage, stems_from })
     }
 
     /// It has moved to `node`. The same again when it was written down before.
@@ -214,8 +213,8 @@ impl VolumeOwners {
     ///
     /// # Errors
     /// When it cannot be written down.
-    pub fn arrived(&self, passed: Passed, migration: &MigrationId) -> io::Result<()> {
-        self.change(&passed.path.clone(), |known| {
+    pub fn arrived(&self, path: &Path, passed: Passed, migration: &MigrationId) -> io::Result<()> {
+        self.change(path, |known| {
             if known.migration.as_ref() != Some(migration) {
                 let generation = passed.generation.max(known.generation + 1);
                 known.belongs(Owner::Here, generation, Some(migration));
@@ -275,7 +274,12 @@ impl VolumeOwners {
     fn change<T>(&self, path: &Path, act: impl FnOnce(&mut Ownership) -> io::Result<T>) -> io::Result<T> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         let mut options = OpenOptions::new();
-        let lock = options.create(true).truncate(false).write(true).mode(0o600).open(self.dir.join("owners.lock"))?;
+        let lock = options
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(self.dir.join("owners.lock"))?;
         lock.lock()?;
         let mut known = self.of(path)?;
         let done = act(&mut known)?;
@@ -295,7 +299,8 @@ fn read(file: &Path) -> io::Result<Option<Ownership>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         text => text?,
     };
-    let unfit = |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("`{}`: {why}", file.display()));
+    let unfit =
+        |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("`{}`: {why}", file.display()));
     let known: Ownership = serde_json::from_slice(&text).map_err(|error| unfit(error.to_string()))?;
     match known.version {
         VERSION => Ok(Some(known)),
@@ -325,11 +330,13 @@ mod tests {
         assert_eq!(here.of(path).unwrap().generation, 1);
         let first = here.draw(path, "podman:data").unwrap();
         here.stems_from(path, Some("data@1")).unwrap();
-        for (number, (from, to, name)) in [(&here, &there, "there"), (&there, &here, "here")].iter().enumerate() {
+        for (number, (from, to, name)) in
+            [(&here, &there, "there"), (&there, &here, "here")].iter().enumerate()
+        {
             let migration = MigrationId::generate().unwrap();
-            let passed = from.passing(path).unwrap();
+            let passed = from.passing(path, &migration).unwrap();
             for _ in 0..2 {
-                to.arrived(passed.clone(), &migration).unwrap();
+                to.arrived(path, passed.clone(), &migration).unwrap();
                 from.pass(path, name, &migration).unwrap();
             }
             let (left, arrived) = (from.of(path).unwrap(), to.of(path).unwrap());
@@ -342,7 +349,11 @@ mod tests {
             }
         }
         let last = here.draw(path, "podman:data").unwrap();
-        assert_eq!((last.generation, last.lineage.to_string().matches('=').count()), (3, 2), "the same writer");
+        assert_eq!(
+            (last.generation, last.lineage.to_string().matches('=').count()),
+            (3, 2),
+            "the same writer"
+        );
     }
 
     #[test]
@@ -350,11 +361,11 @@ mod tests {
         let (_dir, here, there) = nodes();
         let path = Path::new("/srv/data");
         let migration = MigrationId::generate().unwrap();
-        there.arrived(here.passing(path).unwrap(), &migration).unwrap();
+        there.arrived(path, here.passing(path, &migration).unwrap(), &migration).unwrap();
         here.pass(path, "there", &migration).unwrap();
         let astray = here.draw(path, "/srv/data").unwrap();
         let migration = MigrationId::generate().unwrap();
-        here.arrived(there.passing(path).unwrap(), &migration).unwrap();
+        here.arrived(path, there.passing(path, &migration).unwrap(), &migration).unwrap();
         there.pass(path, "here", &migration).unwrap();
         let next = here.draw(path, "/srv/data").unwrap();
         assert_eq!(next.lineage.partial_cmp(&astray.lineage), None);

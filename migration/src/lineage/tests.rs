@@ -42,7 +42,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 /// What a snapshot stems from, by the rule and in truth, for each that `steps` make.
 fn snapshots_of(steps: Vec<Step>) -> Vec<(Lineage, Truth)> {
-    let new = |number| Copy { writer: writer(number), made: 0, lineage: Lineage::default(), truth: Truth::new() };
+    let new =
+        |number| Copy { writer: writer(number), made: 0, lineage: Lineage::default(), truth: Truth::new() };
     let mut copies: Vec<Copy> = (0..NODES).map(new).collect();
     let mut writers = NODES;
     let mut snapshots = Vec::new();
