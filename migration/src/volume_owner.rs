@@ -266,6 +266,18 @@ impl VolumeOwners {
         })
     }
 
+    /// Where nothing was, there is now what a snapshot has.
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    pub fn restored(&self, path: &Path, name: &str, lineage: &Lineage, snapshot: &str) -> io::Result<()> {
+        self.change(path, |known| {
+            known.name = Some(name.to_owned());
+            known.replaced(lineage.clone(), Some(snapshot.to_owned()));
+            Ok(())
+        })
+    }
+
     fn file(&self, path: &Path) -> PathBuf {
         self.dir.join(format!("{:032x}.{ENDING}", xxh3_128(path.as_os_str().as_bytes())))
     }

@@ -4,11 +4,15 @@
 //! for the rest ([`gather`]): each is asked what it has, then several give at once, whoever is quick gives more. A neighbour answers
 //! from its store ([`attend`]) to whoever may ask, and tells nobody what it has whose digest they do not know already.
 //!
+//! Snapshots are fetched from one neighbour ([`fetch`]) or brought to it ([`bring`]), where it keeps them ([`custody`]).
+//!
 //! Nothing depends on a neighbour: each chunk is verified by its digest, what nobody gives comes from the source, and the source
 //! compares all that was gathered with what it has, as it would with a stale copy.
 
 pub mod acquaintance;
 pub mod attend;
+pub mod bring;
+pub mod custody;
 pub mod fetch;
 pub mod gather;
 pub mod question;
@@ -16,6 +20,8 @@ pub mod visit;
 
 pub use acquaintance::Acquaintance;
 pub use attend::{Attended, attend, checkpoints};
+pub use bring::{BringError, Brought, bring};
+pub use custody::Keeper;
 pub use fetch::{FetchError, Fetched, fetch};
 pub use gather::{Gathering, Neighbour, gather};
 pub use visit::Visit;
