@@ -36,3 +36,61 @@ pub(crate) fn pass(facts: &Facts, parting: &Parting, to: &str, job: &Job) -> Vec
     });
     passed.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use godwit_migration::MigrationId;
+    use std::path::{Path, PathBuf};
+
+    fn tree(kind: TreeKind, path: &str) -> Tree {
+        Tree {
+            kind,
+            path: path.into(),
+            content: path.into(),
+            single_file: false,
+            read_only: false,
+            merged: None,
+            made_there: false,
+            gone: None,
+        }
+    }
+
+    #[test]
+    fn what_the_container_writes_to_and_takes_along_changes_hands() {
+        let root = tempfile::tempdir().unwrap();
+        let job = Job::new(root.path(), MigrationId::generate().unwrap());
+        let data = || tree(TreeKind::Volume, "/srv/data");
+        let trees = vec![
+            data(),
+            tree(TreeKind::Volume, "/srv/skipped"),
+            tree(TreeKind::Layer, "/var/layer"),
+            Tree { read_only: true, path: "/srv/read".into(), content: "/srv/read".into(), ..data() },
+            Tree { single_file: true, path: "/srv/file".into(), content: "/srv/file".into(), ..data() },
+            Tree { path: "/srv/of-a-checkpoint".into(), ..data() },
+        ];
+        let facts = Facts {
+            engine: "runc",
+            name: "web".into(),
+            pid: 1,
+            memory_bytes: 0,
+            trees,
+            network: None,
+            recipe: "{}".into(),
+            warnings: vec![],
+            starts_slowly: false,
+            annotations: Default::default(),
+            image: None,
+        };
+        let parting = Parting { keep: false, skipped: vec!["/srv/skipped".into()] };
+        let told = passing(&facts, &parting, &job);
+        assert_eq!(told.iter().map(|volume| &volume.path).collect::<Vec<_>>(), [&PathBuf::from("/srv/data")]);
+        assert_eq!(told[0].passed.generation, 2);
+        assert_eq!(pass(&facts, &parting, "ssh://rack2", &job), [""; 0]);
+        // a resume says the same once more
+        assert_eq!(passing(&facts, &parting, &job), told);
+        let known = VolumeOwners::below(root.path()).of(Path::new("/srv/data")).unwrap();
+        assert_eq!((known.elsewhere(), known.generation), (Some("ssh://rack2"), 2));
+        assert_eq!(VolumeOwners::below(root.path()).all().unwrap().len(), 1);
+    }
+}

@@ -18,7 +18,7 @@ use std::str::FromStr;
 /// Characters of a writer's id.
 const ID: usize = 16;
 /// More writers, or larger numbers, are refused: somebody else may have written it.
-const MOST_WRITERS: usize = 256;
+const MOST_WRITERS: usize = 128;
 const MOST_MADE: u64 = 1 << 48;
 
 /// Who numbers snapshots: a node, as far as it writes a volume without a break.

@@ -254,13 +254,18 @@ impl VolumeOwners {
         })
     }
 
-    /// The volume has become what a snapshot has. What it was before went before, too: it is kept.
+    /// The volume has become what a snapshot has. What it was before went before, too: it is kept. With what another node had made of
+    /// it a generation begins, so that that one hears of it.
     ///
     /// # Errors
     /// When it cannot be written down.
     pub fn went_back(&self, path: &Path, lineage: &Lineage, snapshot: &str) -> io::Result<()> {
         self.change(path, |known| {
-            known.lineage = known.lineage.joined(lineage);
+            let joined = known.lineage.joined(lineage);
+            if joined != known.lineage {
+                known.belongs(Owner::Here, known.generation + 1, None);
+            }
+            known.lineage = joined;
             known.stems_from = Some(snapshot.to_owned());
             Ok(())
         })

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-fn object(ran: &Ran) -> Value {
+pub fn object(ran: &Ran) -> Value {
     serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("no JSON: {}{}", ran.out, ran.err))
 }
 
@@ -63,7 +63,7 @@ impl Scene {
 
 /// rsync finds no difference.
 #[track_caller]
-fn assert_equal(one: &Path, other: &Path) {
+pub fn assert_equal(one: &Path, other: &Path) {
     let said = Command::new("rsync")
         .args(["-aHAXnic", "--delete", "--numeric-ids"])
         .args([format!("{}/", one.display()), format!("{}/", other.display())])
@@ -227,7 +227,7 @@ fn a_rollback_that_was_killed_leaves_the_one_or_the_other() {
 }
 
 /// Ended with the test, however that ends.
-struct Follower(std::process::Child);
+pub struct Follower(pub std::process::Child);
 
 impl Drop for Follower {
     fn drop(&mut self) {

@@ -151,3 +151,64 @@ impl History {
         noted.map_err(VolumeError::io("write down the owner of", &volume.path))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Cause;
+    use godwit_migration::WriterId;
+    use godwit_migration::volume_owner::Position;
+    use godwit_store::Digest;
+
+    fn writer(number: u64) -> WriterId {
+        format!("{number:016x}").parse().unwrap()
+    }
+
+    fn made(id: &str, lineage: &Lineage, generation: u64) -> Snapshot {
+        Snapshot {
+            id: id.into(),
+            volume: "podman:data".into(),
+            path: "/srv/data".into(),
+            host: "rack1".into(),
+            made_unix_us: 0,
+            cause: Cause::Asked,
+            stood_us: None,
+            shown_by: None,
+            note: None,
+            position: Some(Position { generation, lineage: lineage.clone(), parent: None }),
+            manifest: Digest::of(id.as_bytes()),
+            tree: Digest::of(id.as_bytes()),
+        }
+    }
+
+    #[test]
+    fn two_ends_and_the_last_snapshot_that_both_stem_from_are_named() {
+        let (here, there) = (writer(1), writer(2));
+        let first = Lineage::default().next(&here);
+        let second = first.next(&here);
+        let (third, other) = (second.next(&here), second.next(&there));
+        let all = [made("1", &first, 1), made("2", &second, 1), made("3", &third, 1), made("4", &other, 2)];
+        assert_eq!(divergence(&all[..3], Some(&third)), None);
+        let found = divergence(&all, Some(&third)).unwrap();
+        assert_eq!(found.since.as_ref().map(|since| &*since.id), Some("2"));
+        assert_eq!(found.ends, [End::Snapshot(all[2].clone()), End::Snapshot(all[3].clone())]);
+        let said = "since 2: 3 of rack1 (generation 1) against 4 of rack1 (generation 2)";
+        assert_eq!(found.to_string(), said);
+        // what is forgotten cannot be named, and has happened all the same
+        let found = divergence(&all[2..], None).unwrap();
+        assert_eq!((found.since, found.ends.len()), (None, 2));
+        // the volume itself goes on from both, or from one of them
+        assert_eq!(divergence(&all, Some(&third.joined(&other))), None);
+        let found = divergence(&[all[1].clone(), all[3].clone()], Some(&third)).unwrap();
+        assert_eq!(found.ends, [End::Snapshot(all[3].clone()), End::Volume]);
+    }
+
+    #[test]
+    fn what_is_not_known_to_stem_from_anything_has_not_diverged() {
+        let mut old = made("1", &Lineage::default(), 1);
+        old.position = None;
+        let new = made("2", &Lineage::default().next(&writer(1)), 1);
+        assert_eq!(divergence(&[old, new], Some(&Lineage::default())), None);
+        assert_eq!(divergence(&[], None), None);
+    }
+}

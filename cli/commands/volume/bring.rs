@@ -72,10 +72,10 @@ impl Past {
         Ok(0)
     }
 
-    /// Brings these to another node, one after the other.
+    /// Brings these to another node, one after the other. The newest goes first: it may be the one that brings together what had diverged.
     ///
     /// # Errors
-    /// Which of them is not there, and why; those before it are.
+    /// Which of them is not there, and why; those after it are.
     pub(super) fn bring(
         &self,
         history: &History,
@@ -85,7 +85,7 @@ impl Past {
     ) -> Result<(), Failure> {
         let mut neighbour = Acquaintance::new(outlet.to.clone(), &host_name(), outlet.cancel.clone());
         let visit = neighbour.visit().map_err(|why| outlet.failure(self, BringError::Neighbour(why)))?;
-        for snapshot in snapshots {
+        for snapshot in snapshots.iter().rev() {
             let mut lease =
                 history.lease().map_err(|error| self.failure("nothing was replicated", &error))?;
             let brought = bring(visit, &mut lease, snapshot.manifest, outlet.despite, &mut self.progress());
