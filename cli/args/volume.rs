@@ -72,6 +72,9 @@ pub struct VolumeSnapshotArgs {
     pub volume: String,
     #[command(flatten)]
     pub still: FreezeArgs,
+    /// Have its file system keep it (btrfs, ZFS): at once, and nothing is copied; it does not travel
+    #[arg(long)]
+    pub native: bool,
     /// What to remember of it
     #[arg(long, value_name = "TEXT")]
     pub note: Option<String>,

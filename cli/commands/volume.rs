@@ -14,7 +14,7 @@ use crate::args::{Args, VolumeCommand, VolumeSnapshotArgs};
 use crate::draw::Draw;
 use godwit_migration::quantity::{show_bytes, show_duration};
 use godwit_migration::{Failure, FailureKind};
-use godwit_store::store_of;
+use godwit_store::{Writers, store_of};
 use godwit_volumes::difference::{Change, difference};
 use godwit_volumes::{Cause, History, Snapshot, Taken, Volume, VolumeError};
 use indicatif::ProgressBar;
@@ -101,6 +101,9 @@ impl Past {
         }
         let note = wanted.note.as_deref();
         let taken = match &mut containers {
+            still if wanted.native => {
+                history.keep(&volume, note, still.as_mut().map(|still| still as &mut dyn Writers))
+            }
             Some(containers) => history.take_of(&volume, note, containers, &mut self.reading()),
             None => history.take(&volume, note, &mut self.reading()),
         };
@@ -115,12 +118,15 @@ impl Past {
         } else {
             draw.data(&taken.snapshot.id);
         }
-        draw.talk(&format!(
-            "{} in {} entries; the store needed {} for it",
-            show_bytes(added.file_bytes),
-            added.entries,
-            show_bytes(added.written_bytes)
-        ));
+        match &taken.snapshot.kept {
+            Some(kept) => draw.talk(&format!("{} keeps it: nothing was copied", kept.by)),
+            None => draw.talk(&format!(
+                "{} in {} entries; the store needed {} for it",
+                show_bytes(added.file_bytes),
+                added.entries,
+                show_bytes(added.written_bytes)
+            )),
+        }
         if let Some(stood) = taken.snapshot.stood_us {
             let stood = show_duration(Duration::from_micros(stood));
             draw.talk(&format!(
@@ -234,11 +240,11 @@ impl Past {
             VolumeError::Ambiguous { .. } => FailureKind::Usage,
             VolumeError::InUse { .. } | VolumeError::Locked(_) => FailureKind::Locked,
             VolumeError::Elsewhere { .. } | VolumeError::Diverged { .. } => FailureKind::Locked,
-            VolumeError::Fixed { .. } => FailureKind::Missing,
+            VolumeError::Fixed { .. } | VolumeError::Moment(_) => FailureKind::Missing,
             VolumeError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 FailureKind::Missing
             }
-            VolumeError::Io { .. } | VolumeError::Tree(_) | VolumeError::Moment(_) => FailureKind::Failed,
+            VolumeError::Io { .. } | VolumeError::Tree(_) => FailureKind::Failed,
         };
         let failure = Failure::new(kind, what).because_of(error as &(dyn Error + 'static));
         match error {
@@ -286,6 +292,7 @@ fn shown(snapshot: &Snapshot) -> Value {
         "made_unix_us": snapshot.made_unix_us, "stash": snapshot.cause == Cause::Stash, "note": snapshot.note,
         "stood_us": snapshot.stood_us, "shown_by": snapshot.shown_by, "manifest": snapshot.manifest.to_string(), "tree": snapshot.tree.to_string(),
         "generation": position.map(|position| position.generation), "lineage": position.map(|position| position.lineage.to_string()),
+        "kept_by": snapshot.kept.as_ref().map(|kept| &kept.by), "kept_at": snapshot.kept.as_ref().map(|kept| &kept.at),
         "parent": position.and_then(|position| position.parent.as_deref()),
     })
 }

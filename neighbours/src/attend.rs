@@ -50,6 +50,10 @@ fn kept(store: &Store, fact: &str, value: &str, made: &str) -> Vec<(u64, Digest,
     });
     let known = |manifest| {
         let described = store.described(manifest).ok()??;
+        // its content is not in the store: a file system keeps it
+        if described.facts.contains_key("kept_by") {
+            return None;
+        }
         let number = |fact: &str| described.facts.get(fact).and_then(|text| text.parse().ok()).unwrap_or(0);
         let when: (u64, u64) = (number("generation"), number(made));
         (described.facts.get(fact).is_some_and(|is| is == value)).then_some((when, manifest, described.tree))

@@ -192,6 +192,15 @@ fn what_cannot_be_meant_is_refused_and_nothing_is_touched() {
 }
 
 #[test]
+fn where_the_file_system_keeps_no_snapshots_none_is_kept_natively() {
+    let scene = Scene::new();
+    let volume = tempfile::tempdir_in("/dev/shm").unwrap();
+    let ran = scene.godwit(&["snapshot", volume.path().to_str().unwrap(), "--native"]);
+    assert!(ran.code == 13 && ran.err.contains("btrfs and ZFS have"), "{}: {}", ran.code, ran.err);
+    assert_eq!(scene.ids(), [""; 0]);
+}
+
+#[test]
 fn a_rollback_that_was_killed_leaves_the_one_or_the_other() {
     let scene = Scene::new();
     for number in 0..300 {

@@ -3,7 +3,7 @@
 //! A snapshot is a tree in the content store and a few facts, kept by the pin `snapshot/ID`. A pin without those facts is
 //! somebody else's.
 
-use crate::moment::{self, Moment, MomentError};
+use crate::moment::{self, Kept, Moment, MomentError};
 use crate::retention::{Policy, Reason};
 use crate::snapshot::{Cause, KIND, Snapshot, id, label, pin};
 use crate::{Volume, VolumeError};
@@ -98,7 +98,7 @@ impl History {
             }
         };
         let when = When { at: stood.at, stood: Some(stood.took), shown_by, position };
-        self.kept(volume, note_down(&mut lease, volume, Cause::Asked, note, when, added)?)
+        self.kept(volume, note_down(&mut lease, volume, Cause::Asked, note, when, added, None)?)
     }
 
     pub(crate) fn take_locked(
@@ -114,21 +114,21 @@ impl History {
         if let Some(moment) = shown(moment.map_err(VolumeError::from))? {
             let added = lease.add_tree(&moment.tree(), progress)?;
             let when = When { at: moment.at, stood: None, shown_by: Some(moment.shown_by()), position };
-            return self.kept(volume, note_down(lease, volume, cause, note, when, added)?);
+            return self.kept(volume, note_down(lease, volume, cause, note, when, added, None)?);
         }
         let when = When { at: SystemTime::now(), stood: None, shown_by: None, position };
         let added = lease.add_tree(&volume.path, progress)?;
-        self.kept(volume, note_down(lease, volume, cause, note, when, added)?)
+        self.kept(volume, note_down(lease, volume, cause, note, when, added, None)?)
     }
 
-    fn draw(&self, volume: &Volume) -> Result<Position, VolumeError> {
+    pub(crate) fn draw(&self, volume: &Volume) -> Result<Position, VolumeError> {
         self.owners
             .draw(&volume.path, &volume.name)
             .map_err(VolumeError::io("number the snapshots of", &volume.path))
     }
 
     /// What is there now stems from it.
-    fn kept(&self, volume: &Volume, taken: Taken) -> Result<Taken, VolumeError> {
+    pub(crate) fn kept(&self, volume: &Volume, taken: Taken) -> Result<Taken, VolumeError> {
         let noted = self.owners.stems_from(&volume.path, Some(&taken.snapshot.id));
         noted.map(|()| taken).map_err(VolumeError::io("write down the owner of", &volume.path))
     }
@@ -194,11 +194,13 @@ impl History {
         }
     }
 
-    /// Lets go of a snapshot. What only it needed stays in the store until room is needed, or it is collected.
+    /// Lets go of a snapshot. What only it needed stays in the store until room is needed, or it is collected; what a file system keeps
+    /// goes at once.
     ///
     /// # Errors
     /// When it is gone already.
     pub fn forget(&self, snapshot: &Snapshot) -> Result<(), VolumeError> {
+        snapshot.kept.as_ref().map_or(Ok(()), Kept::remove)?;
         Ok(self.store.unpin(&pin(&snapshot.id)?)?)
     }
 
@@ -221,7 +223,9 @@ impl History {
     /// # Errors
     /// When it is not whole.
     pub fn tree(&self, snapshot: &Snapshot) -> Result<Tree, VolumeError> {
-        Ok(self.store.lease()?.tree(snapshot.tree)?)
+        let mut lease = self.store.lease()?;
+        let tree = self.content(&mut lease, snapshot)?;
+        Ok(lease.tree(tree)?)
     }
 
     /// The tree of a volume as it is now. The store keeps none of it for longer than it likes.
@@ -245,7 +249,9 @@ impl History {
         to: &Path,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<(u64, u64), VolumeError> {
-        let tree = self.store.lease()?.materialise(snapshot.manifest, to, progress)?;
+        let mut lease = self.store.lease()?;
+        let content = self.content(&mut lease, snapshot)?;
+        let tree = lease.materialise(content, to, progress)?;
         if let Some(lineage) = snapshot.lineage().filter(|_| to == snapshot.path) {
             let noted = self.owners.restored(to, &snapshot.volume, lineage, &snapshot.id);
             noted.map_err(VolumeError::io("write down the owner of", to))?;
@@ -326,7 +332,7 @@ fn shown<T>(moment: Result<Option<T>, VolumeError>) -> Result<Option<T>, VolumeE
 }
 
 /// Does something short while those who write stand still.
-fn at_rest<T>(
+pub(crate) fn at_rest<T>(
     writers: &mut dyn Writers,
     act: impl FnOnce() -> Result<T, MomentError>,
 ) -> Result<(T, Stood), VolumeError> {
@@ -347,21 +353,22 @@ fn at_rest<T>(
 }
 
 /// Of when a snapshot is, and what it stems from.
-struct When {
-    at: SystemTime,
-    stood: Option<Duration>,
-    shown_by: Option<&'static str>,
-    position: Position,
+pub(crate) struct When {
+    pub(crate) at: SystemTime,
+    pub(crate) stood: Option<Duration>,
+    pub(crate) shown_by: Option<&'static str>,
+    pub(crate) position: Position,
 }
 
 /// Pins what was put into the store as a snapshot.
-fn note_down(
+pub(crate) fn note_down(
     lease: &mut Lease,
     volume: &Volume,
     cause: Cause,
     note: Option<&str>,
     When { at, stood, shown_by, position }: When,
     added: Added,
+    kept: Option<Kept>,
 ) -> Result<Taken, VolumeError> {
     let made_unix_us = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
     let mut snapshot = Snapshot {
@@ -375,6 +382,7 @@ fn note_down(
         shown_by: shown_by.map(str::to_owned),
         note: note.map(str::to_owned),
         position: Some(position),
+        kept,
         manifest: added.manifest,
         tree: added.manifest,
     };

@@ -14,7 +14,7 @@ use std::path::Path;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
     /// A snapshot.
-    Snapshot(Snapshot),
+    Snapshot(Box<Snapshot>),
     /// The volume as it is here.
     Volume,
 }
@@ -65,8 +65,9 @@ pub fn divergence(snapshots: &[Snapshot], is: Option<&Lineage>) -> Option<Diverg
     let common: Vec<(&Snapshot, &Lineage)> =
         known.iter().filter(|(_, lineage)| stems(lineage)).copied().collect();
     let newest = ends(&common.iter().map(|(_, lineage)| *lineage).collect::<Vec<_>>()).pop();
-    let end =
-        |at: &usize| known.get(*at).map_or(End::Volume, |(snapshot, _)| End::Snapshot((*snapshot).clone()));
+    let end = |at: &usize| {
+        known.get(*at).map_or(End::Volume, |(snapshot, _)| End::Snapshot(Box::new((*snapshot).clone())))
+    };
     Some(Divergence { since: newest.map(|at| common[at].0.clone()), ends: last.iter().map(end).collect() })
 }
 
@@ -100,7 +101,7 @@ impl History {
         let is_new = |one: &&Snapshot| snapshots.iter().all(|here| here.manifest != one.manifest);
         let news: Vec<Snapshot> = offered.iter().filter(is_new).cloned().collect();
         snapshots.extend(news.iter().cloned());
-        let of_news = |end: &End| matches!(end, End::Snapshot(end) if news.contains(end));
+        let of_news = |end: &End| matches!(end, End::Snapshot(end) if news.contains(&**end));
         match divergence(&snapshots, is.as_ref()).filter(|found| found.ends.iter().any(of_news)) {
             Some(divergence) => Err(VolumeError::Diverged { volume, divergence: Box::new(divergence) }),
             None => Ok(()),
@@ -176,6 +177,7 @@ mod tests {
             shown_by: None,
             note: None,
             position: Some(Position { generation, lineage: lineage.clone(), parent: None }),
+            kept: None,
             manifest: Digest::of(id.as_bytes()),
             tree: Digest::of(id.as_bytes()),
         }
@@ -191,7 +193,10 @@ mod tests {
         assert_eq!(divergence(&all[..3], Some(&third)), None);
         let found = divergence(&all, Some(&third)).unwrap();
         assert_eq!(found.since.as_ref().map(|since| &*since.id), Some("2"));
-        assert_eq!(found.ends, [End::Snapshot(all[2].clone()), End::Snapshot(all[3].clone())]);
+        assert_eq!(
+            found.ends,
+            [End::Snapshot(Box::new(all[2].clone())), End::Snapshot(Box::new(all[3].clone()))]
+        );
         let said = "since 2: 3 of rack1 (generation 1) against 4 of rack1 (generation 2)";
         assert_eq!(found.to_string(), said);
         // what is forgotten cannot be named, and has happened all the same
@@ -200,7 +205,7 @@ mod tests {
         // the volume itself goes on from both, or from one of them
         assert_eq!(divergence(&all, Some(&third.joined(&other))), None);
         let found = divergence(&[all[1].clone(), all[3].clone()], Some(&third)).unwrap();
-        assert_eq!(found.ends, [End::Snapshot(all[3].clone()), End::Volume]);
+        assert_eq!(found.ends, [End::Snapshot(Box::new(all[3].clone())), End::Volume]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use crate::mounts::is_mount_point;
 use crate::users::users;
 use crate::{Cause, History, Snapshot, Volume, VolumeError};
+use godwit_store::Lease;
 use godwit_transfer::tree::empty_plainly;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -50,19 +51,38 @@ impl History {
             self.take_over(&volume)?;
         }
         let note = format!("before the rollback to {}", snapshot.id);
-        let stash = self.take_locked(&mut lease, &volume, Cause::Stash, Some(&note), &mut |_| {})?.snapshot;
-        if stash.tree == snapshot.tree {
+        let stash = self.stash(&mut lease, &volume, snapshot, &note)?;
+        if stash.kept.is_none() && snapshot.kept.is_none() && stash.tree == snapshot.tree {
             self.forget(&stash)?;
             return Ok(RolledBack { stash: None, left: None });
         }
-        let made = lease.materialise(snapshot.manifest, &beside, progress).map_err(VolumeError::from);
+        let made = self.make(&mut lease, snapshot, &beside, progress);
         let exchanged =
-            made.and_then(|_| refuse_users(&volume)).and_then(|()| exchange(&beside, &volume.path));
+            made.and_then(|()| refuse_users(&volume)).and_then(|()| exchange(&beside, &volume.path));
         let cleared = clear(&beside);
         exchanged?;
         self.went_back(&volume, snapshot)?;
         let left = cleared.err().map(|error| format!("`{}`: {error}", beside.display()));
         Ok(RolledBack { stash: Some(stash), left })
+    }
+}
+
+impl History {
+    /// Keeps what the volume has become: as the file system does, where that keeps what it goes back to.
+    fn stash(
+        &self,
+        lease: &mut Lease,
+        volume: &Volume,
+        to: &Snapshot,
+        note: &str,
+    ) -> Result<Snapshot, VolumeError> {
+        if to.kept.is_some() {
+            match self.keep_locked(lease, volume, Cause::Stash, Some(note), None) {
+                Err(VolumeError::Moment(error)) => tracing::info!(%error, "it is put away in the store"),
+                kept => return Ok(kept?.snapshot),
+            }
+        }
+        Ok(self.take_locked(lease, volume, Cause::Stash, Some(note), &mut |_| {})?.snapshot)
     }
 }
 

@@ -1,5 +1,6 @@
 //! A snapshot: what a volume was at one time, its name, and the facts that the store keeps of it.
 
+use crate::moment::Kept;
 use godwit_migration::Lineage;
 use godwit_migration::calendar::date_of_day;
 use godwit_migration::volume_owner::Position;
@@ -12,6 +13,8 @@ use std::time::Duration;
 
 /// Kind of the pins that keep snapshots.
 pub(crate) const KIND: &str = "snapshot";
+/// The fact that says which file system keeps a snapshot's content.
+const KEPT_BY: &str = "kept_by";
 /// What an id has of the volume's name at most, bytes.
 const LABEL: usize = 80;
 
@@ -57,6 +60,8 @@ pub struct Snapshot {
     pub note: Option<String>,
     /// What it stems from; none of those that a godwit without lineages has made.
     pub position: Option<Position>,
+    /// Its file system keeps it: the tree has no entries.
+    pub kept: Option<Kept>,
     /// What the pin keeps.
     pub manifest: Digest,
     /// The tree: the same for two snapshots between which nothing has changed.
@@ -94,20 +99,25 @@ impl Snapshot {
             shown_by: fact("shown_by"),
             note: fact("note"),
             position: position(facts),
+            kept: kept(facts),
             manifest,
             tree,
         })
     }
 
-    /// One that another node has made, under the name that it has there; none if it is not a snapshot's.
+    /// One that another node has made, under the name that it has there; none if it is not a snapshot's, or its content is not in the
+    /// store.
     pub fn offered(manifest: Digest, described: &Described) -> Option<Self> {
         let found = Self::of(String::new(), manifest, described.tree, &described.facts)?;
+        if found.kept.is_some() {
+            return None;
+        }
         Some(Self { id: id(&found.volume, found.made_unix_us), ..found })
     }
 
     /// What the store keeps of it beside the tree.
     pub(crate) fn facts(&self) -> BTreeMap<String, String> {
-        let position = self.position.as_ref();
+        let (position, kept) = (self.position.as_ref(), self.kept.as_ref());
         let facts = [
             ("volume", Some(self.volume.clone())),
             ("path", Some(self.path.display().to_string())),
@@ -120,9 +130,17 @@ impl Snapshot {
             ("generation", position.map(|position| position.generation.to_string())),
             ("lineage", position.map(|position| position.lineage.to_string())),
             ("parent", position.and_then(|position| position.parent.clone())),
+            (KEPT_BY, kept.map(|kept| kept.by.clone())),
+            ("kept_as", kept.map(|kept| kept.name.clone())),
+            ("kept_at", kept.map(|kept| kept.at.display().to_string())),
         ];
         facts.into_iter().filter_map(|(name, fact)| Some((name.to_owned(), fact?))).collect()
     }
+}
+
+fn kept(facts: &BTreeMap<String, String>) -> Option<Kept> {
+    let fact = |name: &str| facts.get(name).cloned();
+    Some(Kept { by: fact(KEPT_BY)?, name: fact("kept_as")?, at: fact("kept_at")?.into() })
 }
 
 fn position(facts: &BTreeMap<String, String>) -> Option<Position> {
@@ -148,12 +166,16 @@ pub(crate) fn label(volume: &str) -> String {
 }
 
 pub(crate) fn id(volume: &str, unix_us: u64) -> String {
+    format!("{}@{}", label(volume), time(unix_us))
+}
+
+/// As ids have it: `20261122T084011.123456Z`, UTC.
+pub(crate) fn time(unix_us: u64) -> String {
     let since = Duration::from_micros(unix_us);
     let (day, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = date_of_day(day);
     format!(
-        "{}@{year:04}{month:02}{day:02}T{:02}{:02}{:02}.{:06}Z",
-        label(volume),
+        "{year:04}{month:02}{day:02}T{:02}{:02}{:02}.{:06}Z",
         second / 3600,
         second / 60 % 60,
         second % 60,

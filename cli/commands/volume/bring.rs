@@ -63,6 +63,12 @@ impl Past {
         let history = self.existing(&wanted.volume)?;
         let all = history.list(Some(&Self::name(&wanted.volume)));
         let mut all = all.map_err(|error| self.failure("nothing was replicated", &error))?;
+        let native = all.extract_if(.., |snapshot| snapshot.kept.is_some()).count();
+        if native > 0 {
+            draw.talk(&format!(
+                "{native} of its snapshots are kept by its file system alone, and do not travel"
+            ));
+        }
         if all.is_empty() {
             let none = VolumeError::NoSnapshot(format!("{}@latest", wanted.volume));
             return Err(self.failure("nothing was replicated", &none));

@@ -135,7 +135,8 @@ impl Following<'_> {
             Some(containers) => history.take_of(volume, None, containers, &mut |_| {})?,
             None => history.take(volume, None, &mut |_| {})?,
         };
-        if self.last.as_ref().is_some_and(|last| last.tree == taken.snapshot.tree) {
+        let is_like = |last: &Snapshot| last.kept.is_none() && last.tree == taken.snapshot.tree;
+        if self.last.as_ref().is_some_and(is_like) {
             return history.take_back(volume, &taken.snapshot);
         }
         self.last = Some(taken.snapshot.clone());
