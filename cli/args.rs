@@ -5,6 +5,7 @@ mod hook;
 mod hooks;
 mod migrate;
 mod node;
+mod place;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -15,10 +16,11 @@ pub use hook::HookCommand;
 pub use hooks::{Choice, HookArgs, PauseArgs};
 pub use migrate::{CooperativeArg, FileWatchArg, IpChangeArg, LayerArg, MigrateArgs, PaceArg};
 pub use node::{CatalogArgs, Neighbours, NodeCommand, NodeServeArgs};
+pub use place::Place;
 pub use store::{StoreAddArgs, StoreCommand, StoreGetArgs};
 pub use volume::{
-    FreezeArgs, KeepArgs, VolumeCommand, VolumeFollowArgs, VolumeForgetArgs, VolumeReplicateArgs,
-    VolumeSnapshotArgs,
+    FreezeArgs, KeepArgs, VolumeCommand, VolumeFollowArgs, VolumeForgetArgs, VolumeOwnerArgs,
+    VolumeReplicateArgs, VolumeSnapshotArgs,
 };
 
 use crate::probe::ProbeArgs;

@@ -1,22 +1,25 @@
 //! What stays at the source when the container has gone.
 
 use crate::order::{Job, Parting};
+use crate::volumes;
 use godwit_engine::SourceContainer;
 use godwit_migration::journal::{Event, Journal};
 use godwit_transfer::stale::StaleCopies;
 
 /// It runs at the destination: the frozen copy goes. Its files stay, and are noted as copies that it left. `container` is
-/// none where nothing of it was ever touched. Gives what could not be removed, or not be written down.
+/// none where nothing of it was ever touched. Gives what could not be removed, or not be written down. Its volumes belong to
+/// the destination, as `to` has it.
 pub(crate) fn discard(
     container: Option<&mut (dyn SourceContainer + 'static)>,
     parting: &Parting,
-    name: &str,
+    (name, to): (&str, &str),
     job: &Job,
     journal: &mut Journal,
 ) -> Vec<String> {
     let mut leftovers = Vec::new();
     let mut trees = Vec::new();
     if let Some(container) = container {
+        leftovers.extend(volumes::pass(container.facts(), parting, to, job));
         leftovers.extend(if parting.keep { container.retire() } else { container.discard() });
         // what was read out of a checkpoint is no copy that the container left, nor is what has never left this host
         let left = container.facts().trees.iter().filter(|tree| {

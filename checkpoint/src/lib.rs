@@ -35,6 +35,7 @@ pub mod staging;
 mod stop_and_copy;
 mod throttle;
 pub mod tracker;
+mod volumes;
 
 pub use archive_journal::CheckpointJournal;
 pub use dumper::{Circumstances, Dumped, Dumper, NothingToDump, PagelessDumped, PagelessDumper};

@@ -7,6 +7,7 @@ use crate::archive::partial_of;
 use crate::discard::discard;
 use crate::order::{Job, Parting};
 use crate::rollback::put_back;
+use crate::volumes;
 use godwit_engine::remains::wait_until_untraced;
 use godwit_engine::{Engine, SourceContainer};
 use godwit_hooks::{About, Calls};
@@ -16,6 +17,7 @@ use godwit_migration::lock::{ContainerLock, lock_container};
 use godwit_migration::ownership::{Presence, Standing, has_given_word};
 use godwit_migration::takeover::{Takeover, unreadable};
 use godwit_migration::{Failure, FailureKind, MigrationId, Role};
+use godwit_transfer::message::PassedVolume;
 use godwit_witness::WitnessPlace;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -248,7 +250,14 @@ impl Interrupted {
         if self.journal.state() != JournalState::Running {
             return vec![];
         }
-        discard(self.container.as_deref_mut(), &self.parting, &self.name, &self.job, &mut self.journal)
+        let names = (&*self.name, &*self.peer);
+        discard(self.container.as_deref_mut(), &self.parting, names, &self.job, &mut self.journal)
+    }
+
+    /// The volumes that the container takes along.
+    pub(crate) fn passing(&self) -> Vec<PassedVolume> {
+        let facts = self.container.as_ref().map(|container| container.facts());
+        facts.map(|facts| volumes::passing(facts, &self.parting, &self.job)).unwrap_or_default()
     }
 
     /// After [`Interrupted::conclude`] or [`Interrupted::give_away`], with all that is left over on both sides. Whoever waits for

@@ -256,7 +256,7 @@ fn source_s(here: &mut Interrupted, wire: Option<Wire>) -> Result<End, Failure> 
 /// It is the destination's: the word, then nothing of it stays here.
 fn destination_s(here: &mut Interrupted, mut wire: Wire) -> Result<End, Failure> {
     here.give_word()?;
-    let running = wire.say(&Message::Go).and_then(|()| {
+    let running = wire.say(&Message::Go { volumes: here.passing() }).and_then(|()| {
         wire.expect("running", |message| match message {
             Message::Running { pid } => Ok(pid),
             other => Err(other),

@@ -14,6 +14,7 @@ use crate::pace::Pace;
 use crate::pages::{Outlet, PageMemory, PageReader};
 use crate::throttle::Throttle;
 use crate::tracker::{MemoryTracker, tracker_for};
+use crate::volumes;
 use godwit_engine::{EngineError, SourceContainer};
 use godwit_hooks::{About, Calls};
 use godwit_migration::downtime::{Downtime, Stopwatch};
@@ -326,8 +327,9 @@ impl<'a> Source<'a> {
             return Err(WireError::Interrupted.into());
         }
         self.wire.ignore_cancel();
+        let volumes = volumes::passing(self.container.facts(), &self.plan.parting, &self.job);
         self.journal.append(journal::Event::Committed)?;
-        self.wire.say(&Message::Go)?;
+        self.wire.say(&Message::Go { volumes })?;
         let pid = self.wire.expect("running", |message| match message {
             Message::Running { pid } => Ok(pid),
             other => Err(other),
@@ -349,8 +351,9 @@ impl<'a> Source<'a> {
         self.files.spared().into_iter().for_each(|spared| self.observer.note(spared));
         self.files = Files::none_yet(false);
         let parting = self.plan.parting.clone();
+        let to = &self.plan.destination;
         let mut leftovers =
-            discard(Some(&mut *self.container), &parting, &self.name, &self.job, &mut self.journal);
+            discard(Some(&mut *self.container), &parting, (&self.name, to), &self.job, &mut self.journal);
         // the tasks are dead: it costs nothing now
         drop(registrations);
         if parting.keep {

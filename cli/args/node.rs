@@ -1,13 +1,14 @@
 //! `godwit node`, and the neighbours of a host.
 
 use clap::{Args as ClapArgs, Subcommand};
+use godwit_migration::quantity;
 use godwit_neighbours::Place;
 use godwit_transfer::Address;
 
 /// `godwit node`.
 #[derive(Debug, Subcommand)]
 pub enum NodeCommand {
-    /// Give content of this host's store to those who may have it
+    /// Give content of this host's store to those who may have it, and keep snapshots of those who may bring them
     Serve(NodeServeArgs),
     /// Show which neighbours answer: these, or those of `receive.neighbours` in this host's configuration
     List {
@@ -56,6 +57,9 @@ pub struct NodeServeArgs {
     /// Accept plain TCP, and a catalog over plain HTTP: neither encrypted nor authenticated
     #[arg(long)]
     pub insecure: bool,
+    /// How much the store may have on disk: snapshots that visitors bring are refused beyond that
+    #[arg(long, env = "GODWIT_STORE_QUOTA", value_parser = quantity::bytes, value_name = "SIZE")]
+    pub quota: Option<u64>,
 }
 
 /// Who may have content that this host needs.

@@ -1,9 +1,8 @@
 //! `godwit volume`.
 
-use super::PauseArgs;
+use super::{PauseArgs, Place};
 use clap::{Args as ClapArgs, Subcommand};
 use godwit_migration::quantity;
-use godwit_transfer::Address;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,8 +14,10 @@ pub enum VolumeCommand {
     Snapshot(VolumeSnapshotArgs),
     /// Keep a snapshot soon after each change, until somebody ends it
     Follow(VolumeFollowArgs),
-    /// Have here the newest snapshot of a volume that another node has; what is here already does not travel
+    /// Have the newest snapshot of a volume that another node has here, or that is here there; what is there already does not travel
     Replicate(VolumeReplicateArgs),
+    /// Show whose volumes are, and whether what several nodes have made of one has diverged
+    Owner(VolumeOwnerArgs),
     /// Show the snapshots of this host, or of one volume, oldest first
     List {
         /// Of which volume
@@ -42,6 +43,9 @@ pub enum VolumeCommand {
     Rollback {
         /// To which snapshot
         snapshot: String,
+        /// Also where the volume belongs to another node: it is this one's from then on
+        #[arg(long)]
+        take: bool,
     },
     /// Let go of snapshots: of some by name, or of those of a volume that nothing of `--keep-…` keeps
     Forget(VolumeForgetArgs),
@@ -68,6 +72,9 @@ pub struct VolumeSnapshotArgs {
     pub volume: String,
     #[command(flatten)]
     pub still: FreezeArgs,
+    /// Have its file system keep it (btrfs, ZFS): at once, and nothing is copied; it does not travel
+    #[arg(long)]
+    pub native: bool,
     /// What to remember of it
     #[arg(long, value_name = "TEXT")]
     pub note: Option<String>,
@@ -103,6 +110,12 @@ pub struct VolumeFollowArgs {
     /// One after this time, too, whatever was heard of changes; needed where the kernel tells of none
     #[arg(long, value_parser = quantity::duration, value_name = "DURATION")]
     pub every: Option<Duration>,
+    /// Bring each to this node, too, as soon as it is there
+    #[arg(long, value_name = "URL", value_parser = str::parse::<Place>)]
+    pub to: Option<Place>,
+    /// Plain TCP, too
+    #[arg(long)]
+    pub insecure: bool,
     #[command(flatten)]
     pub still: FreezeArgs,
     #[command(flatten)]
@@ -112,17 +125,33 @@ pub struct VolumeFollowArgs {
     pub quota: Option<u64>,
 }
 
+/// `godwit volume owner`.
+#[derive(Debug, ClapArgs)]
+pub struct VolumeOwnerArgs {
+    /// Of which volume; without it: of all that are known here
+    pub volume: Option<String>,
+    /// This node is its owner from now on, and what is here goes on from all snapshots of it that are here
+    #[arg(long, requires = "volume")]
+    pub take: bool,
+}
+
 /// `godwit volume replicate`.
 #[derive(Debug, ClapArgs)]
 pub struct VolumeReplicateArgs {
-    /// Of which volume, by the name that it has there
+    /// Of which volume, by the name that it has where they come from
     pub volume: String,
-    /// The node: `ssh://HOST`, `tls://NAME@HOST`, where `godwit node serve` answers
-    #[arg(long, value_name = "URL", value_parser = str::parse::<Address>)]
-    pub from: Address,
-    /// All that it has, and not the newest alone
+    /// From this node: `ssh://HOST`, `tls://NAME@HOST`, where `godwit node serve` answers
+    #[arg(long, value_name = "URL", value_parser = str::parse::<Place>, required_unless_present = "to", conflicts_with = "to")]
+    pub from: Option<Place>,
+    /// To this node, which has to allow it
+    #[arg(long, value_name = "URL", value_parser = str::parse::<Place>)]
+    pub to: Option<Place>,
+    /// All that there are, and not the newest alone
     #[arg(long)]
     pub all: bool,
+    /// Also where the histories of the two nodes have diverged: both are kept then
+    #[arg(long)]
+    pub diverged: bool,
     #[command(flatten)]
     pub keep: KeepArgs,
     /// How much the store may have on disk: what nothing needs goes, the least recently used first, and then it is refused

@@ -1,23 +1,26 @@
 //! `godwit node`: what this host gives its neighbours.
 
+mod custodian;
+
 use super::reception::{self, FIRST_WORD};
 use super::{Trouble, cancel_on_signal, nodes, on_signal};
 use crate::args::{Args, Neighbours, NodeCommand, NodeServeArgs};
 use crate::draw::Draw;
+use custodian::Custodian;
 use godwit_migration::{Cancel, Failure, FailureKind, host_name};
-use godwit_neighbours::{Place, Registration, TTL, attend};
+use godwit_neighbours::{Acquaintance, Keeper, Place, Registration, TTL, attend};
 use godwit_restore::Policy;
 use godwit_store::{Store, store_of};
 use godwit_transfer::tls::config_dir;
 use godwit_transfer::wire::unexpected;
-use godwit_transfer::{Address, Incoming, Message, Peer, Transport, Wire, WireError};
+use godwit_transfer::{Address, Incoming, Message, Peer, Refusal, Transport, Wire, WireError};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// Visitors at once.
 const VISITORS: usize = 64;
 /// What visitors in the open could do.
-const DANGER: &str = "read content of this host's store";
+const DANGER: &str = "read content of this host's store, and fill it";
 
 pub fn run(args: &Args, command: &NodeCommand, draw: &Draw) -> Result<u8, Trouble> {
     match command {
@@ -29,7 +32,8 @@ pub fn run(args: &Args, command: &NodeCommand, draw: &Draw) -> Result<u8, Troubl
 
 /// What visitors are answered from.
 struct House {
-    store: PathBuf,
+    root: PathBuf,
+    quota: Option<u64>,
     policy: Policy,
     host: String,
     cancel: Cancel,
@@ -37,7 +41,8 @@ struct House {
 
 fn serve(args: &Args, command: &NodeServeArgs, draw: &Draw) -> Result<u8, Failure> {
     let house = House {
-        store: store_of(&args.global.root),
+        root: std::path::absolute(&args.global.root).unwrap_or(args.global.root.clone()),
+        quota: command.quota,
         policy: reception::policy()?,
         host: host_name(),
         cancel: if command.stdio { on_signal(Cancel::hang_up) } else { cancel_on_signal() },
@@ -49,13 +54,14 @@ fn serve(args: &Args, command: &NodeServeArgs, draw: &Draw) -> Result<u8, Failur
         return Ok(u8::from(answered.is_err()));
     }
     // what is no store is said now, and not to the first visitor
-    Store::find(&house.store, None)
-        .map_err(|error| super::store::failure("the store cannot be used", &error, &house.store))?;
+    let store = store_of(&house.root);
+    Store::find(&store, None)
+        .map_err(|error| super::store::failure("the store cannot be used", &error, &store))?;
     let listed =
         command.catalog.as_ref().map(|place| registration(&house, place, command, draw)).transpose()?;
     let (listener, address) =
         reception::listen(command.listen.as_deref().unwrap_or_default(), command.insecure, DANGER, draw)?;
-    draw.talk(&format!("giving content of `{}` on {address}", house.store.display()));
+    draw.talk(&format!("giving content of `{}` on {address}", store.display()));
     let cancel = house.cancel.clone();
     std::thread::scope(|scope| {
         if let Some(listed) = listed {
@@ -86,7 +92,7 @@ fn registration(
             .hint("say where others reach this node: `--advertise tls://HOST`")
     })?;
     draw.talk(&format!("this node is `{address}` in the catalog {place}"));
-    Registration::new(place, &config_dir(), &address, &house.host, house.store.clone(), TTL)
+    Registration::new(place, &config_dir(), &address, &house.host, store_of(&house.root), TTL)
         .map_err(|error| nodes::unusable(place, &error))
 }
 
@@ -112,18 +118,28 @@ impl House {
             Incoming::Message(Message::Visit { .. }) => {}
             other => return Err(unexpected(&other, "a visit")),
         }
-        if let Err(refusal) = self.policy.may_ask(&peer.name) {
+        let (may_ask, may_keep) = (self.policy.may_ask(&peer.name), self.policy.may_keep(&peer.name));
+        if let (Err(refusal), Err(_)) = (&may_ask, &may_keep) {
+            let refusal = refusal.clone();
             let failure = Failure::new(FailureKind::Refused, refusal.reason);
             let failure = refusal.hint.into_iter().fold(failure, Failure::hint);
             wire.say(&Message::Failed { failure })?;
             return Ok(());
         }
         // looked for anew each time: it may have been made, or deleted, since
-        let store = Store::find(&self.store, None).unwrap_or_else(|error| {
+        let store = Store::find(&store_of(&self.root), None).unwrap_or_else(|error| {
             tracing::warn!(%error, "nothing can be given");
             None
         });
-        let attended = attend(&mut wire, store.as_ref(), &self.host)?;
+        let given = store.as_ref().filter(|_| may_ask.is_ok());
+        let mut custodian = Custodian::new(&self.root, self.quota);
+        let keeper = match may_keep {
+            Ok(()) => Ok(&mut custodian as &mut dyn Keeper),
+            Err(Refusal { reason, hint }) => {
+                Err(hint.map_or(reason.clone(), |hint| format!("{reason}: {hint}")))
+            }
+        };
+        let attended = attend(&mut wire, given, &self.host, keeper)?;
         tracing::info!(peer = peer.shown, ?attended, "a visitor went");
         Ok(())
     }

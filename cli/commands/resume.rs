@@ -242,7 +242,7 @@ fn nothing_to_do(name: &str) -> Told {
 }
 
 fn run_here(here: &mut Orphan) -> Result<Told, Trouble> {
-    let (pid, name) = (here.go()?, here.name.clone());
+    let (pid, name) = (here.go(vec![])?, here.name.clone());
     let text = format!("{name} is running on this host (pid {pid})");
     Ok(Told { leftovers: here.complete(), ..Told::new(&name, Disposition::RunningAtDestination, text) })
 }

@@ -1,19 +1,22 @@
 //! `godwit volume`: the past of volumes.
 
+mod bring;
 mod follow;
+mod forget;
+mod list;
+mod owner;
 mod replicate;
 mod still;
 
 use super::Trouble;
 use super::store;
-use crate::args::{Args, KeepArgs, VolumeCommand, VolumeForgetArgs, VolumeSnapshotArgs};
-use crate::draw::{Draw, table};
-use godwit_migration::calendar::show_time;
+use crate::args::{Args, VolumeCommand, VolumeSnapshotArgs};
+use crate::draw::Draw;
 use godwit_migration::quantity::{show_bytes, show_duration};
 use godwit_migration::{Failure, FailureKind};
-use godwit_store::store_of;
+use godwit_store::{Writers, store_of};
 use godwit_volumes::difference::{Change, difference};
-use godwit_volumes::{Cause, History, Policy, Snapshot, Taken, Volume, VolumeError};
+use godwit_volumes::{Cause, History, Snapshot, Taken, Volume, VolumeError};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use std::error::Error;
@@ -23,6 +26,9 @@ use still::Containers;
 
 /// Lines of differences that people get to see; JSON has all.
 const LINES: usize = 1000;
+/// What to do when the histories of two nodes have diverged.
+const DIVERGED: &str = "`--diverged` keeps both; then `godwit volume diff` compares them, and on the node that shall go on with it \
+                        `godwit volume rollback` to one of them, or `godwit volume owner VOLUME --take`, says which counts";
 
 pub fn run(args: &Args, command: &VolumeCommand, draw: &Draw) -> Result<u8, Trouble> {
     let root = std::path::absolute(&args.global.root).unwrap_or(args.global.root.clone());
@@ -31,10 +37,11 @@ pub fn run(args: &Args, command: &VolumeCommand, draw: &Draw) -> Result<u8, Trou
         VolumeCommand::Snapshot(snapshot) => past.snapshot(snapshot, draw),
         VolumeCommand::Follow(follow) => past.follow(follow, draw),
         VolumeCommand::Replicate(replicate) => past.replicate(replicate, draw),
+        VolumeCommand::Owner(owner) => past.owner(owner, draw),
         VolumeCommand::List { volume } => past.list(volume.as_deref(), draw),
         VolumeCommand::Diff { before, after } => past.diff(before, after.as_deref(), draw),
         VolumeCommand::Restore { snapshot, path } => past.restore(snapshot, path, draw),
-        VolumeCommand::Rollback { snapshot } => past.rollback(snapshot, draw),
+        VolumeCommand::Rollback { snapshot, take } => past.rollback(snapshot, *take, draw),
         VolumeCommand::Forget(forget) => past.forget(forget, draw),
     };
     past.bar.finish_and_clear();
@@ -86,8 +93,17 @@ impl Past {
         let volume = self.volume(&wanted.volume, "no snapshot was made")?;
         let mut containers = Containers::of(&wanted.still, &self.root, &volume)?;
         let history = History::open(&self.root, wanted.quota).map_err(failed)?;
+        if let Some(node) = history.ownership(&volume.path).map_err(failed)?.elsewhere() {
+            let volume = &volume.name;
+            draw.talk(&format!(
+                "warning: `{volume}` belongs to {node}: this is of the copy that stayed here"
+            ));
+        }
         let note = wanted.note.as_deref();
         let taken = match &mut containers {
+            still if wanted.native => {
+                history.keep(&volume, note, still.as_mut().map(|still| still as &mut dyn Writers))
+            }
             Some(containers) => history.take_of(&volume, note, containers, &mut self.reading()),
             None => history.take(&volume, note, &mut self.reading()),
         };
@@ -102,12 +118,15 @@ impl Past {
         } else {
             draw.data(&taken.snapshot.id);
         }
-        draw.talk(&format!(
-            "{} in {} entries; the store needed {} for it",
-            show_bytes(added.file_bytes),
-            added.entries,
-            show_bytes(added.written_bytes)
-        ));
+        match &taken.snapshot.kept {
+            Some(kept) => draw.talk(&format!("{} keeps it: nothing was copied", kept.by)),
+            None => draw.talk(&format!(
+                "{} in {} entries; the store needed {} for it",
+                show_bytes(added.file_bytes),
+                added.entries,
+                show_bytes(added.written_bytes)
+            )),
+        }
         if let Some(stood) = taken.snapshot.stood_us {
             let stood = show_duration(Duration::from_micros(stood));
             draw.talk(&format!(
@@ -132,36 +151,6 @@ impl Past {
         Ok(volume)
     }
 
-    fn list(&self, volume: Option<&str>, draw: &Draw) -> Result<u8, Failure> {
-        let failed = |error: VolumeError| self.failure("the snapshots cannot be read", &error);
-        let history = History::find_in(&self.root).map_err(failed)?;
-        let name = volume.map(Self::name);
-        let listed = history.map(|history| history.list(name.as_deref())).transpose().map_err(failed)?;
-        let listed = listed.unwrap_or_default();
-        if draw.is_json() {
-            let all: Vec<Value> = listed.iter().map(shown).collect();
-            draw.json_line(&json!({ "message_type": "volume_snapshots", "snapshots": all }));
-            return Ok(0);
-        }
-        if listed.is_empty() {
-            draw.talk("there are no snapshots");
-            return Ok(0);
-        }
-        let mut rows =
-            vec![["SNAPSHOT", "VOLUME", "MADE (UTC)", "CAUSE", "NOTE"].map(str::to_owned).to_vec()];
-        rows.extend(listed.iter().map(|snapshot| {
-            vec![
-                snapshot.id.clone(),
-                snapshot.volume.clone(),
-                show_time(snapshot.made_unix_us),
-                snapshot.cause.to_string(),
-                snapshot.note.clone().unwrap_or_default(),
-            ]
-        }));
-        draw.data(table(&rows).trim_end());
-        Ok(0)
-    }
-
     fn diff(&self, before: &str, after: Option<&str>, draw: &Draw) -> Result<u8, Failure> {
         let failed = |error: VolumeError| self.failure("they cannot be compared", &error);
         let (history, one) = self.find(before)?;
@@ -177,6 +166,7 @@ impl Past {
         };
         let changes = difference(&history.tree(&one).map_err(failed)?, &tree);
         self.bar.finish_and_clear();
+        self.say_standing(&history, &one.volume, draw);
         if draw.is_json() {
             let all: Vec<Value> = changes
                 .iter()
@@ -213,11 +203,11 @@ impl Past {
         Ok(0)
     }
 
-    fn rollback(&self, text: &str, draw: &Draw) -> Result<u8, Failure> {
+    fn rollback(&self, text: &str, take: bool, draw: &Draw) -> Result<u8, Failure> {
         let (history, snapshot) = self.find(text)?;
         let what = format!("`{}` is as it was", snapshot.volume);
         let done = history
-            .roll_back(&snapshot, &mut self.progress())
+            .roll_back(&snapshot, take, &mut self.progress())
             .map_err(|error| self.failure(&what, &error))?;
         self.bar.finish_and_clear();
         let stash = done.stash.as_ref().map(|stash| stash.id.as_str());
@@ -243,90 +233,26 @@ impl Past {
         }
     }
 
-    /// Lets go of what a policy does not keep, if there is any policy; the names.
-    fn apply(history: &History, volume: &str, policy: &Policy) -> Result<Vec<String>, VolumeError> {
-        let mut gone = Vec::new();
-        if policy.is_empty() {
-            return Ok(gone);
-        }
-        for (snapshot, _) in history.judge(volume, policy)?.into_iter().filter(|(_, why)| why.is_empty()) {
-            history.forget(&snapshot)?;
-            gone.push(snapshot.id);
-        }
-        Ok(gone)
-    }
-
-    fn forget(&self, wanted: &VolumeForgetArgs, draw: &Draw) -> Result<u8, Failure> {
-        let policy = policy(&wanted.keep);
-        if policy.is_empty() == wanted.volume.is_some() {
-            let message = "`--volume` and one of `--keep-…` belong together";
-            return Err(Failure::new(FailureKind::Usage, message)
-                .hint("nothing is forgotten by a policy that keeps nothing: name the snapshots"));
-        }
-        let failed = |error: VolumeError| self.failure("not all of them are forgotten", &error);
-        let (history, judged) = match &wanted.volume {
-            Some(volume) => {
-                let history = self.existing(volume)?;
-                let judged = history.judge(&Self::name(volume), &policy).map_err(failed)?;
-                (history, judged)
-            }
-            None => {
-                let history = self.existing(&wanted.snapshots[0])?;
-                let named = wanted.snapshots.iter().map(|text| Ok((history.find(text)?, vec![])));
-                let named = named.collect::<Result<Vec<_>, VolumeError>>().map_err(failed)?;
-                (history, named)
-            }
-        };
-        let (stay, go): (Vec<_>, Vec<_>) = judged.into_iter().partition(|(_, why)| !why.is_empty());
-        if !wanted.dry_run {
-            go.iter().try_for_each(|(snapshot, _)| history.forget(snapshot)).map_err(failed)?;
-        }
-        let why = |why: &[godwit_volumes::Reason]| why.iter().map(ToString::to_string).collect::<Vec<_>>();
-        if draw.is_json() {
-            let kept: Vec<Value> = stay
-                .iter()
-                .map(|(snapshot, reasons)| json!({ "id": snapshot.id, "reasons": why(reasons) }))
-                .collect();
-            let gone: Vec<&str> = go.iter().map(|(snapshot, _)| snapshot.id.as_str()).collect();
-            draw.json_line(&json!({
-                "message_type": "volume_forgotten", "dry_run": wanted.dry_run, "forgotten": gone, "kept": kept,
-            }));
-            return Ok(0);
-        }
-        let does = if wanted.dry_run { "would go" } else { "gone" };
-        let mut rows: Vec<Vec<String>> = stay
-            .iter()
-            .map(|(snapshot, reasons)| {
-                vec![snapshot.id.clone(), format!("stays: {}", why(reasons).join(", "))]
-            })
-            .collect();
-        rows.extend(go.iter().map(|(snapshot, _)| vec![snapshot.id.clone(), does.to_owned()]));
-        if rows.is_empty() {
-            draw.talk("there are no snapshots of it");
-        } else {
-            draw.data(table(&rows).trim_end());
-        }
-        if !go.is_empty() && !wanted.dry_run {
-            draw.talk("`godwit store gc` makes room now; else it is made when it is needed");
-        }
-        Ok(0)
-    }
-
     fn failure(&self, what: &str, error: &VolumeError) -> Failure {
         let kind = match error {
             VolumeError::Store(error) => return store::failure(what, error, &store_of(&self.root)),
             VolumeError::NoSnapshot(_) | VolumeError::NoVolume { .. } => FailureKind::NotFound,
             VolumeError::Ambiguous { .. } => FailureKind::Usage,
             VolumeError::InUse { .. } | VolumeError::Locked(_) => FailureKind::Locked,
-            VolumeError::Fixed { .. } => FailureKind::Missing,
+            VolumeError::Elsewhere { .. } | VolumeError::Diverged { .. } => FailureKind::Locked,
+            VolumeError::Fixed { .. } | VolumeError::Moment(_) => FailureKind::Missing,
             VolumeError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 FailureKind::Missing
             }
-            VolumeError::Io { .. } | VolumeError::Tree(_) | VolumeError::Moment(_) => FailureKind::Failed,
+            VolumeError::Io { .. } | VolumeError::Tree(_) => FailureKind::Failed,
         };
         let failure = Failure::new(kind, what).because_of(error as &(dyn Error + 'static));
         match error {
             VolumeError::NoSnapshot(_) => failure.hint("`godwit volume list` shows them"),
+            VolumeError::Elsewhere { .. } => {
+                failure.hint("do it there; or, where that node will not write to it any more, `--take` it")
+            }
+            VolumeError::Diverged { .. } => failure.hint(DIVERGED),
             VolumeError::InUse { users, .. } => users
                 .iter()
                 .fold(failure, |failure, user| failure.because(user.to_string()))
@@ -336,16 +262,6 @@ impl Past {
             }
             _ => failure,
         }
-    }
-}
-
-fn policy(keep: &KeepArgs) -> Policy {
-    Policy {
-        last: keep.keep_last,
-        hourly: keep.keep_hourly,
-        daily: keep.keep_daily,
-        weekly: keep.keep_weekly,
-        monthly: keep.keep_monthly,
     }
 }
 
@@ -370,9 +286,13 @@ fn line(taken: &Taken) -> Value {
 }
 
 fn shown(snapshot: &Snapshot) -> Value {
+    let position = snapshot.position.as_ref();
     json!({
         "id": snapshot.id, "volume": snapshot.volume, "path": snapshot.path, "host": snapshot.host,
         "made_unix_us": snapshot.made_unix_us, "stash": snapshot.cause == Cause::Stash, "note": snapshot.note,
         "stood_us": snapshot.stood_us, "shown_by": snapshot.shown_by, "manifest": snapshot.manifest.to_string(), "tree": snapshot.tree.to_string(),
+        "generation": position.map(|position| position.generation), "lineage": position.map(|position| position.lineage.to_string()),
+        "kept_by": snapshot.kept.as_ref().map(|kept| &kept.by), "kept_at": snapshot.kept.as_ref().map(|kept| &kept.at),
+        "parent": position.and_then(|position| position.parent.as_deref()),
     })
 }

@@ -44,6 +44,9 @@ fn main() {
     put("question", "give", &Question::Give(digests).to_bytes());
     put("question", "checkpoints", &Question::Checkpoints("runc:web".into()).to_bytes());
     put("question", "manifest", &Question::Manifest(Digest::of(b"one"), 4096).to_bytes());
+    put("question", "offer", &Question::Offer(vec![1, 2, 3].into(), false).to_bytes());
+    put("question", "take", &Question::Take(vec![(Digest::of(b"one"), vec![1, 2, 3].into())]).to_bytes());
+    put("question", "take-tree", &Question::TakeTree(4096, 0, vec![1, 2, 3].into()).to_bytes());
     put("question", "snapshots", &Question::Snapshots("podman:data".into()).to_bytes());
     put("question", "kept", &Answer::Snapshots(vec![Digest::of(b"one")]).to_bytes());
     put("question", "piece", &Answer::Manifest(Some((4099, vec![1, 2, 3].into()))).to_bytes());

@@ -1,6 +1,7 @@
 //! A neighbour's side: answers from the store until the visitor goes.
 
-use crate::question::{Answer, Known, MOST_KNOWN, PIECE, Question};
+use crate::custody::{Custody, Keeper};
+use crate::question::{Answer, Known, MOST_KNOWN, PIECE, Question, Verdict};
 use godwit_store::{Digest, Store, StoreError};
 use godwit_transfer::wire::unexpected;
 use godwit_transfer::{Compression, Incoming, Message, Wire, WireError};
@@ -19,6 +20,14 @@ pub struct Attended {
     pub given: u64,
     /// Bytes of them, as they are stored.
     pub bytes: u64,
+    /// Bytes of chunks that the visitor brought, as they are stored.
+    pub taken: u64,
+}
+
+/// Whoever brings something has offered it before.
+fn opened<'a, 'b>(custody: &'a mut Result<Custody<'b>, String>) -> Result<&'a mut Custody<'b>, WireError> {
+    let offered = custody.as_mut().ok().filter(|custody| custody.expects());
+    offered.ok_or_else(|| WireError::Malformed("content that was not offered, or is not wanted".into()))
 }
 
 /// The checkpoints of a container that a store keeps, the newest first.
@@ -32,7 +41,8 @@ fn snapshots(store: &Store, volume: &str) -> Vec<Digest> {
     kept(store, "volume", volume, "made_unix_us").into_iter().map(|(_, manifest, _)| manifest).collect()
 }
 
-/// What a store keeps of which a fact is this one: when it was made, its manifest and its tree, the newest first.
+/// What a store keeps of which a fact is this one: when it was made, its manifest and its tree, the newest first. Of a volume that has
+/// changed hands the generation counts before the clock.
 fn kept(store: &Store, fact: &str, value: &str, made: &str) -> Vec<(u64, Digest, Digest)> {
     let pins = store.pins().unwrap_or_else(|error| {
         tracing::warn!(%error, "what the store keeps cannot be listed");
@@ -40,26 +50,37 @@ fn kept(store: &Store, fact: &str, value: &str, made: &str) -> Vec<(u64, Digest,
     });
     let known = |manifest| {
         let described = store.described(manifest).ok()??;
-        let made = described.facts.get(made).and_then(|at| at.parse().ok()).unwrap_or(0);
-        (described.facts.get(fact).is_some_and(|is| is == value)).then_some((made, manifest, described.tree))
+        // its content is not in the store: a file system keeps it
+        if described.facts.contains_key("kept_by") {
+            return None;
+        }
+        let number = |fact: &str| described.facts.get(fact).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let when: (u64, u64) = (number("generation"), number(made));
+        (described.facts.get(fact).is_some_and(|is| is == value)).then_some((when, manifest, described.tree))
     };
     let mut found: Vec<_> = pins.iter().filter_map(|pin| known(pin.manifest)).collect();
-    found.sort_by_key(|(made, ..)| std::cmp::Reverse(*made));
+    found.sort_by_key(|(when, ..)| std::cmp::Reverse(*when));
     found.truncate(MOST_KNOWN);
-    found
+    found.into_iter().map(|((_, made), manifest, tree)| (made, manifest, tree)).collect()
 }
 
 /// Answers a visitor, whose first word has been heard and who may ask. `host`: this host's name. Without a store there is nothing to
-/// be had.
+/// be had; `keeper` takes what it brings, or it is told why nobody does.
 ///
 /// # Errors
 /// When the visitor says what cannot be, or is gone in the midst of a question. What cannot be read here is merely not there.
-pub fn attend(wire: &mut Wire, store: Option<&Store>, host: &str) -> Result<Attended, WireError> {
+pub fn attend(
+    wire: &mut Wire,
+    store: Option<&Store>,
+    host: &str,
+    keeper: Result<&mut dyn Keeper, String>,
+) -> Result<Attended, WireError> {
     wire.set_patience(PATIENCE);
     // chunks are stored compressed where that helps
     wire.set_compression(Compression::None);
     wire.say(&Message::Welcome { host: host.into() })?;
     let mut attended = Attended::default();
+    let mut custody = keeper.map(Custody::new);
     loop {
         let question = match wire.hear() {
             Ok(Incoming::Bytes(bytes)) => Question::from_bytes(&bytes),
@@ -70,6 +91,7 @@ pub fn attend(wire: &mut Wire, store: Option<&Store>, host: &str) -> Result<Atte
         let answer = match question.map_err(|error| WireError::Malformed(error.to_string()))? {
             Question::Has(digests) => {
                 attended.asked += digests.len() as u64;
+                let store = store.or(custody.as_ref().ok().and_then(Custody::store));
                 let has = |digest| store.is_some_and(|store| store.has_chunk(digest));
                 Answer::has(&digests.into_iter().map(has).collect::<Vec<_>>())
             }
@@ -99,6 +121,18 @@ pub fn attend(wire: &mut Wire, store: Option<&Store>, host: &str) -> Result<Atte
                 let piece = &manifest[from..manifest.len().min(from + PIECE)];
                 Some((manifest.len() as u64, ByteBuf::from(piece)))
             })),
+            Question::Offer(described, despite) => Answer::Offer(match &mut custody {
+                Ok(custody) => custody.offered(&described, despite),
+                Err(why) => Verdict::Refused(why.clone()),
+            }),
+            Question::Take(chunks) => {
+                attended.taken += chunks.iter().map(|(_, chunk)| chunk.len() as u64).sum::<u64>();
+                Answer::Taken(opened(&mut custody)?.take(&chunks))
+            }
+            Question::TakeTree(total, from, piece) => {
+                Answer::Taken(opened(&mut custody)?.take_tree(total, from, &piece))
+            }
+            Question::Keep => Answer::Kept(opened(&mut custody)?.keep()),
         };
         wire.send_bytes(&answer.to_bytes())?;
     }

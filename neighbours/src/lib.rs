@@ -6,12 +6,16 @@
 //!
 //! Who the neighbours are the configuration says, or a [`Catalog`] in an etcd, where each of them keeps what it has ([`Registration`]).
 //!
+//! Snapshots are fetched from one neighbour ([`fetch`]) or brought to it ([`bring`]), where it keeps them ([`custody`]).
+//!
 //! Nothing depends on a neighbour: each chunk is verified by its digest, what nobody gives comes from the source, and the source
 //! compares all that was gathered with what it has, as it would with a stale copy.
 
 pub mod acquaintance;
 pub mod attend;
+pub mod bring;
 pub mod catalog;
+pub mod custody;
 pub mod fetch;
 pub mod gather;
 pub mod question;
@@ -20,7 +24,9 @@ pub mod visit;
 
 pub use acquaintance::Acquaintance;
 pub use attend::{Attended, attend, checkpoints};
+pub use bring::{BringError, Brought, bring};
 pub use catalog::{Catalog, Node, Offered};
+pub use custody::Keeper;
 pub use fetch::{FetchError, Fetched, fetch};
 pub use gather::{Gathering, Neighbour, gather};
 pub use godwit_etcd::{EtcdError, Place};

@@ -37,6 +37,14 @@ pub enum Question {
     Manifest(Digest, u64),
     /// Which snapshots of this volume are there, by the name that it has there?
     Snapshots(String),
+    /// Would it keep this snapshot? The manifest that describes it, and whether it may be of a history that has diverged from what is there.
+    Offer(ByteBuf, bool),
+    /// Chunks of it, as they are stored.
+    Take(Vec<(Digest, ByteBuf)>),
+    /// Its tree: of a manifest of so many bytes a piece, from this byte on.
+    TakeTree(u64, u64, ByteBuf),
+    /// That was all: keep it.
+    Keep,
 }
 
 /// An answer, in the order of the question.
@@ -52,6 +60,34 @@ pub enum Answer {
     Manifest(Option<(u64, ByteBuf)>),
     /// The newest first: the manifests that describe them.
     Snapshots(Vec<Digest>),
+    /// Whether it would.
+    Offer(Verdict),
+    /// What came is there; or why not.
+    Taken(Result<(), String>),
+    /// It is kept, under this name; or it is not.
+    Kept(Result<String, Unkept>),
+}
+
+/// Whether a snapshot is kept that somebody brings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// It is wanted: what is not there may come.
+    Wanted,
+    /// It is there.
+    There,
+    /// What is there has diverged from it: since when, and what there is.
+    Diverged(String),
+    /// It cannot be kept.
+    Refused(String),
+}
+
+/// Why a snapshot of which all seemed to have come is not kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unkept {
+    /// A chunk of it went meanwhile: what is missing may come once more.
+    Lost,
+    /// It cannot be kept.
+    Refused(String),
 }
 
 /// Why bytes are no question or answer.
@@ -74,7 +110,9 @@ impl Question {
         let (count, most) = match &question {
             Self::Has(digests) => (digests.len(), MOST_ASKED),
             Self::Give(digests) => (digests.len(), MOST_GIVEN),
+            Self::Take(chunks) => (chunks.len(), MOST_GIVEN),
             Self::Checkpoints(_) | Self::Manifest(..) | Self::Snapshots(_) => (1, 1),
+            Self::Offer(..) | Self::TakeTree(..) | Self::Keep => (1, 1),
         };
         if count > most { Err(Nonsense(format!("a question about {count} chunks"))) } else { Ok(question) }
     }
@@ -143,6 +181,39 @@ impl Answer {
         }
     }
 
+    /// Takes bytes as the answer to an offer.
+    ///
+    /// # Errors
+    /// When they are none.
+    pub fn offer(bytes: &[u8]) -> Result<Verdict, Nonsense> {
+        match decode(bytes)? {
+            Self::Offer(verdict) => Ok(verdict),
+            _ => Err(Nonsense("an answer to another question".into())),
+        }
+    }
+
+    /// Takes bytes as the answer that something was taken, or why not.
+    ///
+    /// # Errors
+    /// When they are none.
+    pub fn taken(bytes: &[u8]) -> Result<Result<(), String>, Nonsense> {
+        match decode(bytes)? {
+            Self::Taken(taken) => Ok(taken),
+            _ => Err(Nonsense("an answer to another question".into())),
+        }
+    }
+
+    /// Takes bytes as the answer that a snapshot is kept, or why not.
+    ///
+    /// # Errors
+    /// When they are none.
+    pub fn kept(bytes: &[u8]) -> Result<Result<String, Unkept>, Nonsense> {
+        match decode(bytes)? {
+            Self::Kept(kept) => Ok(kept),
+            _ => Err(Nonsense("an answer to another question".into())),
+        }
+    }
+
     /// Takes bytes as a piece of a manifest.
     ///
     /// # Errors
@@ -182,7 +253,9 @@ mod tests {
         for question in [Question::Has(digests(MOST_ASKED)), Question::Give(digests(MOST_GIVEN))] {
             assert_eq!(Question::from_bytes(&question.to_bytes()), Ok(question));
         }
-        for question in [Question::Has(digests(MOST_ASKED + 1)), Question::Give(digests(MOST_GIVEN + 1))] {
+        let many = digests(MOST_GIVEN + 1).into_iter().map(|digest| (digest, ByteBuf::new())).collect();
+        let asked = Question::Has(digests(MOST_ASKED + 1));
+        for question in [asked, Question::Give(digests(MOST_GIVEN + 1)), Question::Take(many)] {
             assert!(Question::from_bytes(&question.to_bytes()).is_err());
         }
     }
@@ -212,6 +285,7 @@ mod tests {
             let _ = Answer::which(&bytes, count);
             let _ = Answer::chunks(&bytes, count);
             let _ = (Answer::checkpoints(&bytes), Answer::manifest(&bytes), Answer::snapshots(&bytes));
+            let _ = (Answer::offer(&bytes), Answer::taken(&bytes), Answer::kept(&bytes));
         }
     }
 }

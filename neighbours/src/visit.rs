@@ -1,7 +1,7 @@
 //! A visit to a neighbour over the wire.
 
 use crate::gather::Neighbour;
-use crate::question::{Answer, Known, Question};
+use crate::question::{Answer, Known, PIECE, Question, Unkept, Verdict};
 use godwit_migration::Cancel;
 use godwit_store::object::MAX_MANIFEST;
 use godwit_store::{Digest, Manifest, ObjectId, object};
@@ -11,6 +11,9 @@ use std::time::Duration;
 
 /// How long a neighbour may be silent when it was asked something. Others are asked for the same long before.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it may take to bring to disk what it was brought.
+const TAKING: Duration = Duration::from_secs(120);
 
 /// A neighbour that lets us ask.
 pub struct Visit {
@@ -48,6 +51,41 @@ impl Visit {
     pub fn snapshots(&mut self, volume: &str) -> Result<Vec<Digest>, String> {
         let answer = self.ask(&Question::Snapshots(volume.to_owned()))?;
         Answer::snapshots(&answer).map_err(|error| error.to_string())
+    }
+
+    /// Offers a snapshot: the manifest that describes it, and whether it may be of a history that has diverged.
+    ///
+    /// # Errors
+    /// Why it cannot be asked.
+    pub fn offer(&mut self, described: &[u8], despite: bool) -> Result<Verdict, String> {
+        // what comes is brought to disk there
+        self.wire.set_patience(TAKING);
+        let answer = self.ask(&Question::Offer(described.to_vec().into(), despite))?;
+        Answer::offer(&answer).map_err(|error| error.to_string())
+    }
+
+    /// Brings chunks of what was offered.
+    ///
+    /// # Errors
+    /// Why they are not there.
+    pub fn bring(&mut self, chunks: Vec<(Digest, Vec<u8>)>) -> Result<(), String> {
+        let chunks = chunks.into_iter().map(|(digest, chunk)| (digest, chunk.into())).collect();
+        let answer = self.ask(&Question::Take(chunks))?;
+        Answer::taken(&answer).map_err(|error| error.to_string())?
+    }
+
+    /// Brings its tree, and has it kept: the name that it has there.
+    ///
+    /// # Errors
+    /// Why it cannot be asked.
+    pub fn have_kept(&mut self, tree: &[u8]) -> Result<Result<String, Unkept>, String> {
+        for (number, piece) in tree.chunks(PIECE).enumerate() {
+            let from = (number * PIECE) as u64;
+            let answer = self.ask(&Question::TakeTree(tree.len() as u64, from, piece.to_vec().into()))?;
+            Answer::taken(&answer).map_err(|error| error.to_string())??;
+        }
+        let answer = self.ask(&Question::Keep)?;
+        Answer::kept(&answer).map_err(|error| error.to_string())
     }
 
     fn ask(&mut self, question: &Question) -> Result<Vec<u8>, String> {

@@ -15,6 +15,7 @@ use crate::preflight;
 use crate::recovery;
 use crate::streams::{Doors, Joins};
 use crate::trees::Before;
+use crate::volumes;
 use godwit_engine::{Engine, RestoreRequest};
 use godwit_migration::journal;
 use godwit_migration::observer::{Event, micros};
@@ -22,12 +23,13 @@ use godwit_migration::plan::Restoration;
 use godwit_migration::report::FillReport;
 use godwit_migration::{Failure, FailureKind, MigrationId, Observer, Phase, Role};
 use godwit_neighbours::Catalog;
+use godwit_transfer::message::PassedVolume;
 use godwit_transfer::stale::StaleCopies;
 use godwit_transfer::wire::{HeldFrames, unexpected};
 use godwit_transfer::{
     Address, HostFacts, Incoming, Message, Peer, Refusal, TreeBase, TreeId, TreeOffer, Wire, WireError,
 };
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -109,6 +111,8 @@ pub(crate) struct Destination<'a> {
     pub(crate) claim_pages: u64,
     images: PathBuf,
     pid: i32,
+    /// What could not be written down since it runs here.
+    leftovers: Vec<String>,
 }
 
 /// Takes one container from whoever is at the other end of `wire`. See the module for what is guaranteed.
@@ -126,6 +130,7 @@ pub fn receive(wire: Wire, host: &Host, observer: &dyn Observer) -> Result<Outco
         claim_pages: 0,
         images: PathBuf::new(),
         pid: 0,
+        leftovers: Vec::new(),
     };
     match destination.run() {
         Ok(()) => Ok(destination.complete()),
@@ -440,7 +445,7 @@ impl Destination<'_> {
         let mut frames: Vec<HeldFrames> = Vec::new();
         let mut room = MAX_HELD;
         self.wire.set_patience(WORD);
-        loop {
+        let passed = loop {
             match self.hear()? {
                 Incoming::Frames(held) => {
                     let all = held.iter().flat_map(|held| &held.frames);
@@ -449,10 +454,10 @@ impl Destination<'_> {
                     })?;
                     frames.extend(held);
                 }
-                Incoming::Message(Message::Go) => break,
+                Incoming::Message(Message::Go { volumes }) => break volumes,
                 other => return Err(unexpected(&other, "go").into()),
             }
-        }
+        };
         let pid = self.pid;
         let job = self.job()?;
         recovery::claim(job.offer.witness.as_deref(), &job.offer.migration)?;
@@ -475,12 +480,20 @@ impl Destination<'_> {
         if let Err(error) = said {
             tracing::warn!(%error, "the source could not be told that the container runs here");
         }
+        self.leftovers = self.take_volumes(passed);
         Ok(())
+    }
+
+    /// Its volumes are this node's.
+    fn take_volumes(&mut self, passed: Vec<PassedVolume>) -> Vec<String> {
+        let Some(job) = &self.job else { return vec![] };
+        let places: Vec<&Path> = job.offer.trees.iter().map(|tree| &*tree.path).collect();
+        volumes::take(&self.host.root, &places, passed, &job.offer.migration)
     }
 
     /// It runs here: what was only for the move goes.
     fn complete(mut self) -> Outcome {
-        let mut leftovers = Vec::new();
+        let mut leftovers = std::mem::take(&mut self.leftovers);
         let pid = self.pid;
         let Some(mut job) = self.job.take() else {
             return Outcome::Examined;

@@ -19,6 +19,7 @@ mod resume;
 mod rollback;
 mod streams;
 mod trees;
+mod volumes;
 
 pub use destination::{Host, Outcome, receive};
 pub use parked::Parking;

@@ -55,6 +55,7 @@ struct Rule {
     max_memory: Option<u64>,
     hooks: Vec<String>,
     store: bool,
+    keep: bool,
 }
 
 #[derive(Deserialize)]
@@ -78,6 +79,8 @@ struct RuleText {
     hooks: Vec<String>,
     #[serde(default)]
     store: bool,
+    #[serde(default)]
+    keep: bool,
 }
 
 fn all() -> Vec<String> {
@@ -137,13 +140,28 @@ impl Policy {
     /// # Errors
     /// The refusal says what is missing.
     pub fn may_ask(&self, peer: &str) -> Result<(), Refusal> {
-        let Some(rules) = &self.rules else { return Ok(()) };
-        let allows = |rule: &Rule| rule.store && rule.peers.iter().any(|glob| matches(glob, peer));
-        if rules.iter().any(allows) {
+        if self.has_rule(peer, |rule| rule.store) {
             return Ok(());
         }
         Err(Refusal::new(format!("the policy there lets `{peer}` have nothing of its store"))
             .hint("add `store = true` to a rule for it in the policy.toml there, usually in /etc/godwit"))
+    }
+
+    /// Whether somebody may have snapshots kept in this host's store, and say by them whose a volume is.
+    ///
+    /// # Errors
+    /// The refusal says what is missing.
+    pub fn may_keep(&self, peer: &str) -> Result<(), Refusal> {
+        if self.has_rule(peer, |rule| rule.keep) {
+            return Ok(());
+        }
+        Err(Refusal::new(format!("the policy there lets `{peer}` keep no snapshots in its store"))
+            .hint("add `keep = true` to a rule for it in the policy.toml there, usually in /etc/godwit"))
+    }
+
+    fn has_rule(&self, peer: &str, allows: impl Fn(&Rule) -> bool) -> bool {
+        let is_of = |rule: &Rule| rule.peers.iter().any(|glob| matches(glob, peer));
+        self.rules.as_ref().is_none_or(|rules| rules.iter().any(|rule| allows(rule) && is_of(rule)))
     }
 
     /// Whether a source may have its wish; touches nothing.
@@ -170,7 +188,7 @@ impl Policy {
 
 impl Rule {
     fn check(text: RuleText) -> Result<Self, String> {
-        let RuleText { rule, peers, containers, roots, max_memory, hooks, store } = text;
+        let RuleText { rule, peers, containers, roots, max_memory, hooks, store, keep } = text;
         let wrong = |what: &dyn Display| Err(format!("rule `{rule}`: {what}"));
         if rule.is_empty() || rule.len() > 200 || rule.chars().any(char::is_control) {
             return Err("a rule without a name that can be shown".into());
@@ -196,7 +214,7 @@ impl Rule {
             Some(Ok(bytes)) => Some(bytes),
             None => None,
         };
-        Ok(Self { name: rule, peers, containers, roots, max_memory, hooks, store })
+        Ok(Self { name: rule, peers, containers, roots, max_memory, hooks, store, keep })
     }
 
     /// What of a wish this rule does not allow.
@@ -367,6 +385,15 @@ mod tests {
         let policy = Policy::parse(policy).unwrap();
         assert!(policy.may_ask("rack3").is_ok());
         assert!(policy.may_ask("rack2").unwrap_err().reason.contains("lets `rack2` have nothing"));
+    }
+
+    #[test]
+    fn who_may_read_the_store_may_not_write_to_it_and_the_other_way_round() {
+        assert!(Policy::default().may_keep("rack2").is_ok());
+        let policy = "[[allow]]\nrule = \"a\"\npeers = [\"rack2\"]\nstore = true\n[[allow]]\nrule = \"b\"\npeers = [\"rack3\"]\nkeep = true";
+        let policy = Policy::parse(policy).unwrap();
+        assert!(policy.may_keep("rack3").is_ok() && policy.may_ask("rack3").is_err());
+        assert!(policy.may_keep("rack2").unwrap_err().reason.contains("lets `rack2` keep no snapshots"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::job::{private_dir, remove_images};
 use crate::pages::FILLED;
 use crate::processes::{await_the_end_of_restores, end_the_receiver, is_filling};
 use crate::trees::Before;
+use crate::volumes;
 use godwit_engine::{DestinationContainer, Engine};
 use godwit_hooks::{About, Calls};
 use godwit_migration::hooks::{HookUrl, Hooks, Moment, Target};
@@ -16,6 +17,7 @@ use godwit_migration::ownership::{Presence, Standing, is_held, may_have_run};
 use godwit_migration::takeover::{Takeover, unreadable};
 use godwit_migration::{Failure, FailureKind, MigrationId, Role, remains};
 use godwit_transfer::Refusal;
+use godwit_transfer::message::PassedVolume;
 use godwit_transfer::stale::StaleCopies;
 use godwit_witness::{Witness, WitnessPlace};
 use serde::{Deserialize, Serialize};
@@ -212,11 +214,11 @@ impl Orphan {
         Ok(leftovers)
     }
 
-    /// The source gave its word: lets it run, if it does not yet. Gives its first process.
+    /// The source gave its word, and `passed` its volumes: lets it run, if it does not yet. Gives its first process.
     ///
     /// # Errors
     /// When it cannot be let run.
-    pub fn go(&mut self) -> Result<i32, Failure> {
+    pub fn go(&mut self, passed: Vec<PassedVolume>) -> Result<i32, Failure> {
         let state = self.journal.state();
         // a source that says so may err: all of it is there only from `restored` on
         if !is_held(state) && !may_have_run(state) && self.standing().presence == Presence::Frozen {
@@ -245,6 +247,10 @@ impl Orphan {
             self.write(Event::Running { pid })?;
         }
         note_running(self.remains.witness.as_deref(), &self.id);
+        let places: Vec<&Path> = self.remains.trees.iter().map(Before::path).collect();
+        for error in volumes::take(&self.root, &places, passed, &self.id) {
+            tracing::warn!(error, "left over");
+        }
         Ok(pid)
     }
 

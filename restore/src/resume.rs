@@ -39,7 +39,7 @@ pub(crate) fn serve(mut wire: Wire, host: &Host, id: &MigrationId, forget: bool)
             let buried = orphan.map_or(Ok(vec![]), Orphan::bury);
             buried.map(|leftovers| (Message::Undone { leftovers }, reason))
         }
-        (Incoming::Message(Message::Go), Some(orphan)) => match orphan.go() {
+        (Incoming::Message(Message::Go { volumes }), Some(orphan)) => match orphan.go(volumes) {
             Ok(pid) => {
                 wire.say(&Message::Running { pid }).map_err(|error| lost(&error))?;
                 return Ok(settle(wire, orphan, id, pid));

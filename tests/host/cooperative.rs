@@ -279,6 +279,27 @@ fn of_a_volume_that_was_replicated_the_difference_comes_from_the_source() {
     let all = bed.sh(SRC, "du -sbc /srv/coop-rw /srv/coop-ro /srv/coop/rootfs | tail -n 1 | cut -f 1");
     let (from_source, all) = (summary["wire_bytes"].as_u64().unwrap(), all.parse::<u64>().unwrap());
     assert!(from_source < all - SIZE * MIB * 3 / 4, "{from_source} of {all} bytes came from the source");
+    // whose it is went along, with all that it stems from
+    let known = |host| {
+        let said = bed.run(host, &["godwit", "--json", "volume", "owner", "/srv/coop-rw"]);
+        said.lines("volume_owners").remove(0)["volumes"][0].clone()
+    };
+    let (left, arrived) = (known(SRC), known(DST));
+    assert_eq!((&left["owner"], &left["generation"]), (&"ssh://dst".into(), &2.into()), "{left}");
+    assert_eq!((&arrived["is_here"], &arrived["generation"]), (&true.into(), &2.into()), "{arrived}");
+    assert_eq!(arrived["lineage"], left["lineage"]);
+    // a snapshot there goes on from those that were made here
+    bed.sh(DST, "godwit volume snapshot /srv/coop-rw");
+    assert_eq!(known(DST)["diverged"], Value::Null);
+    let said = bed.run(SRC, &["godwit", "volume", "replicate", "/srv/coop-rw", "--from", "ssh://dst"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert_eq!(known(SRC)["diverged"], Value::Null);
+    // one of the copy that stayed does not
+    let said = bed.run(SRC, &["godwit", "volume", "snapshot", "/srv/coop-rw"]);
+    assert!(said.code == 0 && said.err.contains("belongs to"), "{}", said.err);
+    assert_ne!(known(SRC)["diverged"], Value::Null);
+    let said = bed.run(SRC, &["godwit", "volume", "replicate", "/srv/coop-rw", "--to", "ssh://dst"]);
+    assert!(said.code == 11 && said.err.contains("have diverged"), "{}: {}", said.code, said.err);
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //! - `hostile`: a half that lies.
 //! - `images`: who may read memory images.
 //! - `keys`: the keys of hosts, and the policy.
-//! - `store`: the content store's commands; `volume`: those of volumes' past.
+//! - `store`: the content store's commands; `volume`: those of volumes' past, `volume_nodes`: of several nodes.
 //! - `cli`: flags, errors and exit codes of the binary.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // a test that cannot go on has failed; a skip says why
@@ -29,4 +29,5 @@ mod stage;
 mod store;
 mod throttle;
 mod volume;
+mod volume_nodes;
 mod world;

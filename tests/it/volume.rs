@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-fn object(ran: &Ran) -> Value {
+pub fn object(ran: &Ran) -> Value {
     serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("no JSON: {}{}", ran.out, ran.err))
 }
 
@@ -63,7 +63,7 @@ impl Scene {
 
 /// rsync finds no difference.
 #[track_caller]
-fn assert_equal(one: &Path, other: &Path) {
+pub fn assert_equal(one: &Path, other: &Path) {
     let said = Command::new("rsync")
         .args(["-aHAXnic", "--delete", "--numeric-ids"])
         .args([format!("{}/", one.display()), format!("{}/", other.display())])
@@ -192,6 +192,15 @@ fn what_cannot_be_meant_is_refused_and_nothing_is_touched() {
 }
 
 #[test]
+fn where_the_file_system_keeps_no_snapshots_none_is_kept_natively() {
+    let scene = Scene::new();
+    let volume = tempfile::tempdir_in("/dev/shm").unwrap();
+    let ran = scene.godwit(&["snapshot", volume.path().to_str().unwrap(), "--native"]);
+    assert!(ran.code == 13 && ran.err.contains("btrfs and ZFS have"), "{}: {}", ran.code, ran.err);
+    assert_eq!(scene.ids(), [""; 0]);
+}
+
+#[test]
 fn a_rollback_that_was_killed_leaves_the_one_or_the_other() {
     let scene = Scene::new();
     for number in 0..300 {
@@ -227,7 +236,7 @@ fn a_rollback_that_was_killed_leaves_the_one_or_the_other() {
 }
 
 /// Ended with the test, however that ends.
-struct Follower(std::process::Child);
+pub struct Follower(pub std::process::Child);
 
 impl Drop for Follower {
     fn drop(&mut self) {

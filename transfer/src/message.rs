@@ -40,6 +40,7 @@ use godwit_migration::hooks::HookUrl;
 use godwit_migration::ownership::Standing;
 use godwit_migration::plan::{Carry, Restoration, Strategy, Tracker};
 use godwit_migration::report::{CooperationReport, FillReport};
+use godwit_migration::volume_owner::Passed;
 use godwit_migration::{Failure, MigrationId};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -169,6 +170,16 @@ pub enum TreeBase {
         /// As [`crate::tree::equal_digest`].
         digest: String,
     },
+}
+
+/// A volume that belongs to the destination from `Go` on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassedVolume {
+    /// The place of the offered tree that it is.
+    #[serde(with = "path_bytes")]
+    pub path: PathBuf,
+    /// What it takes along.
+    pub passed: Passed,
 }
 
 /// Why a destination says no.
@@ -361,7 +372,11 @@ pub enum Message {
         pid: i32,
     },
     /// Source: I have given up my right to run it; let it run. Captured frames came before as a bulk frame.
-    Go,
+    Go {
+        /// The volumes that it may write to.
+        #[serde(default)]
+        volumes: Vec<PassedVolume>,
+    },
     /// Destination: it runs.
     Running {
         /// Its first process there.
@@ -432,7 +447,7 @@ impl Message {
             Message::Ready { .. } => "ready",
             Message::Restore => "restore",
             Message::Restored { .. } => "restored",
-            Message::Go => "go",
+            Message::Go { .. } => "go",
             Message::Running { .. } => "running",
             Message::Done => "done",
             Message::Settled { .. } => "settled",

@@ -406,9 +406,9 @@ fn a_wire_over_tls_carries_messages_both_ways_and_says_why_it_ends() {
     far.say(&Message::Prepared).unwrap();
     assert!(matches!(near.hear().unwrap(), Incoming::Message(Message::Prepared)));
     near.send_pages(&vec![5; 3 << 20]).unwrap();
-    near.say(&Message::Go).unwrap();
+    near.say(&Message::Go { volumes: vec![] }).unwrap();
     assert!(matches!(far.hear().unwrap(), Incoming::Pages(pages) if pages.len() == 3 << 20));
-    assert!(matches!(far.hear().unwrap(), Incoming::Message(Message::Go)));
+    assert!(matches!(far.hear().unwrap(), Incoming::Message(Message::Go { .. })));
     drop(near);
     assert!(matches!(far.hear(), Err(WireError::Closed { .. })));
 }
@@ -447,7 +447,7 @@ fn throughput(near: Box<dyn Transport>, far: Box<dyn Transport>, bytes: usize) -
     for _ in 0..bytes / batch.len() {
         near.send_pages(&batch).unwrap();
     }
-    near.say(&Message::Go).unwrap();
+    near.say(&Message::Go { volumes: vec![] }).unwrap();
     drop(other.join().unwrap());
     bytes as f64 / begun.elapsed().as_secs_f64() / (1u64 << 30) as f64
 }

@@ -1,5 +1,6 @@
 //! What can go wrong with a volume's past.
 
+use crate::lineage::Divergence;
 use crate::moment::MomentError;
 use crate::users::User;
 use godwit_store::StoreError;
@@ -56,6 +57,24 @@ pub enum VolumeError {
         volume: String,
         /// By whom.
         users: Vec<User>,
+    },
+    /// It is written to on another node.
+    #[error("`{volume}` belongs to {node}, in generation {generation}: what is here is a copy that stayed")]
+    Elsewhere {
+        /// Its name.
+        volume: String,
+        /// Whose it is.
+        node: String,
+        /// How often it has changed hands.
+        generation: u64,
+    },
+    /// Snapshots of two nodes of which neither has what the other has.
+    #[error("the histories of `{volume}` have diverged: {divergence}")]
+    Diverged {
+        /// Its name.
+        volume: String,
+        /// Since when, and what there is.
+        divergence: Box<Divergence>,
     },
     /// Another command works on it.
     #[error("another godwit works on `{0}`")]

@@ -3,72 +3,21 @@
 //! A snapshot is a tree in the content store and a few facts, kept by the pin `snapshot/ID`. A pin without those facts is
 //! somebody else's.
 
-use crate::moment::{self, Moment, MomentError};
+use crate::moment::{self, Kept, Moment, MomentError};
 use crate::retention::{Policy, Reason};
+use crate::snapshot::{Cause, KIND, Snapshot, id, label, pin};
 use crate::{Volume, VolumeError};
-use godwit_migration::calendar::date_of_day;
 use godwit_migration::host_name;
+use godwit_migration::volume_owner::{Position, VolumeOwners};
 use godwit_store::manifest::{Described, Tree};
-use godwit_store::{Added, Digest, Lease, PinName, Restless, Stood, Store, StoreError, Writers, store_of};
-use std::collections::BTreeMap;
-use std::fmt;
+use godwit_store::{Added, Digest, Lease, Restless, Stood, Store, StoreError, Writers, store_of};
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Kind of the pins that keep snapshots.
-const KIND: &str = "snapshot";
-/// What an id has of the volume's name at most, bytes.
-const LABEL: usize = 80;
 /// What means the newest one, in the place of its time.
 const LATEST: &str = "latest";
-
-/// Why a snapshot was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// Somebody asked for it.
-    Asked,
-    /// A rollback put away what the volume had become. No policy lets go of it.
-    Stash,
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Cause::Asked => "asked",
-            Cause::Stash => "stash",
-        })
-    }
-}
-
-/// What a volume was at one time.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Its name: `LABEL@20261122T084011.123456Z`, UTC.
-    pub id: String,
-    /// The volume's name.
-    pub volume: String,
-    /// Where it was.
-    pub path: PathBuf,
-    /// On which host.
-    pub host: String,
-    /// When it was begun, µs since 1970.
-    pub made_unix_us: u64,
-    /// Why.
-    pub cause: Cause,
-    /// For how long its writers stood still, so that it is of one moment, µs. None: each file is of some moment of its own, where
-    /// somebody wrote meanwhile.
-    pub stood_us: Option<u64>,
-    /// The file system that has shown it as it was, without changes under the reader: as a host that lost power would find it.
-    pub shown_by: Option<String>,
-    /// What somebody wanted to be remembered.
-    pub note: Option<String>,
-    /// What the pin keeps.
-    pub manifest: Digest,
-    /// The tree: the same for two snapshots between which nothing has changed.
-    pub tree: Digest,
-}
 
 /// A snapshot that was just taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +33,7 @@ pub struct Taken {
 pub struct History {
     store: Store,
     locks: PathBuf,
+    pub(crate) owners: VolumeOwners,
 }
 
 impl History {
@@ -92,7 +42,7 @@ impl History {
     /// # Errors
     /// As [`Store::open`].
     pub fn open(root: &Path, quota: Option<u64>) -> Result<Self, VolumeError> {
-        Ok(Self { store: Store::open(&store_of(root), quota)?, locks: root.join("volumes") })
+        Ok(Self::of(Store::open(&store_of(root), quota)?, root))
     }
 
     /// The same, if there is a store.
@@ -101,7 +51,11 @@ impl History {
     /// As [`Store::find`].
     pub fn find_in(root: &Path) -> Result<Option<Self>, VolumeError> {
         let store = Store::find(&store_of(root), None)?;
-        Ok(store.map(|store| Self { store, locks: root.join("volumes") }))
+        Ok(store.map(|store| Self::of(store, root)))
+    }
+
+    fn of(store: Store, root: &Path) -> Self {
+        Self { store, locks: root.join("volumes"), owners: VolumeOwners::below(root) }
     }
 
     /// Keeps what is in the volume as a snapshot. Where somebody writes to it, each file is of some moment of its own, unless the file
@@ -132,6 +86,7 @@ impl History {
     ) -> Result<Taken, VolumeError> {
         let _lock = self.lock(volume)?;
         let mut lease = self.store.lease()?;
+        let position = self.draw(volume)?;
         let moment = moment::means(&volume.path).map(|means| at_rest(writers, || Moment::now(means)));
         let (added, stood, shown_by) = match shown(moment.transpose())? {
             Some((moment, stood)) => {
@@ -142,8 +97,8 @@ impl History {
                 (added, stood, None)
             }
         };
-        let when = When { at: stood.at, stood: Some(stood.took), shown_by };
-        note_down(&mut lease, volume, Cause::Asked, note, when, added)
+        let when = When { at: stood.at, stood: Some(stood.took), shown_by, position };
+        self.kept(volume, note_down(&mut lease, volume, Cause::Asked, note, when, added, None)?)
     }
 
     pub(crate) fn take_locked(
@@ -154,18 +109,42 @@ impl History {
         note: Option<&str>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Taken, VolumeError> {
+        let position = self.draw(volume)?;
         let moment = moment::means(&volume.path).map(Moment::now).transpose();
         if let Some(moment) = shown(moment.map_err(VolumeError::from))? {
             let added = lease.add_tree(&moment.tree(), progress)?;
-            let when = When { at: moment.at, stood: None, shown_by: Some(moment.shown_by()) };
-            return note_down(lease, volume, cause, note, when, added);
+            let when = When { at: moment.at, stood: None, shown_by: Some(moment.shown_by()), position };
+            return self.kept(volume, note_down(lease, volume, cause, note, when, added, None)?);
         }
-        let when = When { at: SystemTime::now(), stood: None, shown_by: None };
+        let when = When { at: SystemTime::now(), stood: None, shown_by: None, position };
         let added = lease.add_tree(&volume.path, progress)?;
-        note_down(lease, volume, cause, note, when, added)
+        self.kept(volume, note_down(lease, volume, cause, note, when, added, None)?)
     }
 
-    /// All snapshots, or those of one volume; oldest first.
+    pub(crate) fn draw(&self, volume: &Volume) -> Result<Position, VolumeError> {
+        self.owners
+            .draw(&volume.path, &volume.name)
+            .map_err(VolumeError::io("number the snapshots of", &volume.path))
+    }
+
+    /// What is there now stems from it.
+    pub(crate) fn kept(&self, volume: &Volume, taken: Taken) -> Result<Taken, VolumeError> {
+        let noted = self.owners.stems_from(&volume.path, Some(&taken.snapshot.id));
+        noted.map(|()| taken).map_err(VolumeError::io("write down the owner of", &volume.path))
+    }
+
+    /// Lets go of a snapshot that was just taken and is not wanted, as if it had not been.
+    ///
+    /// # Errors
+    /// As [`History::forget`].
+    pub fn take_back(&self, volume: &Volume, taken: &Snapshot) -> Result<(), VolumeError> {
+        self.forget(taken)?;
+        let parent = taken.position.as_ref().and_then(|position| position.parent.as_deref());
+        let noted = self.owners.stems_from(&volume.path, parent);
+        noted.map_err(VolumeError::io("write down the owner of", &volume.path))
+    }
+
+    /// All snapshots, or those of one volume; oldest first: by their owners' generations, and within one by its clock.
     ///
     /// # Errors
     /// When a pin or what it keeps cannot be read.
@@ -176,10 +155,12 @@ impl History {
                 continue;
             };
             let Some(described) = self.store.described(kept.manifest)? else { continue };
-            found.extend(snapshot(id, kept.manifest, described.tree, &described.facts));
+            found.extend(Snapshot::of(id, kept.manifest, described.tree, &described.facts));
         }
         found.retain(|snapshot| volume.is_none_or(|volume| snapshot.volume == volume));
-        found.sort_by(|one, other| (one.made_unix_us, &one.id).cmp(&(other.made_unix_us, &other.id)));
+        found.sort_by_cached_key(|snapshot| {
+            (snapshot.generation(), snapshot.made_unix_us, snapshot.id.clone())
+        });
         Ok(found)
     }
 
@@ -213,11 +194,13 @@ impl History {
         }
     }
 
-    /// Lets go of a snapshot. What only it needed stays in the store until room is needed, or it is collected.
+    /// Lets go of a snapshot. What only it needed stays in the store until room is needed, or it is collected; what a file system keeps
+    /// goes at once.
     ///
     /// # Errors
     /// When it is gone already.
     pub fn forget(&self, snapshot: &Snapshot) -> Result<(), VolumeError> {
+        snapshot.kept.as_ref().map_or(Ok(()), Kept::remove)?;
         Ok(self.store.unpin(&pin(&snapshot.id)?)?)
     }
 
@@ -228,6 +211,7 @@ impl History {
     pub fn judge(&self, volume: &str, policy: &Policy) -> Result<Vec<(Snapshot, Vec<Reason>)>, VolumeError> {
         let mut judged = self.list(Some(volume))?;
         judged.retain(|snapshot| snapshot.cause != Cause::Stash);
+        judged.sort_by_key(|snapshot| snapshot.made_unix_us);
         let newest_first: Vec<u64> =
             judged.iter().rev().map(|snapshot| snapshot.made_unix_us / 1_000_000).collect();
         let reasons = policy.reasons(&newest_first);
@@ -239,7 +223,9 @@ impl History {
     /// # Errors
     /// When it is not whole.
     pub fn tree(&self, snapshot: &Snapshot) -> Result<Tree, VolumeError> {
-        Ok(self.store.lease()?.tree(snapshot.tree)?)
+        let mut lease = self.store.lease()?;
+        let tree = self.content(&mut lease, snapshot)?;
+        Ok(lease.tree(tree)?)
     }
 
     /// The tree of a volume as it is now. The store keeps none of it for longer than it likes.
@@ -252,7 +238,8 @@ impl History {
         Ok(lease.tree(added.manifest)?)
     }
 
-    /// Makes the directory `to` of a snapshot; it is empty or is made. Gives its entries and the bytes of its files.
+    /// Makes the directory `to` of a snapshot; it is empty or is made. Gives its entries and the bytes of its files. Where that is the
+    /// place of the snapshot's volume, the volume stems from the snapshot.
     ///
     /// # Errors
     /// As [`Lease::materialise`]; nothing is left of it then.
@@ -262,8 +249,19 @@ impl History {
         to: &Path,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<(u64, u64), VolumeError> {
-        let tree = self.store.lease()?.materialise(snapshot.manifest, to, progress)?;
+        let mut lease = self.store.lease()?;
+        let content = self.content(&mut lease, snapshot)?;
+        let tree = lease.materialise(content, to, progress)?;
+        if let Some(lineage) = snapshot.lineage().filter(|_| to == snapshot.path) {
+            let noted = self.owners.restored(to, &snapshot.volume, lineage, &snapshot.id);
+            noted.map_err(VolumeError::io("write down the owner of", to))?;
+        }
         Ok((tree.entries.len() as u64, tree.file_bytes()))
+    }
+
+    /// The store of the snapshots.
+    pub fn store(&self) -> &Store {
+        &self.store
     }
 
     /// To read from the store of the snapshots, or write to it.
@@ -285,14 +283,14 @@ impl History {
         described: &Described,
     ) -> Result<Snapshot, VolumeError> {
         let unfit = || StoreError::Unfit("its facts are none of a snapshot".into());
-        let found = snapshot(String::new(), manifest, described.tree, &described.facts).ok_or_else(unfit)?;
-        let found = Snapshot { id: id(&found.volume, found.made_unix_us), ..found };
+        let found = Snapshot::offered(manifest, described).ok_or_else(unfit)?;
         if self.list(None)?.iter().any(|here| here.id == found.id && here.manifest != manifest) {
             return Err(
                 StoreError::Unfit(format!("`{}` is here already, and is another one", found.id)).into()
             );
         }
         lease.pin(&pin(&found.id)?, manifest)?;
+        self.hear(&found)?;
         Ok(found)
     }
 
@@ -334,7 +332,7 @@ fn shown<T>(moment: Result<Option<T>, VolumeError>) -> Result<Option<T>, VolumeE
 }
 
 /// Does something short while those who write stand still.
-fn at_rest<T>(
+pub(crate) fn at_rest<T>(
     writers: &mut dyn Writers,
     act: impl FnOnce() -> Result<T, MomentError>,
 ) -> Result<(T, Stood), VolumeError> {
@@ -354,106 +352,41 @@ fn at_rest<T>(
     rested
 }
 
-/// Of when a snapshot is.
-struct When {
-    at: SystemTime,
-    stood: Option<Duration>,
-    shown_by: Option<&'static str>,
+/// Of when a snapshot is, and what it stems from.
+pub(crate) struct When {
+    pub(crate) at: SystemTime,
+    pub(crate) stood: Option<Duration>,
+    pub(crate) shown_by: Option<&'static str>,
+    pub(crate) position: Position,
 }
 
 /// Pins what was put into the store as a snapshot.
-fn note_down(
+pub(crate) fn note_down(
     lease: &mut Lease,
     volume: &Volume,
     cause: Cause,
     note: Option<&str>,
-    When { at, stood, shown_by }: When,
+    When { at, stood, shown_by, position }: When,
     added: Added,
+    kept: Option<Kept>,
 ) -> Result<Taken, VolumeError> {
     let made_unix_us = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
-    let facts: BTreeMap<String, String> = [
-        ("volume", Some(volume.name.clone())),
-        ("path", Some(volume.path.display().to_string())),
-        ("host", Some(host_name())),
-        ("made_unix_us", Some(made_unix_us.to_string())),
-        ("stood_us", stood.map(|stood| stood.as_micros().to_string())),
-        ("shown_by", shown_by.map(str::to_owned)),
-        ("cause", Some(cause.to_string())),
-        ("note", note.map(str::to_owned)),
-    ]
-    .into_iter()
-    .filter_map(|(name, fact)| Some((name.to_owned(), fact?)))
-    .collect();
-    let manifest = lease.describe(added.manifest, facts.clone())?;
-    let id = id(&volume.name, made_unix_us);
-    lease.pin(&pin(&id)?, manifest)?;
-    let snapshot = snapshot(id, manifest, added.manifest, &facts)
-        .ok_or_else(|| StoreError::Unfit("its facts are none of a snapshot".into()))?;
+    let mut snapshot = Snapshot {
+        id: id(&volume.name, made_unix_us),
+        volume: volume.name.clone(),
+        path: volume.path.clone(),
+        host: host_name(),
+        made_unix_us,
+        cause,
+        stood_us: stood.map(|stood| stood.as_micros() as u64),
+        shown_by: shown_by.map(str::to_owned),
+        note: note.map(str::to_owned),
+        position: Some(position),
+        kept,
+        manifest: added.manifest,
+        tree: added.manifest,
+    };
+    snapshot.manifest = lease.describe(added.manifest, snapshot.facts())?;
+    lease.pin(&pin(&snapshot.id)?, snapshot.manifest)?;
     Ok(Taken { snapshot, added })
-}
-
-fn pin(id: &str) -> Result<PinName, StoreError> {
-    format!("{KIND}/{id}").parse()
-}
-
-/// What an id has of a volume's name: its end, in letters that a pin may have.
-fn label(volume: &str) -> String {
-    let plain: String = volume
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || "._:+-".contains(c) { c } else { '-' })
-        .collect();
-    let end = plain[plain.len().saturating_sub(LABEL)..].trim_start_matches(['-', '.']);
-    if end.is_empty() { "volume".into() } else { end.to_owned() }
-}
-
-fn id(volume: &str, unix_us: u64) -> String {
-    let since = Duration::from_micros(unix_us);
-    let (day, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    let (year, month, day) = date_of_day(day);
-    format!(
-        "{}@{year:04}{month:02}{day:02}T{:02}{:02}{:02}.{:06}Z",
-        label(volume),
-        second / 3600,
-        second / 60 % 60,
-        second % 60,
-        since.subsec_micros()
-    )
-}
-
-/// From what the store has; none if it is not a snapshot's.
-fn snapshot(
-    id: String,
-    manifest: Digest,
-    tree: Digest,
-    facts: &BTreeMap<String, String>,
-) -> Option<Snapshot> {
-    let fact = |name: &str| facts.get(name).cloned();
-    Some(Snapshot {
-        id,
-        volume: fact("volume")?,
-        path: fact("path")?.into(),
-        host: fact("host")?,
-        made_unix_us: fact("made_unix_us")?.parse().ok()?,
-        cause: if fact("cause")? == Cause::Stash.to_string() { Cause::Stash } else { Cause::Asked },
-        stood_us: fact("stood_us").and_then(|text| text.parse().ok()),
-        shown_by: fact("shown_by"),
-        note: fact("note"),
-        manifest,
-        tree,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_are_names_of_pins_whatever_a_volume_is_called() {
-        assert_eq!(id("podman:data", 951_782_400_000_007), "podman:data@20000229T000000.000007Z");
-        assert_eq!(label("/srv/web data"), "srv-web-data");
-        for name in ["/", "..", "/ä/b", &"/x".repeat(200), "a@b/c", "-"] {
-            let id = id(name, 1);
-            assert!(pin(&id).is_ok(), "{name}: {id}");
-        }
-    }
 }

@@ -41,6 +41,18 @@ pub enum MomentError {
         /// A subvolume or a mount.
         path: PathBuf,
     },
+    /// Nothing can be made beside it.
+    #[error("cannot make `{}`", path.display())]
+    Place {
+        /// What was to be made.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It has no snapshots of its own.
+    #[error("its file system has no snapshots that godwit knows: btrfs and ZFS have")]
+    None,
     /// Nobody knows what is mounted in it.
     #[error("the mounts of this host cannot be read: {0}")]
     Mounts(#[source] io::Error),
@@ -65,23 +77,64 @@ pub(crate) trait Means {
 
     /// Takes it away.
     fn remove(&self) -> Result<(), MomentError>;
+
+    /// Makes one that stays, named after the time.
+    fn keep(&self, time: &str) -> Result<Kept, MomentError>;
+}
+
+/// A snapshot that a file system keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// Which file system.
+    pub by: String,
+    /// What it is called there.
+    pub name: String,
+    /// Where its content can be read.
+    pub at: PathBuf,
+}
+
+impl Kept {
+    /// Takes it away; it may be gone already.
+    pub(crate) fn remove(&self) -> Result<(), MomentError> {
+        match self.at.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            _ if self.by == btrfs::NAME => btrfs::delete(&self.at),
+            _ => zfs::destroy(Path::new(zfs::NAME), &self.name),
+        }
+    }
+
+    /// Makes a writable copy of it at `at`, which shares all content with it; whether its file system can.
+    pub(crate) fn copy(&self, at: &Path) -> Result<bool, MomentError> {
+        match self.by == btrfs::NAME {
+            true => btrfs::snapshot(&[], &self.at, at).map(|()| true),
+            false => Ok(false),
+        }
+    }
 }
 
 /// The means of a volume's file system; none where it has none, or they do not serve. Nothing is made. The caller has the volume's lock:
 /// what one that was killed has left is taken away.
 pub(crate) fn means(volume: &Path) -> Option<Box<dyn Means>> {
+    fit(volume).unwrap_or_else(|error| {
+        tracing::info!(%error, volume = %volume.display(), "its file system does not show it");
+        None
+    })
+}
+
+/// The same where nothing else will do.
+pub(crate) fn needed(volume: &Path) -> Result<Box<dyn Means>, MomentError> {
+    fit(volume)?.ok_or(MomentError::None)
+}
+
+fn fit(volume: &Path) -> Result<Option<Box<dyn Means>>, MomentError> {
     let found = match btrfs::Btrfs::of(volume) {
         Ok(Some(btrfs)) => Ok(Some(Box::new(btrfs) as Box<dyn Means>)),
         Ok(None) => zfs::Zfs::of(volume).map(|zfs| zfs.map(|zfs| Box::new(zfs) as Box<dyn Means>)),
         Err(error) => Err(error),
     };
-    let fit = found.and_then(|means| match means {
+    found.and_then(|means| match means {
         Some(means) => mounted_in(volume).and_then(|()| means.prepare()).map(|()| Some(means)),
         None => Ok(None),
-    });
-    fit.unwrap_or_else(|error| {
-        tracing::info!(%error, volume = %volume.display(), "its file system does not show it");
-        None
     })
 }
 

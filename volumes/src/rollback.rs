@@ -3,10 +3,10 @@
 //! The old content is made beside the volume and exchanged with it in one step: whoever is killed meanwhile leaves the one or
 //! the other, whole. What is beside it afterwards goes with the next rollback.
 
-use crate::history::{Cause, History, Snapshot};
 use crate::mounts::is_mount_point;
 use crate::users::users;
-use crate::{Volume, VolumeError};
+use crate::{Cause, History, Snapshot, Volume, VolumeError};
+use godwit_store::Lease;
 use godwit_transfer::tree::empty_plainly;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -25,35 +25,64 @@ pub struct RolledBack {
 }
 
 impl History {
-    /// Makes the volume of a snapshot what it was then. `progress` hears how many bytes were written, of how many.
+    /// Makes the volume of a snapshot what it was then. `progress` hears how many bytes were written, of how many. With `take` it is
+    /// this node's afterwards.
     ///
     /// # Errors
-    /// [`VolumeError::InUse`], [`VolumeError::Locked`], [`VolumeError::Fixed`], or what the store or the file system say; then the
-    /// volume is as it was.
+    /// [`VolumeError::Elsewhere`], [`VolumeError::InUse`], [`VolumeError::Locked`], [`VolumeError::Fixed`], or what the store or the
+    /// file system say; then the volume is as it was.
     pub fn roll_back(
         &self,
         snapshot: &Snapshot,
+        take: bool,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<RolledBack, VolumeError> {
         let volume = Volume::find(&snapshot.volume)?;
         let _lock = self.lock(&volume)?;
+        let is_foreign = self.ownership(&volume.path)?.elsewhere().is_some();
+        if !take {
+            self.refuse_foreign(&volume)?;
+        }
         refuse_users(&volume)?;
         let beside = beside(&volume)?;
         clear(&beside)?;
         let mut lease = self.lease()?;
+        if is_foreign {
+            self.take_over(&volume)?;
+        }
         let note = format!("before the rollback to {}", snapshot.id);
-        let stash = self.take_locked(&mut lease, &volume, Cause::Stash, Some(&note), &mut |_| {})?.snapshot;
-        if stash.tree == snapshot.tree {
+        let stash = self.stash(&mut lease, &volume, snapshot, &note)?;
+        if stash.kept.is_none() && snapshot.kept.is_none() && stash.tree == snapshot.tree {
             self.forget(&stash)?;
             return Ok(RolledBack { stash: None, left: None });
         }
-        let made = lease.materialise(snapshot.manifest, &beside, progress).map_err(VolumeError::from);
+        let made = self.make(&mut lease, snapshot, &beside, progress);
         let exchanged =
-            made.and_then(|_| refuse_users(&volume)).and_then(|()| exchange(&beside, &volume.path));
+            made.and_then(|()| refuse_users(&volume)).and_then(|()| exchange(&beside, &volume.path));
         let cleared = clear(&beside);
         exchanged?;
+        self.went_back(&volume, snapshot)?;
         let left = cleared.err().map(|error| format!("`{}`: {error}", beside.display()));
         Ok(RolledBack { stash: Some(stash), left })
+    }
+}
+
+impl History {
+    /// Keeps what the volume has become: as the file system does, where that keeps what it goes back to.
+    fn stash(
+        &self,
+        lease: &mut Lease,
+        volume: &Volume,
+        to: &Snapshot,
+        note: &str,
+    ) -> Result<Snapshot, VolumeError> {
+        if to.kept.is_some() {
+            match self.keep_locked(lease, volume, Cause::Stash, Some(note), None) {
+                Err(VolumeError::Moment(error)) => tracing::info!(%error, "it is put away in the store"),
+                kept => return Ok(kept?.snapshot),
+            }
+        }
+        Ok(self.take_locked(lease, volume, Cause::Stash, Some(note), &mut |_| {})?.snapshot)
     }
 }
 

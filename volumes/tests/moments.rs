@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use godwit_store::{Files, Restless, Writers};
-use godwit_volumes::{History, Snapshot, Volume};
+use godwit_volumes::difference::difference;
+use godwit_volumes::{History, Snapshot, Volume, VolumeError};
 use std::fs::{File, create_dir, read_dir, read_to_string};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -293,4 +294,57 @@ fn what_one_that_was_killed_has_left_goes() {
     std::fs::write(left.join("precious"), "").unwrap();
     assert_eq!(disk.take(&disk.at("data")).shown_by, None);
     assert!(left.join("precious").exists());
+}
+
+fn is_subvolume(path: &Path) -> bool {
+    path.metadata().unwrap().ino() == 256
+}
+
+#[test]
+fn what_the_file_system_keeps_is_compared_gone_back_to_and_let_go_of_like_any_other() {
+    let Some(disk) = Disk::make() else { return };
+    let (volume, history) = (disk.subvolume("data"), disk.history());
+    let known = Volume::find(volume.to_str().unwrap()).unwrap();
+    std::fs::write(volume.join("file"), "before").unwrap();
+    let first = history.keep(&known, Some("mine"), None).unwrap().snapshot;
+    let kept = first.kept.clone().unwrap();
+    assert_eq!((&*kept.by, read_to_string(kept.at.join("file")).unwrap().as_str()), ("btrfs", "before"));
+    let shards = read_dir(history.store().root().join("chunks")).unwrap();
+    assert!(shards.flatten().all(|shard| names(&shard.path()).is_empty()), "nothing was copied");
+    let described = history.store().described(first.manifest).unwrap().unwrap();
+    assert_eq!(Snapshot::offered(first.manifest, &described), None, "it does not travel");
+    std::fs::write(volume.join("file"), "after").unwrap();
+    let second = disk.take(&volume);
+    assert!(second.lineage() > first.lineage());
+    let changes = difference(&history.tree(&first).unwrap(), &history.tree(&second).unwrap());
+    assert!(changes.iter().any(|(path, _)| path.to_string() == "file"), "{changes:?}");
+    assert_eq!(read_to_string(disk.restored(&first).join("file")).unwrap(), "before");
+    // there and back
+    let stash = history.roll_back(&first, false, &mut |_, _| {}).unwrap().stash.unwrap();
+    assert_eq!(read_to_string(volume.join("file")).unwrap(), "before");
+    assert!(is_subvolume(&volume) && stash.kept.is_some());
+    std::fs::write(volume.join("new"), "it is no read-only one").unwrap();
+    assert_eq!(history.roll_back(&stash, false, &mut |_, _| {}).unwrap().left, None);
+    assert_eq!(read_to_string(volume.join("file")).unwrap(), "after");
+    assert!(!volume.join("new").exists());
+    let all = history.list(None).unwrap();
+    assert_eq!((all.len(), &all[0]), (4, &first));
+    all.iter().for_each(|snapshot| history.forget(snapshot).unwrap());
+    assert_eq!(names(&disk.at("")), ["data"]);
+    assert_eq!(run("btrfs", &["subvolume", "list", disk.at("").to_str().unwrap()]).lines().count(), 1);
+}
+
+#[test]
+fn what_the_file_system_cannot_keep_is_refused_and_nothing_is_made() {
+    let Some(disk) = Disk::make() else { return };
+    create_dir(disk.at("data")).unwrap();
+    let elsewhere = disk.dir.path().join("elsewhere");
+    create_dir(&elsewhere).unwrap();
+    for (path, why) in [(disk.at("data"), "none itself"), (elsewhere, "has no snapshots")] {
+        let known = Volume::find(path.to_str().unwrap()).unwrap();
+        let refused = disk.history().keep(&known, None, None).unwrap_err();
+        assert!(matches!(refused, VolumeError::Moment(_)) && refused.to_string().contains(why), "{refused}");
+    }
+    assert_eq!(names(&disk.at("")), ["data"]);
+    assert_eq!(disk.history().list(None).unwrap(), []);
 }

@@ -306,7 +306,7 @@ fn serve(theirs: Descriptors, store: &Store) -> std::thread::JoinHandle<Result<A
     std::thread::spawn(move || {
         let mut wire = Wire::open(Box::new(theirs), Cancel::default(), Duration::from_secs(5)).unwrap();
         assert!(matches!(wire.hear(), Ok(Incoming::Message(Message::Visit { .. }))));
-        attend(&mut wire, Some(&store), "there")
+        attend(&mut wire, Some(&store), "there", Err("no".into()))
     })
 }
 

@@ -41,7 +41,7 @@ fn honest(message: &Message) -> Vec<Message> {
         Message::RoundEnd { round: 0, .. } => vec![Message::RoundAck { round: 0 }],
         Message::RoundEnd { .. } => vec![Message::Ready { verify_us: 0 }],
         Message::Restore => vec![Message::Restored { pid: 1 }],
-        Message::Go => vec![Message::Running { pid: 1 }],
+        Message::Go { .. } => vec![Message::Running { pid: 1 }],
         Message::Done => vec![Message::Settled { fill: None, leftovers: vec![] }],
         Message::Cancel { .. } => vec![Message::Undone { leftovers: vec![] }],
         _ => vec![],

@@ -44,7 +44,7 @@ fn outcome(ended: &Ended) -> (usize, Option<JournalState>) {
 
 #[test]
 fn a_word_that_is_given_twice_starts_it_once() {
-    let go = frame(&Message::Go);
+    let go = frame(&Message::Go { volumes: vec![] });
     let twice = [&go[..], &go].concat();
     for scene in [Play::pre_dump(), Play::stop_and_copy(), Play::pages(3)] {
         let ended = saying(scene, "go", twice.clone());
@@ -60,7 +60,7 @@ fn a_word_that_is_given_twice_starts_it_once() {
 
 #[test]
 fn a_word_in_the_place_of_another_lets_nothing_run() {
-    let go = frame(&Message::Go);
+    let go = frame(&Message::Go { volumes: vec![] });
     let cases: Vec<(&str, Play, &'static str)> = vec![
         ("before anything was sent", Play::pre_dump(), "prepare"),
         ("in a round", Play::pre_dump(), "round-end"),
@@ -82,7 +82,7 @@ fn a_word_in_the_place_of_another_lets_nothing_run() {
 fn a_word_after_a_restore_that_failed_lets_nothing_run() {
     // where the source would say that it takes the container back
     let scene = Play::pre_dump().failing("destination.restore", 1);
-    let ended = saying(scene, "cancel", frame(&Message::Go));
+    let ended = saying(scene, "cancel", frame(&Message::Go { volumes: vec![] }));
     assert_eq!(outcome(&ended), (0, Some(JournalState::RolledBack)));
     let world = ended.witness.look();
     assert!(world.violations.is_empty() && world.source_runs && !world.destination_runs);
@@ -103,7 +103,7 @@ fn resumed_with_go(ended: &Ended) -> (Result<Outcome, Failure>, Option<Message>)
         hello(&mut wire);
         wire.say(&Message::Resume { migration: ended.id.clone(), forget: false }).unwrap();
         assert!(matches!(wire.hear().unwrap(), Incoming::Message(Message::Standing { .. })));
-        wire.say(&Message::Go).unwrap();
+        wire.say(&Message::Go { volumes: vec![] }).unwrap();
         let answer = match wire.hear() {
             Ok(Incoming::Message(message)) => Some(message),
             _ => None,

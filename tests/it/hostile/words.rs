@@ -14,10 +14,10 @@ fn words_in_the_wrong_order_let_nothing_run() {
     let begin = || Message::RoundBegin { round: 0, last: true };
     let end = || Message::RoundEnd { round: 0, streams: 0 };
     let wrong: Vec<(&str, Vec<Message>)> = vec![
-        ("go at once", vec![Message::Go]),
+        ("go at once", vec![Message::Go { volumes: vec![] }]),
         ("restore at once", vec![Message::Restore]),
-        ("go before restored", vec![begin(), Message::Go]),
-        ("a last round without memory, then go", vec![begin(), end(), Message::Go]),
+        ("go before restored", vec![begin(), Message::Go { volumes: vec![] }]),
+        ("a last round without memory, then go", vec![begin(), end(), Message::Go { volumes: vec![] }]),
         ("done at once", vec![Message::Done]),
         ("prepare twice", vec![Message::Prepare]),
         ("a round that ends as another", vec![begin(), Message::RoundEnd { round: 7, streams: 0 }]),
@@ -48,7 +48,7 @@ fn words_in_the_wrong_order_let_nothing_run() {
 
 #[test]
 fn nothing_is_done_for_who_does_not_introduce_himself() {
-    for word in [Message::Prepare, Message::Go, Message::Restore, Message::Joined] {
+    for word in [Message::Prepare, Message::Go { volumes: vec![] }, Message::Restore, Message::Joined] {
         let there = there("");
         let failure = there
             .hears(|wire| {

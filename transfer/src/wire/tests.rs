@@ -58,7 +58,7 @@ fn more_frames_than_fit_into_one_message_arrive_all() {
     one.set_compression(Compression::None);
     let sender = std::thread::spawn(move || {
         one.send_frames(&held).unwrap();
-        one.say(&Message::Go).unwrap();
+        one.say(&Message::Go { volumes: vec![] }).unwrap();
         one
     });
     let mut got: Vec<(String, serde_bytes::ByteBuf)> = Vec::new();

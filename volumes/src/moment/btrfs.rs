@@ -3,13 +3,16 @@
 //! A snapshot is of a whole subvolume, and subvolumes in it are empty directories there. It must lie in the same file system: beside
 //! the volume's directory.
 
-use super::{Means, MomentError, said_by};
+use super::{Kept, Means, MomentError, said_by};
 use crate::mounts::{Mount, mounts};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, statfs};
 use std::ffi::OsString;
-use std::os::unix::fs::MetadataExt;
+use std::fs::DirBuilder;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+/// The file system, and its program.
+pub(super) const NAME: &str = "btrfs";
 /// Inode of a subvolume's root: `BTRFS_FIRST_FREE_OBJECTID` of include/uapi/linux/btrfs_tree.h.
 const ROOT_INODE: u64 = 256;
 
@@ -22,6 +25,8 @@ pub(super) struct Btrfs {
     below: PathBuf,
     /// Where the snapshot is made.
     place: PathBuf,
+    /// Where those are that stay.
+    keeping: PathBuf,
 }
 
 impl Btrfs {
@@ -53,10 +58,14 @@ impl Btrfs {
             ));
         }
         let below = volume.strip_prefix(&subvolume).unwrap_or(Path::new("")).to_owned();
-        let mut hidden = OsString::from(".");
-        hidden.push(name);
-        hidden.push(".godwit-moment");
-        Ok(Some(Self { subvolume, below, place: parent.join(hidden) }))
+        let beside = |ending: &str| {
+            let mut hidden = OsString::from(".");
+            hidden.push(name);
+            hidden.push(ending);
+            parent.join(hidden)
+        };
+        let (place, keeping) = (beside(".godwit-moment"), beside(".godwit-snapshots"));
+        Ok(Some(Self { subvolume, below, place, keeping }))
     }
 
     /// A subvolume in the volume, which a snapshot would show empty. btrfs names them as the whole file system has them.
@@ -72,13 +81,33 @@ impl Btrfs {
     }
 }
 
+/// Makes a snapshot of a subvolume, or of another one.
+pub(super) fn snapshot(options: &[&str], of: &Path, at: &Path) -> Result<(), MomentError> {
+    let words = ["subvolume", "snapshot"].iter().chain(options).map(Path::new);
+    said_by(NAME, &words.chain([of, at]).collect::<Vec<_>>()).map(drop)
+}
+
+/// Takes a subvolume away, and the directory that has no other.
+pub(super) fn delete(at: &Path) -> Result<(), MomentError> {
+    said_by(NAME, &["subvolume".as_ref(), "delete".as_ref(), at])?;
+    if at
+        .parent()
+        .and_then(Path::file_name)
+        .is_some_and(|name| name.as_encoded_bytes().ends_with(b".godwit-snapshots"))
+    {
+        // others may be in it
+        let _ = at.parent().map(std::fs::remove_dir);
+    }
+    Ok(())
+}
+
 fn is_subvolume(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|meta| meta.is_dir() && meta.ino() == ROOT_INODE)
 }
 
 impl Means for Btrfs {
     fn name(&self) -> &'static str {
-        "btrfs"
+        NAME
     }
 
     /// Also writes down what is not on the disk yet: a snapshot waits for that.
@@ -95,8 +124,7 @@ impl Means for Btrfs {
     }
 
     fn make(&self) -> Result<(), MomentError> {
-        let words: [&Path; 3] = ["subvolume".as_ref(), "snapshot".as_ref(), "-r".as_ref()];
-        said_by("btrfs", &[&words[..], &[&self.subvolume, &self.place]].concat()).map(drop)
+        snapshot(&["-r"], &self.subvolume, &self.place)
     }
 
     fn tree(&self) -> PathBuf {
@@ -104,6 +132,18 @@ impl Means for Btrfs {
     }
 
     fn remove(&self) -> Result<(), MomentError> {
-        said_by("btrfs", &["subvolume".as_ref(), "delete".as_ref(), &self.place]).map(drop)
+        delete(&self.place)
+    }
+
+    /// Of a subvolume as a whole: what is made of it again must be able to take its place.
+    fn keep(&self, time: &str) -> Result<Kept, MomentError> {
+        if !self.below.as_os_str().is_empty() {
+            return Err(MomentError::Unfit("it is a directory of a subvolume, and none itself"));
+        }
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.keeping);
+        made.map_err(|source| MomentError::Place { path: self.keeping.clone(), source })?;
+        let at = self.keeping.join(time);
+        snapshot(&["-r"], &self.subvolume, &at)?;
+        Ok(Kept { by: NAME.into(), name: at.display().to_string(), at })
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! A snapshot is of a whole dataset, and can be read below the hidden directory `.zfs/snapshot` of where that is mounted.
 
-use super::{Means, MomentError, said};
+use super::{Kept, Means, MomentError, said};
 use nix::sys::statfs::statfs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// The file system, and its program.
+pub(super) const NAME: &str = "zfs";
 /// `ZFS_SUPER_MAGIC` of OpenZFS, include/os/linux/zfs/sys/zfs_vfsops_os.h.
 const MAGIC: i64 = 0x2fc1_2fc1;
 /// The name of the snapshot in its dataset: one at a time, under the volume's lock; others of the dataset have other names.
@@ -64,7 +66,7 @@ impl Zfs {
 
 impl Means for Zfs {
     fn name(&self) -> &'static str {
-        "zfs"
+        NAME
     }
 
     fn prepare(&self) -> Result<(), MomentError> {
@@ -82,6 +84,20 @@ impl Means for Zfs {
     fn remove(&self) -> Result<(), MomentError> {
         self.run("destroy")
     }
+
+    /// Of the whole dataset, in which the volume may be a directory.
+    fn keep(&self, time: &str) -> Result<Kept, MomentError> {
+        let own = format!("{}-{time}", self.name());
+        let name = format!("{}@{own}", self.dataset);
+        said(Command::new(&self.program).args(["snapshot", &name]), NAME)?;
+        let at = self.mountpoint.join(".zfs/snapshot").join(own).join(&self.below);
+        Ok(Kept { by: NAME.into(), name, at })
+    }
+}
+
+/// Takes a snapshot away.
+pub(super) fn destroy(program: &Path, snapshot: &str) -> Result<(), MomentError> {
+    said(Command::new(program).args(["destroy", snapshot]), NAME).map(drop)
 }
 
 #[cfg(test)]
@@ -129,6 +145,28 @@ mod tests {
         assert!(
             called.starts_with(&format!("list -H -o name,mountpoint {}\n", volume.display())),
             "{called}"
+        );
+    }
+
+    #[test]
+    fn one_that_stays_is_read_where_it_is_until_it_is_destroyed() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let volume = dir.path().join("tank/db");
+        std::fs::create_dir_all(&volume).unwrap();
+        std::fs::write(volume.join("file"), "before").unwrap();
+        let program = double(dir.path());
+        let kept = Zfs::with(program.clone(), &volume).unwrap().keep("20261122T084011.123456Z").unwrap();
+        std::fs::write(volume.join("file"), "after").unwrap();
+        assert_eq!(std::fs::read_to_string(kept.at.join("file")).unwrap(), "before");
+        assert!(!kept.copy(&dir.path().join("copy")).unwrap(), "it is copied through the store");
+        destroy(&program, &kept.name).unwrap();
+        assert!(!kept.at.exists());
+        kept.remove().unwrap();
+        let called = std::fs::read_to_string(dir.path().join("called")).unwrap();
+        let calls: Vec<&str> = called.lines().filter(|line| !line.starts_with("list")).collect();
+        assert_eq!(calls, ["snapshot", "destroy"].map(|verb| format!("{verb} {}", kept.name)));
+        assert!(
+            kept.name.starts_with("tank/data@godwit-") && kept.name.ends_with("-20261122T084011.123456Z")
         );
     }
 
