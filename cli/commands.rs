@@ -18,6 +18,8 @@ mod limits;
 mod log;
 mod migrate;
 mod node;
+mod object_storage;
+mod outbox;
 mod parent;
 mod park;
 mod parting;

@@ -1,9 +1,9 @@
 //! `godwit volume`.
 
-use super::PauseArgs;
+use super::{Elsewhere, PauseArgs};
 use clap::{Args as ClapArgs, Subcommand};
 use godwit_migration::quantity;
-use godwit_transfer::Address;
+use godwit_object_storage::PlaceName;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub enum VolumeCommand {
     Snapshot(VolumeSnapshotArgs),
     /// Keep a snapshot soon after each change, until somebody ends it
     Follow(VolumeFollowArgs),
-    /// Have here the newest snapshot of a volume that another node has; what is here already does not travel
+    /// Have here the newest snapshot of a volume that another node or a place has, or put it into a place; what is there does not travel
     Replicate(VolumeReplicateArgs),
     /// Show the snapshots of this host, or of one volume, oldest first
     List {
@@ -117,9 +117,18 @@ pub struct VolumeFollowArgs {
 pub struct VolumeReplicateArgs {
     /// Of which volume, by the name that it has there
     pub volume: String,
-    /// The node: `ssh://HOST`, `tls://NAME@HOST`, where `godwit node serve` answers
-    #[arg(long, value_name = "URL", value_parser = str::parse::<Address>)]
-    pub from: Address,
+    /// The node: `ssh://HOST`, `tls://NAME@HOST`, where `godwit node serve` answers; or a place in object storage
+    #[arg(long, value_name = "URL", value_parser = str::parse::<Elsewhere>, required_unless_present = "to")]
+    pub from: Option<Elsewhere>,
+    /// The place in object storage that gets what is here: `s3://BUCKET/PREFIX` or `file:///PATH`
+    #[arg(long, value_name = "PLACE", value_parser = str::parse::<PlaceName>, conflicts_with = "from")]
+    pub to: Option<PlaceName>,
+    /// Encrypt it, so that only the holder of this key of age's can read it: `age1…`, or `@FILE` with one a line; repeatable
+    #[arg(long = "recipient", value_name = "RECIPIENT", requires = "to")]
+    pub recipients: Vec<String>,
+    /// A file with the secret key that opens what is encrypted in a place; repeatable
+    #[arg(long = "identity", value_name = "KEYFILE", requires = "from")]
+    pub identities: Vec<PathBuf>,
     /// All that it has, and not the newest alone
     #[arg(long)]
     pub all: bool,

@@ -1,6 +1,7 @@
 //! `godwit volume`: the past of volumes.
 
 mod follow;
+mod places;
 mod replicate;
 mod still;
 
