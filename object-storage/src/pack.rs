@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use crate::PlaceError;
 use crate::index::Keys;
 
-/// Bytes of chunks at which a pack is closed.
-pub const FULL: usize = 16 << 20;
-/// Most bytes that a pack has in a place: one chunk may come on top, and what encryption adds.
-pub const MOST: u64 = 32 << 20;
+/// Bytes of chunks at which a pack is closed: one more chunk, and what encryption adds, make no part more than two of 8 MiB.
+pub const FULL: usize = (16 << 20) - (512 << 10);
+/// Most bytes that a pack has in a place, whoever made it.
+pub const MOST: u64 = 64 << 20;
 
 /// A pack that is known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,11 +1,15 @@
 //! `godwit-s3-server DIRECTORY ADDRESS`: speaks S3 for the buckets in a directory, to whoever has the keys of `AWS_ACCESS_KEY_ID` and
-//! `AWS_SECRET_ACCESS_KEY`. It says its URL on standard output, and ends with its standard input. For tests.
+//! `AWS_SECRET_ACCESS_KEY`. It says its URL on standard output, and ends with the pipe that is its standard input, if it is one.
+//! For tests.
 
 use std::error::Error;
 use std::io::{Read, Write};
+use std::os::unix::fs::FileTypeExt;
 
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::TokioIo;
+use s3s::S3Error;
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
 use s3s_fs::FileSystem;
@@ -22,10 +26,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     service.set_auth(SimpleAuth::from_single(key, std::env::var("AWS_SECRET_ACCESS_KEY")?));
     let service = service.build().into_shared();
     // whoever has started it is gone, however it ended
-    std::thread::spawn(|| {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        std::process::exit(0);
-    });
+    if std::fs::metadata("/proc/self/fd/0").is_ok_and(|input| input.file_type().is_fifo()) {
+        std::thread::spawn(|| {
+            let _ = std::io::stdin().read_to_end(&mut Vec::new());
+            std::process::exit(0);
+        });
+    }
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(address).await?;
@@ -33,11 +39,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         loop {
             let (connection, _) = listener.accept().await?;
             let service = service.clone();
-            tokio::spawn(async move {
-                let server = auto::Builder::new(TokioExecutor::new());
-                // a client that breaks off is what tests are about
-                let _ = server.serve_connection(TokioIo::new(connection), service).await;
+            // what was asked for is done, whether the client waits for it or not
+            let service = service_fn(move |request| {
+                let asked = tokio::spawn(service.call(request));
+                async move { asked.await.unwrap_or_else(|error| Err(S3Error::internal_error(error))) }
             });
+            // a client that breaks off is what tests are about
+            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(connection), service));
         }
     })
 }

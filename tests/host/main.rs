@@ -28,6 +28,7 @@ mod moves;
 mod obstacles;
 mod parting;
 mod parting_docker;
+mod places;
 mod pods;
 mod postgres;
 mod probe;

@@ -63,7 +63,7 @@ impl Scene {
 
 /// rsync finds no difference.
 #[track_caller]
-fn assert_equal(one: &Path, other: &Path) {
+pub fn assert_equal(one: &Path, other: &Path) {
     let said = Command::new("rsync")
         .args(["-aHAXnic", "--delete", "--numeric-ids"])
         .args([format!("{}/", one.display()), format!("{}/", other.display())])
