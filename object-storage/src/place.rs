@@ -76,7 +76,6 @@ impl Place {
     /// # Errors
     /// When the environment says nothing that can be used.
     pub fn open(name: &PlaceName, cancel: Cancel) -> Result<Place, PlaceError> {
-        let unusable = |error: &dyn std::fmt::Display| PlaceError::Unusable(error.to_string());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -257,6 +256,16 @@ impl Objects {
     }
 }
 
+fn unusable(error: &dyn std::error::Error) -> PlaceError {
+    let mut why = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        why = format!("{why}: {error}");
+        next = error.source();
+    }
+    PlaceError::Unusable(why)
+}
+
 /// A bucket as the environment has it.
 fn s3(bucket: &str) -> AmazonS3Builder {
     let endpoint = ENDPOINTS.iter().find_map(|name| std::env::var(name).ok());
@@ -270,10 +279,11 @@ fn s3(bucket: &str) -> AmazonS3Builder {
         max_retries: RETRIES,
         ..RetryConfig::default()
     };
-    let client = ClientOptions::new().with_timeout(REQUEST_LIMIT).with_connect_timeout(CONNECT_LIMIT);
-    // whoever has written `http://` wants it
-    AmazonS3Builder::from_env()
-        .with_client_options(client.with_allow_http(is_plain))
-        .with_retry(retry)
-        .with_bucket_name(bucket)
+    // whoever has written `http://` wants it; such a host may know no authority at all
+    let client = ClientOptions::new()
+        .with_timeout(REQUEST_LIMIT)
+        .with_connect_timeout(CONNECT_LIMIT)
+        .with_allow_http(is_plain)
+        .with_no_system_certificates(is_plain);
+    AmazonS3Builder::from_env().with_client_options(client).with_retry(retry).with_bucket_name(bucket)
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -40,6 +41,7 @@ pub struct Line {
     /// What is to be used in the place of the server: `http://127.0.0.1:PORT`.
     pub url: String,
     seen: Arc<Mutex<Vec<Request>>>,
+    busy: Arc<AtomicUsize>,
 }
 
 impl Line {
@@ -51,15 +53,27 @@ impl Line {
         let listener = TcpListener::bind("127.0.0.1:0").expect("there is a port");
         let url = format!("http://{}", listener.local_addr().expect("it has an address"));
         let seen = Arc::new(Mutex::new(Vec::new()));
+        let busy = Arc::new(AtomicUsize::new(0));
         let (address, judge, all): (_, Arc<Judge>, _) = (address.to_owned(), Arc::new(judge), seen.clone());
+        let carried = busy.clone();
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let (address, judge, all) = (address.clone(), judge.clone(), all.clone());
-                // a line that breaks is what it is for
-                thread::spawn(move || drop(carry(client, &address, &*judge, &all)));
+                let busy = carried.clone();
+                busy.fetch_add(1, Ordering::SeqCst);
+                thread::spawn(move || {
+                    // a line that breaks is what it is for
+                    let _ = carry(client, &address, &*judge, &all);
+                    busy.fetch_sub(1, Ordering::SeqCst);
+                });
             }
         });
-        Line { url, seen }
+        Line { url, seen, busy }
+    }
+
+    /// Whether nothing is under way on it, also nothing of a client that is dead.
+    pub fn is_idle(&self) -> bool {
+        self.busy.load(Ordering::SeqCst) == 0
     }
 
     /// What has been asked for, also what failed.

@@ -6,12 +6,15 @@ use std::error::Error;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileTypeExt;
 
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use s3s::S3Error;
 use s3s::auth::SimpleAuth;
-use s3s::service::S3ServiceBuilder;
+use s3s::service::{S3ServiceBuilder, SharedS3Service};
 use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 
@@ -39,13 +42,22 @@ fn main() -> Result<(), Box<dyn Error>> {
         loop {
             let (connection, _) = listener.accept().await?;
             let service = service.clone();
-            // what was asked for is done, whether the client waits for it or not
             let service = service_fn(move |request| {
-                let asked = tokio::spawn(service.call(request));
+                let asked = tokio::spawn(answer(service.clone(), request));
                 async move { asked.await.unwrap_or_else(|error| Err(S3Error::internal_error(error))) }
             });
             // a client that breaks off is what tests are about
             tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(connection), service));
         }
     })
+}
+
+/// The whole answer. What was asked for is done to its end, whether the client waits for it or not.
+async fn answer(
+    service: SharedS3Service,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, S3Error> {
+    let (head, body) = service.call(request).await?.into_parts();
+    let body = body.collect().await.map_err(|error| S3Error::internal_error(std::io::Error::other(error)))?;
+    Ok(Response::from_parts(head, Full::new(body.to_bytes())))
 }

@@ -10,11 +10,10 @@ use serde_json::Value;
 const URL: &str = "http://10.77.0.3:9000";
 const BUCKETS: &str = "/srv/buckets";
 
-/// The server, with an empty bucket.
-fn serve(bed: &Bed) -> Background<'_> {
-    let clear =
-        format!("umount {BUCKETS}/of-tests 2> /dev/null; rm -rf {BUCKETS}; mkdir -p {BUCKETS}/of-tests");
-    bed.sh(CLIENT, &clear);
+/// The server, with an empty bucket on a disk of so many MiB.
+fn serve(bed: &Bed, mib: u32) -> Background<'_> {
+    let made = format!("mount -t tmpfs -o size={mib}M buckets {BUCKETS} && mkdir {BUCKETS}/of-tests");
+    bed.sh(CLIENT, &format!("umount -l {BUCKETS} 2> /dev/null; mkdir -p {BUCKETS} && {made}"));
     std::fs::copy(&*PROGRAM, bed.path(CLIENT, "/srv/s3-server")).unwrap();
     let keys = KEYS.map(|(name, key)| format!("{name}={key}"));
     let mut server = Background::start(
@@ -49,7 +48,7 @@ fn assert_nothing_is_left(bed: &Bed) {
 #[test]
 fn a_container_goes_by_way_of_a_bucket_and_the_second_time_only_what_has_changed_is_put_there() {
     let Some(bed) = bed() else { return };
-    let _server = serve(&bed);
+    let _server = serve(&bed, 400);
     let redis = Redis::create(&bed, "web", 24);
     let place = "s3://of-tests/containers/web";
     let put = ["checkpoint", "runc:web", "--to", place, "--tcp-established"];
@@ -89,12 +88,11 @@ fn a_container_goes_by_way_of_a_bucket_and_the_second_time_only_what_has_changed
 #[test]
 fn a_checkpoint_that_does_not_get_there_waits_and_goes_the_next_time_encrypted() {
     let Some(bed) = bed() else { return };
-    let _server = serve(&bed);
+    // a server whose disk is full says 500 to all that is large
+    let _server = serve(&bed, 2);
     let redis = Redis::create(&bed, "vault", 12);
     assert_eq!(redis.ask(&bed, "set password correct-horse-battery-staple"), "OK");
     let digest = redis.digest(&bed);
-    // a server whose disk is full says 500 to all that is large
-    bed.sh(CLIENT, &format!("mount -t tmpfs -o size=2M small {BUCKETS}/of-tests"));
     let place = "s3://of-tests/vault";
     let put = ["checkpoint", "runc:vault", "--to", place, "--tcp-established", "--recipient", RECIPIENT];
     let said = godwit(&bed, SRC, &put);
@@ -107,7 +105,7 @@ fn a_checkpoint_that_does_not_get_there_waits_and_goes_the_next_time_encrypted()
     let restore = ["restore", place, "--identity", "/srv/keys/key"];
     assert_eq!(godwit(&bed, DST, &restore).code, 10, "what is not complete is none");
 
-    bed.sh(CLIENT, &format!("mount -o remount,size=200M {BUCKETS}/of-tests"));
+    bed.sh(CLIENT, &format!("mount -o remount,size=400M {BUCKETS}"));
     assert_eq!(line(&godwit(&bed, SRC, &put), "checkpoint_put")["waited"], true);
     assert!(!bed.holds(CLIENT, &format!("grep -rqE 'battery-staple|vault' {BUCKETS}/of-tests/vault")));
     assert_nothing_is_left(&bed);
@@ -116,5 +114,5 @@ fn a_checkpoint_that_does_not_get_there_waits_and_goes_the_next_time_encrypted()
     assert_eq!(redis.digest(&bed), digest);
     assert_runs_only_on(&bed, DST, "vault");
     assert_nothing_is_left(&bed);
-    bed.sh(CLIENT, &format!("umount -l {BUCKETS}/of-tests"));
+    bed.sh(CLIENT, &format!("umount -l {BUCKETS}"));
 }

@@ -137,13 +137,15 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 /// Bytes that nothing compresses, the same for the same seed (xorshift64).
 fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let mut next = || {
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        state.to_le_bytes()
-    };
-    (0..length.div_ceil(8)).flat_map(|_| next()).take(length).collect()
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
 }
 
 fn object(ran: &Ran) -> Value {
@@ -287,7 +289,7 @@ fn a_slow_line_only_takes_its_time() {
 fn kill_in_the_middle(scene: &Scene, more: &[&str], packs: usize) {
     let line =
         scene.line(
-            |request| if is_content(request) { Fault::Slow(Duration::from_millis(20)) } else { Fault::None },
+            |request| if is_content(request) { Fault::Slow(Duration::from_millis(5)) } else { Fault::None },
         );
     let mut child: Child =
         scene.command("here", &line.url, &scene.put(more)).stdout(Stdio::null()).spawn().unwrap();
@@ -299,7 +301,10 @@ fn kill_in_the_middle(scene: &Scene, more: &[&str], packs: usize) {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    // what the server has received it may still be writing
+    // what it has sent is still on the line, and then with the server
+    while !line.is_idle() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     std::thread::sleep(Duration::from_millis(500));
     assert!(scene.indexes().is_empty(), "it was too late to kill it");
 }
@@ -307,7 +312,7 @@ fn kill_in_the_middle(scene: &Scene, more: &[&str], packs: usize) {
 #[test]
 fn killed_in_the_middle_only_the_rest_goes_the_next_time() {
     for more in [&[][..], &["--recipient", RECIPIENT]] {
-        let scene = Scene::new(100);
+        let scene = Scene::new(80);
         scene.snapshot();
         kill_in_the_middle(&scene, more, 2);
         let there = scene.packs();
