@@ -38,6 +38,8 @@ pub(crate) const PACKS: &str = "packs";
 
 /// Bytes from which on an object is uploaded in parts of so many.
 pub(crate) const PART: usize = 8 << 20;
+/// Most bytes of an object that is read: an index.
+const LARGEST: u64 = 1 << 30;
 /// Uploads or downloads at once.
 pub(crate) const AT_ONCE: usize = 4;
 
@@ -233,26 +235,35 @@ impl Objects {
         put.map(drop).map_err(PlaceError::object("write", &path))
     }
 
-    /// Reads an object.
+    /// Reads an object, one of at most [`LARGEST`] bytes.
     pub async fn get(&self, path: Path) -> Result<Vec<u8>, PlaceError> {
-        let failed = || PlaceError::object("read", &path);
-        let got = self.store.get(&path).await.map_err(failed())?;
-        Ok(got.bytes().await.map_err(failed())?.into())
+        let is_fit = |size| if size > LARGEST { Err(format!("it has {size} bytes")) } else { Ok(()) };
+        self.get_if(path, is_fit).await
     }
 
-    /// Reads an object that is to have so many bytes.
+    /// Reads an object that has to be there and to have so many bytes.
     pub async fn get_sized(&self, path: Path, size: u64) -> Result<Vec<u8>, PlaceError> {
-        let found = self.store.head(&path).await.map_err(PlaceError::object("read", &path))?.size;
-        if found != size {
-            let why = format!("it has {found} bytes instead of {size}");
-            return Err(PlaceError::Damaged { object: path.to_string(), why });
-        }
-        self.get(path).await.map_err(|error| match error {
+        let is_fit = |found| match found == size {
+            true => Ok(()),
+            false => Err(format!("it has {found} bytes instead of {size}")),
+        };
+        self.get_if(path, is_fit).await.map_err(|error| match error {
             PlaceError::Object { object, refusal: Refusal::Missing, .. } => {
                 PlaceError::Damaged { object, why: "it is missing".into() }
             }
             error => error,
         })
+    }
+
+    async fn get_if(
+        &self,
+        path: Path,
+        is_fit: impl FnOnce(u64) -> Result<(), String>,
+    ) -> Result<Vec<u8>, PlaceError> {
+        let failed = || PlaceError::object("read", &path);
+        let got = self.store.get(&path).await.map_err(failed())?;
+        is_fit(got.meta.size).map_err(|why| PlaceError::Damaged { object: path.to_string(), why })?;
+        Ok(got.bytes().await.map_err(failed())?.into())
     }
 }
 

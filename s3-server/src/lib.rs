@@ -13,23 +13,24 @@ use std::sync::LazyLock;
 pub const KEYS: [(&str, &str); 2] =
     [("AWS_ACCESS_KEY_ID", "a-test"), ("AWS_SECRET_ACCESS_KEY", "what-nobody-else-knows")];
 
-/// The program, built of this tree; `GODWIT_S3_SERVER_BIN` may name one that is built already.
+/// The program: beside the test where all of the tree was built, or it is built now; `GODWIT_S3_SERVER_BIN` may name another one.
 pub static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
     if let Some(path) = std::env::var_os("GODWIT_S3_SERVER_BIN") {
         return path.into();
     }
     let test = std::env::current_exe().expect("the test has a path");
-    let built = test.ancestors().nth(2).expect("a test lies in `deps` of a profile's directory");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo
-        .args(["build", "--locked", "--package", "godwit-s3-server"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"));
-    if built.ends_with("release") {
-        cargo.arg("--release");
+    let profile = test.ancestors().nth(2).expect("a test lies in `deps` of a profile's directory");
+    let program = profile.join("godwit-s3-server");
+    if !program.exists() {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--locked", "--package", "godwit-s3-server"]);
+        if profile.ends_with("release") {
+            cargo.arg("--release");
+        }
+        let said = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo can be run");
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
     }
-    let said = cargo.output().expect("cargo can be run");
-    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
-    built.join("godwit-s3-server")
+    program
 });
 
 /// A server that runs; it ends with this.
