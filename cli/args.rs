@@ -3,9 +3,9 @@
 mod config;
 mod hook;
 mod hooks;
+mod location;
 mod migrate;
 mod node;
-mod place;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -14,9 +14,9 @@ mod volume;
 pub use config::ConfigCommand;
 pub use hook::HookCommand;
 pub use hooks::{Choice, HookArgs, PauseArgs};
+pub use location::{Elsewhere, Location};
 pub use migrate::{CooperativeArg, FileWatchArg, IpChangeArg, LayerArg, MigrateArgs, PaceArg};
 pub use node::{CatalogArgs, Neighbours, NodeCommand, NodeServeArgs};
-pub use place::Place;
 pub use store::{StoreAddArgs, StoreCommand, StoreGetArgs};
 pub use volume::{
     FreezeArgs, KeepArgs, VolumeCommand, VolumeFollowArgs, VolumeForgetArgs, VolumeOwnerArgs,
@@ -266,9 +266,10 @@ pub struct ReceiveArgs {
 pub struct CheckpointArgs {
     /// The container: `runc:NAME`, `pid:PID`, or a name that only one engine knows
     pub container: String,
-    /// The directory to write, or with `--recipient` the file; must not exist yet
-    #[arg(long, value_name = "PATH")]
-    pub to: PathBuf,
+    /// The directory to write, or with `--recipient` the file; must not exist yet. Or a place in object storage, `s3://BUCKET/PREFIX` or
+    /// `file:///PATH`, which may have earlier ones of the container
+    #[arg(long, value_name = "PATH|PLACE", value_parser = Location::parser())]
+    pub to: Location,
     /// Encrypt it, so that only the holder of this key of age's can read it: `age1…`, or `@FILE` with one a line; repeatable
     #[arg(long = "recipient", value_name = "RECIPIENT")]
     pub recipients: Vec<String>,
@@ -294,8 +295,9 @@ pub struct CheckpointArgs {
 /// `godwit restore`.
 #[derive(Debug, ClapArgs)]
 pub struct RestoreArgs {
-    /// The directory or file that `godwit checkpoint` wrote
-    pub checkpoint: PathBuf,
+    /// The directory or file that `godwit checkpoint` wrote; or the place that it was put into: the newest there, or `PLACE#IMAGE`
+    #[arg(value_name = "PATH|PLACE", value_parser = Location::parser())]
+    pub checkpoint: Location,
     /// A file with the secret key that opens it, when it is encrypted; repeatable
     #[arg(long = "identity", value_name = "KEYFILE")]
     pub identities: Vec<PathBuf>,
@@ -307,11 +309,11 @@ pub struct RestoreArgs {
 /// `godwit images`.
 #[derive(Debug, Subcommand)]
 pub enum ImagesCommand {
-    /// List checkpoints: these, or those that lie in a directory
+    /// List checkpoints: these, or those that lie in a directory or a place
     Ls {
-        /// A checkpoint, or a directory with some
-        #[arg(required = true, value_name = "PATH")]
-        paths: Vec<PathBuf>,
+        /// A checkpoint, a directory with some, or a place in object storage: `s3://BUCKET/PREFIX`, `file:///PATH`
+        #[arg(required = true, value_name = "PATH|PLACE", value_parser = Location::parser())]
+        paths: Vec<Location>,
     },
     /// Show what is in one: processes, files, sockets, mounts, sizes
     Inspect(ImageArgs),
@@ -322,9 +324,9 @@ pub enum ImagesCommand {
 /// One checkpoint.
 #[derive(Debug, ClapArgs)]
 pub struct ImageArgs {
-    /// A directory, an encrypted checkpoint, or podman's archive (.tar, .tar.gz, .tar.zst)
-    #[arg(value_name = "PATH")]
-    pub image: PathBuf,
+    /// A directory, an encrypted checkpoint, or podman's archive (.tar, .tar.gz, .tar.zst). To `verify` also a place in object storage
+    #[arg(value_name = "PATH|PLACE", value_parser = Location::parser())]
+    pub image: Location,
     /// A file with the secret key that opens it, when it is encrypted; repeatable
     #[arg(long = "identity", value_name = "KEYFILE")]
     pub identities: Vec<PathBuf>,

@@ -19,6 +19,8 @@ mod log;
 mod migrate;
 mod node;
 mod nodes;
+mod object_storage;
+mod outbox;
 mod parent;
 mod park;
 mod parting;

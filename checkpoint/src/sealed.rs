@@ -113,6 +113,27 @@ impl Recipients {
     }
 }
 
+impl Recipients {
+    /// Some bytes, so that only they can read them.
+    ///
+    /// # Errors
+    /// When there is no randomness to be had.
+    pub fn seal_bytes(&self, plain: &[u8]) -> io::Result<Vec<u8>> {
+        let age = age::Encryptor::with_recipients(self.0.iter().map(|one| one as &dyn age::Recipient));
+        let mut sealed =
+            age.map_err(io::Error::other)?.wrap_output(Vec::with_capacity(plain.len() + 1024))?;
+        sealed.write_all(plain)?;
+        sealed.finish()
+    }
+
+    /// All of them, as they are written, in order.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        names.sort_unstable();
+        names
+    }
+}
+
 /// The secret keys that may open a checkpoint.
 pub struct Identities(Vec<Box<dyn age::Identity + Send + Sync>>);
 
@@ -144,6 +165,29 @@ impl Identities {
     }
 }
 
+impl Identities {
+    /// What [`Recipients::seal_bytes`] has sealed; none when it was sealed for others.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub fn open_bytes(&self, sealed: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let age = age::Decryptor::new_buffered(sealed).map_err(io::Error::other)?;
+        let mut plain = Vec::with_capacity(sealed.len());
+        match age.decrypt(self.0.iter().map(|one| &**one as &dyn age::Identity)) {
+            Err(age::DecryptError::NoMatchingKeys) => Ok(None),
+            opened => {
+                opened.map_err(io::Error::other)?.read_to_end(&mut plain)?;
+                Ok(Some(plain))
+            }
+        }
+    }
+}
+
+/// Whether these bytes are sealed, to all appearances.
+pub fn are_sealed(bytes: &[u8]) -> bool {
+    bytes.starts_with(MAGIC)
+}
+
 /// Whether this is a sealed file, to all appearances.
 ///
 /// # Errors
@@ -153,7 +197,7 @@ pub fn is_sealed(path: &Path) -> io::Result<bool> {
     if path.is_file() {
         File::open(path)?.take(MAGIC.len() as u64).read_to_end(&mut begin)?;
     }
-    Ok(begin == MAGIC)
+    Ok(are_sealed(&begin))
 }
 
 /// Asks whether tar is there, and the one that keeps extended attributes: GNU's.

@@ -1,8 +1,9 @@
 //! `godwit volume`.
 
-use super::{PauseArgs, Place};
+use super::{Elsewhere, PauseArgs};
 use clap::{Args as ClapArgs, Subcommand};
 use godwit_migration::quantity;
+use godwit_transfer::Address;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ pub enum VolumeCommand {
     Snapshot(VolumeSnapshotArgs),
     /// Keep a snapshot soon after each change, until somebody ends it
     Follow(VolumeFollowArgs),
-    /// Have the newest snapshot of a volume that another node has here, or that is here there; what is there already does not travel
+    /// Have the newest snapshot of a volume that another node or a place has here, or that is here there; what is there already does not
+    /// travel
     Replicate(VolumeReplicateArgs),
     /// Show whose volumes are, and whether what several nodes have made of one has diverged
     Owner(VolumeOwnerArgs),
@@ -111,8 +113,8 @@ pub struct VolumeFollowArgs {
     #[arg(long, value_parser = quantity::duration, value_name = "DURATION")]
     pub every: Option<Duration>,
     /// Bring each to this node, too, as soon as it is there
-    #[arg(long, value_name = "URL", value_parser = str::parse::<Place>)]
-    pub to: Option<Place>,
+    #[arg(long, value_name = "URL", value_parser = str::parse::<Address>)]
+    pub to: Option<Address>,
     /// Plain TCP, too
     #[arg(long)]
     pub insecure: bool,
@@ -140,12 +142,19 @@ pub struct VolumeOwnerArgs {
 pub struct VolumeReplicateArgs {
     /// Of which volume, by the name that it has where they come from
     pub volume: String,
-    /// From this node: `ssh://HOST`, `tls://NAME@HOST`, where `godwit node serve` answers
-    #[arg(long, value_name = "URL", value_parser = str::parse::<Place>, required_unless_present = "to", conflicts_with = "to")]
-    pub from: Option<Place>,
-    /// To this node, which has to allow it
-    #[arg(long, value_name = "URL", value_parser = str::parse::<Place>)]
-    pub to: Option<Place>,
+    /// From this node: `ssh://HOST`, `tls://NAME@HOST`, where `godwit node serve` answers; or from a place in object storage:
+    /// `s3://BUCKET/PREFIX`, `file:///PATH`
+    #[arg(long, value_name = "URL", value_parser = str::parse::<Elsewhere>, required_unless_present = "to", conflicts_with = "to")]
+    pub from: Option<Elsewhere>,
+    /// To this node, which has to allow it, or to a place
+    #[arg(long, value_name = "URL", value_parser = str::parse::<Elsewhere>)]
+    pub to: Option<Elsewhere>,
+    /// Encrypt it in the place, so that only the holder of this key of age's can read it: `age1…`, or `@FILE` with one a line; repeatable
+    #[arg(long = "recipient", value_name = "RECIPIENT", requires = "to")]
+    pub recipients: Vec<String>,
+    /// A file with the secret key that opens what is encrypted in a place; repeatable
+    #[arg(long = "identity", value_name = "KEYFILE", requires = "from")]
+    pub identities: Vec<PathBuf>,
     /// All that there are, and not the newest alone
     #[arg(long)]
     pub all: bool,

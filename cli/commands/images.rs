@@ -1,9 +1,11 @@
 //! `godwit images`: what is in checkpoints, and whether they are whole.
 
+mod place;
+
 use super::journals::show_age;
 use super::sealing;
 use super::{Trouble, cancel_on_signal};
-use crate::args::{Args, ImageArgs, ImagesCommand};
+use crate::args::{Args, ImageArgs, ImagesCommand, Location};
 use crate::draw::{Draw, table};
 use godwit_checkpoint::archive::ArchiveError;
 use godwit_checkpoint::inspect::{self, Contents, InspectError, Writer};
@@ -23,15 +25,30 @@ pub fn run(args: &Args, command: &ImagesCommand, draw: &Draw) -> Result<u8, Trou
     match command {
         ImagesCommand::Ls { paths } => ls(paths, draw),
         ImagesCommand::Inspect(image) => {
-            let opened = open(args, image, draw)?;
-            let contents = inspect::inspect(&opened.path).map_err(|error| failure(&image.image, &error))?;
-            show(&image.image, &contents, draw);
+            let path = match &image.image {
+                Location::Path(path) => path,
+                Location::Place(name) => {
+                    let message = format!("`{name}` cannot be looked into where it is");
+                    return Err(Failure::new(FailureKind::Usage, message)
+                        .hint("`godwit images ls` shows what is there")
+                        .into());
+                }
+            };
+            let opened = open(args, path, image, draw)?;
+            let contents = inspect::inspect(&opened.path).map_err(|error| failure(path, &error))?;
+            show(path, &contents, draw);
             Ok(0)
         }
         ImagesCommand::Verify(image) => {
-            let opened = open(args, image, draw)?;
+            let path = match &image.image {
+                Location::Path(path) => path,
+                Location::Place(name) => {
+                    return Ok(place::verified(args, name, &image.identities, draw, &cancel_on_signal())?);
+                }
+            };
+            let opened = open(args, path, image, draw)?;
             let verified = inspect::verify(&opened.path);
-            let (contents, digests) = verified.map_err(|error| failure(&image.image, &error))?;
+            let (contents, digests) = verified.map_err(|error| failure(path, &error))?;
             let against = match (digests, contents.writer) {
                 (0, _) if opened.staging.is_some() => {
                     "it is what was sealed, and its images hold together".into()
@@ -41,11 +58,11 @@ pub fn run(args: &Args, command: &ImagesCommand, draw: &Draw) -> Result<u8, Trou
             };
             if draw.is_json() {
                 draw.json_line(&json!({
-                    "message_type": "verified", "path": image.image, "whole": true, "digests": digests,
+                    "message_type": "verified", "path": path, "whole": true, "digests": digests,
                     "container": name_of(&contents),
                 }));
             } else {
-                draw.data(&format!("`{}` is whole: {against}", image.image.display()));
+                draw.data(&format!("`{}` is whole: {against}", path.display()));
             }
             Ok(0)
         }
@@ -58,10 +75,9 @@ struct Opened {
     staging: Option<Staging>,
 }
 
-fn open(args: &Args, image: &ImageArgs, draw: &Draw) -> Result<Opened, Failure> {
-    let path = &image.image;
+fn open(args: &Args, path: &Path, image: &ImageArgs, draw: &Draw) -> Result<Opened, Failure> {
     let Some(identities) = sealing::identities_for(path, &image.identities)? else {
-        return Ok(Opened { path: path.clone(), staging: None });
+        return Ok(Opened { path: path.to_owned(), staging: None });
     };
     let staging = sealing::open(path, &identities, &args.global.root, draw, &cancel_on_signal())?;
     Ok(Opened { path: staging.path().join(sealing::OPENED), staging: Some(staging) })
@@ -88,10 +104,21 @@ fn failure(path: &Path, error: &InspectError) -> Failure {
     }
 }
 
-fn ls(paths: &[PathBuf], draw: &Draw) -> Result<u8, Trouble> {
+fn ls(paths: &[Location], draw: &Draw) -> Result<u8, Trouble> {
     let mut rows = Vec::new();
     let mut documents = Vec::new();
+    let cancel = cancel_on_signal();
     for path in paths {
+        let path = match path {
+            Location::Path(path) => path,
+            Location::Place(name) => {
+                for (row, document) in place::lines(name, &cancel)? {
+                    rows.push(row);
+                    documents.push(document);
+                }
+                continue;
+            }
+        };
         let found = candidates(path).map_err(|source| {
             let failure = Failure::new(FailureKind::NotFound, format!("cannot read `{}`", path.display()));
             failure.because_of(&source)

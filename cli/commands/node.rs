@@ -8,7 +8,7 @@ use crate::args::{Args, Neighbours, NodeCommand, NodeServeArgs};
 use crate::draw::Draw;
 use custodian::Custodian;
 use godwit_migration::{Cancel, Failure, FailureKind, host_name};
-use godwit_neighbours::{Acquaintance, Keeper, Place, Registration, TTL, attend};
+use godwit_neighbours::{Keeper, Place, Registration, TTL, attend};
 use godwit_restore::Policy;
 use godwit_store::{Store, store_of};
 use godwit_transfer::tls::config_dir;

@@ -6,12 +6,13 @@ use godwit_checkpoint::chain::Chain;
 use godwit_checkpoint::sealed::is_sealed;
 use godwit_engine::Facts;
 use godwit_migration::{Failure, FailureKind};
+use std::path::Path;
 
-/// The parent that was asked for, which is whole.
+/// The parent that was asked for, which is whole; `to` is the checkpoint that is to be written.
 ///
 /// # Errors
 /// When it is none, is not whole, or cannot be one.
-pub fn of(command: &CheckpointArgs) -> Result<Option<Chain>, Failure> {
+pub fn of(command: &CheckpointArgs, to: &Path) -> Result<Option<Chain>, Failure> {
     let Some(dir) = &command.parent else { return Ok(None) };
     let shown = dir.display();
     let wrong = |message: String| Failure::new(FailureKind::Usage, message);
@@ -24,12 +25,11 @@ pub fn of(command: &CheckpointArgs) -> Result<Option<Chain>, Failure> {
         return Err(wrong(format!("`{shown}` is encrypted, and cannot be a parent"))
             .hint("leave `--parent` out: a whole checkpoint can be encrypted, too"));
     }
-    let place = std::path::absolute(&command.to).unwrap_or_else(|_| command.to.clone());
-    let is_inside = |dir: &std::path::Path| {
-        Some(place.parent()?.canonicalize().ok()?.starts_with(dir.canonicalize().ok()?))
-    };
+    let place = std::path::absolute(to).unwrap_or_else(|_| to.to_owned());
+    let is_inside =
+        |dir: &Path| Some(place.parent()?.canonicalize().ok()?.starts_with(dir.canonicalize().ok()?));
     if is_inside(dir) == Some(true) {
-        return Err(wrong(format!("`{}` would lie in its parent, and alter it", command.to.display()))
+        return Err(wrong(format!("`{}` would lie in its parent, and alter it", to.display()))
             .hint("name a place beside it"));
     }
     let opened = archive::verify(dir).and_then(|_| Chain::open(dir));

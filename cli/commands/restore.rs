@@ -2,8 +2,8 @@
 
 use super::scratch::{self, Scratch};
 use super::sealing;
-use super::{Trouble, cancel_on_signal};
-use crate::args::{Args, RestoreArgs};
+use super::{Trouble, cancel_on_signal, object_storage};
+use crate::args::{Args, Location, RestoreArgs};
 use crate::draw::Draw;
 use crate::progress::Show;
 use godwit_checkpoint::archive::ArchiveError;
@@ -27,25 +27,45 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Trouble> {
-    let name = command.checkpoint.display().to_string();
-    // whoever finds what a dead restore has left is told of the checkpoint
-    let whole_path = std::path::absolute(&command.checkpoint).unwrap_or_else(|_| command.checkpoint.clone());
-    let identities = sealing::identities_for(&command.checkpoint, &command.identities)?;
+    let cancel = cancel_on_signal();
+    match &command.checkpoint {
+        Location::Path(path) => {
+            let shown = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            bring(args, command, path, &shown, draw, &cancel)
+        }
+        Location::Place(place) => {
+            check_privilege()?;
+            let fetched = object_storage::fetch_checkpoint(args, place, draw, &cancel)?;
+            bring(args, command, &fetched.path, Path::new(&place.to_string()), draw, &cancel)
+        }
+    }
+}
+
+/// Brings the checkpoint at a path back. Whoever finds what a dead restore has left is told of it as `shown`.
+fn bring(
+    args: &Args,
+    command: &RestoreArgs,
+    checkpoint: &Path,
+    shown: &Path,
+    draw: &Draw,
+    cancel: &Cancel,
+) -> Result<u8, Trouble> {
+    let name = command.checkpoint.to_string();
+    let identities = sealing::identities_for(checkpoint, &command.identities)?;
     check_privilege()?;
     let root = &args.global.root;
     if let Err(error) = scratch::clear(root) {
         draw.talk(&format!("warning: what a dead godwit has left cannot be removed: {error}"));
     }
     let criu = usable_criu()?;
-    let cancel = cancel_on_signal();
     let staging = match identities {
-        Some(identities) => Some(sealing::open(&command.checkpoint, &identities, root, draw, &cancel)?),
+        Some(identities) => Some(sealing::open(checkpoint, &identities, root, draw, cancel)?),
         None => None,
     };
     let opened = staging.as_ref().map(|staging| staging.path().join(sealing::OPENED));
     // what was sealed was whole when it could be opened
     if opened.is_none() {
-        archive::verify(&command.checkpoint).map_err(|error| not_whole(&name, &error))?;
+        archive::verify(checkpoint).map_err(|error| not_whole(&name, &error))?;
     }
     let cannot = |error: &(dyn std::error::Error + 'static)| {
         Failure::new(FailureKind::Missing, "this host could not be looked at").because_of(error)
@@ -59,7 +79,7 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
     })?;
     let whole = match &opened {
         Some(opened) => opened.clone(),
-        None => assembled(&command.checkpoint, &scratch, &id, draw, &cancel)?,
+        None => assembled(checkpoint, &scratch, &id, draw, cancel)?,
     };
     let archived = archive::open(&whole).map_err(|error| not_whole(&name, &error))?;
     let host = Host {
@@ -67,7 +87,7 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
         engines: godwit_engine::all(),
         facts: host_facts(&criu).map_err(|error| Refusal::new(error.to_string())),
         lazy: Err("the pages of a checkpoint lie in its images".into()),
-        peer: Peer { name: "file:".into(), shown: checkpoint_as_peer(&whole_path) },
+        peer: Peer { name: "file:".into(), shown: checkpoint_as_peer(shown) },
         policy: Policy::default(),
         joins: Joins::default(),
         parking: None,

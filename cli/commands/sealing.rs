@@ -56,15 +56,26 @@ pub fn identities_for(checkpoint: &Path, files: &[PathBuf]) -> Result<Option<Ide
         (true, true) => Err(Failure::new(FailureKind::Usage, format!("`{shown}` is encrypted"))
             .hint("name the file with the secret key: `--identity KEYFILE`")),
         (true, false) => {
-            let identities = Identities::read(files).map_err(|error| {
-                Failure::new(FailureKind::Usage, format!("`{shown}` cannot be opened"))
-                    .because_of(&error)
-                    .hint("an identity is a file as `age-keygen -o KEYFILE` writes it, mode 0600")
-            })?;
+            let identities = read_identities(files)?;
             check_tar()?;
-            Ok(Some(identities))
+            Ok(identities)
         }
     }
+}
+
+/// The keys in some files; none when there are no files.
+///
+/// # Errors
+/// When one is no identity.
+pub fn read_identities(files: &[PathBuf]) -> Result<Option<Identities>, Failure> {
+    if files.is_empty() {
+        return Ok(None);
+    }
+    Identities::read(files).map(Some).map_err(|error| {
+        Failure::new(FailureKind::Usage, "nothing encrypted can be opened")
+            .because_of(&error)
+            .hint("an identity is a file as `age-keygen -o KEYFILE` writes it, mode 0600")
+    })
 }
 
 fn check_tar() -> Result<(), Failure> {

@@ -328,7 +328,7 @@ pub(super) fn failure(what: &str, error: &StoreError, root: &Path) -> Failure {
 }
 
 /// What is known of a checkpoint, to be kept beside it.
-fn facts(contents: &Contents) -> BTreeMap<String, String> {
+pub(super) fn facts(contents: &Contents) -> BTreeMap<String, String> {
     let engine = contents.engine.as_ref().zip(contents.name.as_ref());
     let facts = [
         ("container", engine.map(|(engine, name)| format!("{engine}:{name}"))),

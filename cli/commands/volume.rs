@@ -5,6 +5,7 @@ mod follow;
 mod forget;
 mod list;
 mod owner;
+mod places;
 mod replicate;
 mod still;
 

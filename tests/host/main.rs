@@ -29,6 +29,7 @@ mod moves;
 mod obstacles;
 mod parting;
 mod parting_docker;
+mod places;
 mod pods;
 mod postgres;
 mod probe;

@@ -10,8 +10,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 /// A key that nobody uses for anything else, and its secret half; and another one's secret half.
-const RECIPIENT: &str = "age1x4n0ywup96n3vvuud2szmt262v5k0d7k5v9v4kpqw369e8y8lpmqelvxnm";
-const IDENTITY: &str = "AGE-SECRET-KEY-1S0J6KYCLKX4ELQYLN0RGHJ04XESAZDM4PUX7RLX2DHRZ9FUE9VWQ7UK2WR";
+pub const RECIPIENT: &str = "age1x4n0ywup96n3vvuud2szmt262v5k0d7k5v9v4kpqw369e8y8lpmqelvxnm";
+pub const IDENTITY: &str = "AGE-SECRET-KEY-1S0J6KYCLKX4ELQYLN0RGHJ04XESAZDM4PUX7RLX2DHRZ9FUE9VWQ7UK2WR";
 const OTHER: &str = "AGE-SECRET-KEY-1JSSP6CLPSRUG6MC54PAEXR8KVFTY90QAKRJSMJH20R0A366UT6FSM5K4PG";
 
 /// What redis has in memory only.

@@ -34,7 +34,7 @@ fn godwit() -> Command {
     command
 }
 
-fn finish(mut command: Command) -> Ran {
+pub fn finish(mut command: Command) -> Ran {
     let output = command.output().unwrap();
     Ran {
         code: output.status.code().unwrap_or(-1),

@@ -9,6 +9,7 @@
 //! - `hostile`: a half that lies.
 //! - `images`: who may read memory images.
 //! - `keys`: the keys of hosts, and the policy.
+//! - `places`: object storage, with a real server.
 //! - `store`: the content store's commands; `volume`: those of volumes' past, `volume_nodes`: of several nodes.
 //! - `cli`: flags, errors and exit codes of the binary.
 
@@ -23,6 +24,7 @@ mod images;
 mod keys;
 mod link;
 mod phases;
+mod places;
 mod question;
 mod resume;
 mod stage;

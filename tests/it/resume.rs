@@ -214,7 +214,7 @@ fn a_claim_whose_answer_was_lost_stands() {
     let engines: Vec<Box<dyn Engine>> = vec![Box::new(FakeEngine(ended.witness.clone()))];
     let mut there = Orphan::adopt(&ended.roots.1, &engines, &ended.id).unwrap().unwrap();
     assert_eq!(there.holder().unwrap(), Some(Role::Destination));
-    there.go().unwrap();
+    there.go(Vec::new()).unwrap();
     there.complete();
     let end = resume_at_source(&ended, false, None).unwrap();
     assert_eq!(end.disposition, Disposition::RunningAtDestination);

@@ -59,8 +59,26 @@ impl Past {
             return Err(Failure::new(FailureKind::Usage, message)
                 .hint("`godwit volume forget` on the other node says what stays there"));
         }
+        if !wanted.recipients.is_empty() {
+            return Err(Failure::new(FailureKind::Usage, "another node takes nothing that is encrypted")
+                .hint("leave `--recipient` out"));
+        }
         let outlet = Outlet::new(to, wanted.insecure, wanted.diverged, &cancel_on_signal())?;
         let history = self.existing(&wanted.volume)?;
+        self.bring(&history, &self.that_travel(&history, wanted, draw)?, &outlet, draw)?;
+        Ok(0)
+    }
+
+    /// The newest snapshot of a volume, or all of them, oldest first.
+    ///
+    /// # Errors
+    /// When there is none that can leave this host.
+    pub(super) fn that_travel(
+        &self,
+        history: &History,
+        wanted: &VolumeReplicateArgs,
+        draw: &Draw,
+    ) -> Result<Vec<Snapshot>, Failure> {
         let all = history.list(Some(&Self::name(&wanted.volume)));
         let mut all = all.map_err(|error| self.failure("nothing was replicated", &error))?;
         let native = all.extract_if(.., |snapshot| snapshot.kept.is_some()).count();
@@ -74,8 +92,7 @@ impl Past {
             return Err(self.failure("nothing was replicated", &none));
         }
         let first = if wanted.all { 0 } else { all.len() - 1 };
-        self.bring(&history, &all.split_off(first), &outlet, draw)?;
-        Ok(0)
+        Ok(all.split_off(first))
     }
 
     /// Brings these to another node, one after the other. The newest goes first: it may be the one that brings together what had diverged.

@@ -4,7 +4,7 @@ use super::bring::Outlet;
 use super::forget::policy;
 use super::still::Containers;
 use super::{Past, line};
-use crate::args::{Place, VolumeFollowArgs};
+use crate::args::VolumeFollowArgs;
 use crate::commands::cancel_on_signal;
 use crate::draw::Draw;
 use godwit_migration::{Failure, FailureKind};
@@ -36,10 +36,8 @@ impl Past {
     pub(super) fn follow(&self, wanted: &VolumeFollowArgs, draw: &Draw) -> Result<u8, Failure> {
         let volume = self.volume(&wanted.volume, "no snapshot was made")?;
         let cancel = cancel_on_signal();
-        let outlet = match &wanted.to {
-            Some(Place::Node(to)) => Some(Outlet::new(to, wanted.insecure, false, &cancel)?),
-            None => None,
-        };
+        let outlet =
+            wanted.to.as_ref().map(|to| Outlet::new(to, wanted.insecure, false, &cancel)).transpose()?;
         // before the first one is taken: what is changed while it is belongs to the next
         let notice = match ChangeNotice::of(&volume.path) {
             Ok(notice) => Some(notice),

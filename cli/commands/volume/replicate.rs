@@ -2,7 +2,7 @@
 
 use super::forget::policy;
 use super::{Past, shown};
-use crate::args::{Neighbours, Place, VolumeReplicateArgs};
+use crate::args::{Elsewhere, Neighbours, VolumeReplicateArgs};
 use crate::commands::{cancel_on_signal, node};
 use crate::draw::Draw;
 use godwit_migration::quantity::show_bytes;
@@ -15,14 +15,20 @@ use godwit_volumes::{History, Snapshot, VolumeError};
 impl Past {
     pub(super) fn replicate(&self, wanted: &VolumeReplicateArgs, draw: &Draw) -> Result<u8, Failure> {
         match (&wanted.from, &wanted.to) {
-            (Some(Place::Node(from)), _) => self.fetch_from(from, wanted, draw),
-            (_, Some(Place::Node(to))) => self.bring_to(to, wanted, draw),
+            (Some(Elsewhere::Node(node)), _) => self.fetch_from(node, wanted, draw),
+            (Some(Elsewhere::Place(place)), _) => self.replicate_from_place(wanted, place, draw),
+            (_, Some(Elsewhere::Node(node))) => self.bring_to(node, wanted, draw),
+            (_, Some(Elsewhere::Place(place))) => self.replicate_to_place(wanted, place, draw),
             // the command line has one of them
             (None, None) => Err(Failure::new(FailureKind::Usage, "neither `--from` nor `--to`")),
         }
     }
 
     fn fetch_from(&self, from: &Address, wanted: &VolumeReplicateArgs, draw: &Draw) -> Result<u8, Failure> {
+        if !wanted.identities.is_empty() {
+            return Err(Failure::new(FailureKind::Usage, "another node gives nothing that is encrypted")
+                .hint("leave `--identity` out"));
+        }
         node::refuse_exposed(&Neighbours(vec![from.clone()]), wanted.insecure)?;
         let cancel = cancel_on_signal();
         let failed = |error: VolumeError| self.failure("not all of it is here", &error);

@@ -1,0 +1,61 @@
+//! Where checkpoints and snapshots are: paths of this host, other hosts, places in object storage.
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use godwit_object_storage::PlaceName;
+use godwit_object_storage::name::NotAPlace;
+use godwit_transfer::Address;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Where a checkpoint is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// On this host.
+    Path(PathBuf),
+    /// `s3://…` or `file://…`.
+    Place(PlaceName),
+}
+
+impl Location {
+    fn parse(text: OsString) -> Result<Self, NotAPlace> {
+        match text.to_str() {
+            Some(place) if PlaceName::is_meant_by(place) => place.parse().map(Self::Place),
+            _ => Ok(Self::Path(text.into())),
+        }
+    }
+
+    pub fn parser() -> impl TypedValueParser<Value = Location> {
+        OsStringValueParser::new().try_map(Location::parse)
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Place(place) => write!(f, "{place}"),
+        }
+    }
+}
+
+/// Who else has snapshots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Elsewhere {
+    /// Another node.
+    Node(Address),
+    /// `s3://…` or `file://…`.
+    Place(PlaceName),
+}
+
+impl FromStr for Elsewhere {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match PlaceName::is_meant_by(text) {
+            true => text.parse().map(Self::Place).map_err(|error: NotAPlace| error.to_string()),
+            false => text.parse().map(Self::Node).map_err(|error| format!("{error}")),
+        }
+    }
+}

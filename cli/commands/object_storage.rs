@@ -1,0 +1,160 @@
+//! Checkpoints in object storage: what commands say of places, and how a checkpoint comes from one.
+
+use super::scratch::Scratch;
+use super::store;
+use crate::args::Args;
+use crate::draw::Draw;
+use godwit_migration::quantity::show_bytes;
+use godwit_migration::{Cancel, Failure, FailureKind, MigrationId};
+use godwit_object_storage::error::Refusal;
+use godwit_object_storage::index::Keys;
+use godwit_object_storage::{Index, Kind, Place, PlaceError, PlaceName, download};
+use godwit_store::{Digest, Store, store_of};
+use indicatif::ProgressBar;
+use std::path::{Path, PathBuf};
+
+/// How an encrypted checkpoint is called in its tree.
+pub const SEALED: &str = "checkpoint.age";
+
+/// Where in godwit's directory it is noted what was put where.
+pub fn ledgers_of(root: &Path) -> PathBuf {
+    root.join("places")
+}
+
+/// Opens a place.
+///
+/// # Errors
+/// When the environment says nothing that can be used.
+pub fn open(name: &PlaceName, cancel: &Cancel) -> Result<Place, Failure> {
+    Place::open(name, cancel.clone())
+        .map_err(|error| failure(&format!("`{name}` cannot be used"), &error, Path::new("")))
+}
+
+/// What is to be said when a place said no: what was not done, and why. `root` is godwit's directory.
+pub fn failure(what: &str, error: &PlaceError, root: &Path) -> Failure {
+    let (kind, hint) = match error {
+        PlaceError::Store(error) => return store::failure(what, error, &store_of(root)),
+        PlaceError::Object { refusal: Refusal::Denied, .. } => (
+            FailureKind::Failed,
+            "the environment says who asks: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, and of an own server `AWS_ENDPOINT_URL`",
+        ),
+        PlaceError::Object { refusal: Refusal::Missing, .. } => {
+            (FailureKind::NotFound, "is the bucket there? godwit makes none")
+        }
+        PlaceError::Object { .. } => (FailureKind::Failed, "the same command again goes on where it was"),
+        PlaceError::Damaged { .. } => (FailureKind::NotFound, "use another copy of it"),
+        PlaceError::Format { .. } => {
+            (FailureKind::Usage, "name another prefix, or use the godwit that made it")
+        }
+        PlaceError::NoImage(_) => (FailureKind::NotFound, "`godwit images ls PLACE` shows what is there"),
+        PlaceError::Sealed(_) => {
+            (FailureKind::Usage, "name the file with the secret key: `--identity KEYFILE`")
+        }
+        PlaceError::NotForUs(_) => {
+            (FailureKind::Usage, "name the identity of one of the recipients that it was written for")
+        }
+        PlaceError::Unusable(_) => (FailureKind::Usage, ""),
+        PlaceError::Locked => (FailureKind::Locked, "wait until it is done"),
+        PlaceError::Io { .. } => (FailureKind::Failed, ""),
+        PlaceError::Interrupted => (FailureKind::Interrupted, "the same command again goes on where it was"),
+    };
+    let failure = Failure::new(kind, what).because_of(error);
+    if hint.is_empty() { failure } else { failure.hint(hint) }
+}
+
+/// Shows how much of an image is where it shall be.
+pub fn progress(bar: &ProgressBar, prefix: &'static str) -> impl FnMut(u64, u64) {
+    let bar = bar.clone();
+    bar.set_prefix(prefix);
+    move |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        bar.set_message(format!("{} of {}", show_bytes(done), show_bytes(total)));
+    }
+}
+
+/// The checkpoints of a place, newest first.
+///
+/// # Errors
+/// When it cannot be asked, or has an index that cannot be read.
+pub fn checkpoints(place: &Place) -> Result<Vec<Index>, PlaceError> {
+    let indexes = place.images(Kind::Checkpoint)?.into_iter();
+    let mut found: Vec<Index> = indexes
+        .map(|manifest| place.index(Kind::Checkpoint, manifest, Keys(None)))
+        .collect::<Result<_, _>>()?;
+    found.sort_by_key(|index| (std::cmp::Reverse(made(index)), index.manifest));
+    Ok(found)
+}
+
+/// When a checkpoint was made, s since 1970; 0 where that is not known.
+pub fn made(index: &Index) -> u64 {
+    index.fact("made_unix_s").and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// The checkpoint that a name means: the one that it names, or the newest.
+///
+/// # Errors
+/// When there is none, or several are meant.
+pub fn find_checkpoint(place: &Place) -> Result<Index, PlaceError> {
+    let Some(image) = &place.name().image else {
+        let newest = checkpoints(place)?.into_iter().next();
+        return newest.ok_or_else(|| PlaceError::NoImage("complete checkpoint in it".into()));
+    };
+    let meant: Vec<Digest> = place
+        .images(Kind::Checkpoint)?
+        .into_iter()
+        .filter(|manifest| manifest.to_string().starts_with(image))
+        .collect();
+    match meant[..] {
+        [manifest] => place.index(Kind::Checkpoint, manifest, Keys(None)),
+        [] => Err(PlaceError::NoImage(format!("checkpoint `{image}` in it"))),
+        _ => Err(PlaceError::NoImage(format!("one checkpoint `{image}` in it: several begin so"))),
+    }
+}
+
+/// A checkpoint on this host, as long as this lives.
+pub struct FetchedCheckpoint {
+    /// The directory or file that `godwit checkpoint` wrote.
+    pub path: PathBuf,
+    _scratch: Scratch,
+}
+
+/// Brings a checkpoint of a place to this host's disk; an encrypted one stays encrypted.
+///
+/// # Errors
+/// When there is none, it is not whole, or this host has no room for it.
+pub fn fetch_checkpoint(
+    args: &Args,
+    name: &PlaceName,
+    draw: &Draw,
+    cancel: &Cancel,
+) -> Result<FetchedCheckpoint, Failure> {
+    let root = std::path::absolute(&args.global.root).unwrap_or_else(|_| args.global.root.clone());
+    let what = format!("`{name}` cannot be restored; nothing was touched");
+    let failed = |error: PlaceError| failure(&what, &error, &root);
+    let place = open(name, cancel)?;
+    let index = find_checkpoint(&place).map_err(failed)?;
+    let bar = store::bar(args);
+    let store = Store::open(&store_of(&root), None).map_err(|error| failed(error.into()))?;
+    let mut lease = store.lease().map_err(|error| failed(error.into()))?;
+    let come = download(&place, &mut lease, &index, Keys(None), &mut progress(&bar, "Fetching"));
+    bar.finish_and_clear();
+    let come = come.map_err(failed)?;
+    draw.talk(&format!(
+        "{} of {} came, the rest was here",
+        show_bytes(come.received_bytes),
+        show_bytes(come.needed_bytes)
+    ));
+    let no_room = |error: &(dyn std::error::Error + 'static)| {
+        Failure::new(FailureKind::Missing, format!("cannot write to `{}`", root.display())).because_of(error)
+    };
+    let scratch = Scratch::make(&root).map_err(|error| no_room(&error))?;
+    let id = MigrationId::generate().map_err(|error| no_room(&error))?;
+    let tree = scratch.path.join(format!("fetched-{id}"));
+    lease
+        .materialise(index.manifest, &tree, &mut progress(&bar, "Making"))
+        .map_err(|error| failed(error.into()))?;
+    bar.finish_and_clear();
+    let sealed = tree.join(SEALED);
+    Ok(FetchedCheckpoint { path: if sealed.is_file() { sealed } else { tree }, _scratch: scratch })
+}

@@ -1,0 +1,187 @@
+//! What this host has put into a place, in `places/` of godwit's directory: a file for each place and its recipients, with a line for each pack
+//! that is written before the pack is put, and for each upload in parts while it lasts.
+//!
+//! A pack of the ledger counts when the place has it, too. So whatever was broken off goes on, and a ledger that is lost costs
+//! time and room, and nothing else.
+//!
+//! ```text
+//! godwit ledger 1
+//! pack DIGEST BYTES DIGEST:BYTES,DIGEST:BYTES…      the pack, and the chunks that are in it one after the other
+//! begun OBJECT UPLOAD
+//! ended OBJECT UPLOAD
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use godwit_store::Digest;
+
+use crate::pack::PackEntry;
+use crate::{PlaceError, PlaceName};
+
+const HEAD: &str = "godwit ledger 1";
+
+/// An upload in parts: the object, and the server's name for it.
+pub type Begun = (String, String);
+
+/// See the [module](self). As long as it lives, no other process has it.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    file: File,
+    packs: BTreeMap<Digest, PackEntry>,
+    begun: BTreeSet<Begun>,
+}
+
+impl Ledger {
+    /// The one of a place, for some recipients, in the directory `places`, which is made.
+    ///
+    /// # Errors
+    /// [`PlaceError::Locked`], or the file system's.
+    pub fn open(places: &Path, place: &PlaceName, recipients: &[String]) -> Result<Ledger, PlaceError> {
+        let key = Digest::of(format!("{}\n{}", place.whole(), recipients.join("\n")).as_bytes());
+        let path = places.join(&key.to_string()[..32]);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(places)
+            .map_err(PlaceError::io("make", places))?;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .append(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(PlaceError::io("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(PlaceError::Locked),
+            Err(TryLockError::Error(error)) => return Err(PlaceError::io("lock", &path)(error)),
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(PlaceError::io("read", &path))?;
+        let text = String::from_utf8_lossy(&bytes);
+        let mut ledger = Ledger { path, file, packs: BTreeMap::new(), begun: BTreeSet::new() };
+        match text.lines().next() {
+            Some(HEAD) => text.lines().for_each(|line| ledger.take(line)),
+            // another godwit's, or none: what it says is not needed
+            _ => {
+                ledger.file.set_len(0).map_err(PlaceError::io("write", &ledger.path))?;
+                ledger.write(HEAD)?;
+            }
+        }
+        // a line that a dead one has not ended
+        if !bytes.is_empty() && !bytes.ends_with(b"\n") {
+            ledger.write("")?;
+        }
+        Ok(ledger)
+    }
+
+    /// What is no line of ours says nothing.
+    fn take(&mut self, line: &str) {
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[..] {
+            ["pack", name, bytes, chunks] => {
+                self.packs.extend(PackEntry::read(name, bytes, chunks).map(|pack| (pack.name, pack)));
+            }
+            ["begun", object, upload] => {
+                self.begun.insert((object.to_owned(), upload.to_owned()));
+            }
+            ["ended", object, upload] => {
+                self.begun.remove(&(object.to_owned(), upload.to_owned()));
+            }
+            _ => {}
+        }
+    }
+
+    /// The packs that were put, or were about to be.
+    pub fn packs(&self) -> impl Iterator<Item = &PackEntry> {
+        self.packs.values()
+    }
+
+    /// The uploads that were not brought to an end.
+    pub fn begun(&self) -> Vec<Begun> {
+        self.begun.iter().cloned().collect()
+    }
+
+    /// A pack is about to be put. On disk when this returns.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn note(&mut self, pack: &PackEntry) -> Result<(), PlaceError> {
+        self.say(&format!("pack {pack}"))
+    }
+
+    /// An upload in parts was begun.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn begin(&mut self, (object, upload): &Begun) -> Result<(), PlaceError> {
+        self.say(&format!("begun {object} {upload}"))
+    }
+
+    /// It is complete, or the server knows nothing of it any more.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn end(&mut self, (object, upload): &Begun) -> Result<(), PlaceError> {
+        self.say(&format!("ended {object} {upload}"))
+    }
+
+    fn say(&mut self, line: &str) -> Result<(), PlaceError> {
+        self.write(line)?;
+        self.take(line);
+        Ok(())
+    }
+
+    fn write(&mut self, line: &str) -> Result<(), PlaceError> {
+        let written = self.file.write_all(format!("{line}\n").as_bytes());
+        written.and_then(|()| self.file.sync_data()).map_err(PlaceError::io("write", &self.path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pack(of: &[u8]) -> PackEntry {
+        PackEntry {
+            name: Digest::of(of),
+            bytes: 30,
+            chunks: vec![(Digest::of(b"1"), 10), (Digest::of(b"2"), 20)],
+        }
+    }
+
+    #[test]
+    fn what_was_noted_is_there_again_and_a_torn_line_says_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let place: PlaceName = "s3://bucket/a".parse().unwrap();
+        let open = || Ledger::open(dir.path(), &place, &[]);
+        let mut ledger = open().unwrap();
+        let upload = ("a/packs/x".to_owned(), "upload".to_owned());
+        ledger.note(&pack(b"one")).unwrap();
+        ledger.begin(&upload).unwrap();
+        assert!(matches!(open(), Err(PlaceError::Locked)));
+        assert!(Ledger::open(dir.path(), &place, &["age1".into()]).unwrap().packs().next().is_none());
+        let path = ledger.path.clone();
+        drop(ledger);
+        let whole = std::fs::read_to_string(&path).unwrap();
+        for end in 0..whole.len() {
+            std::fs::write(&path, &whole[..end]).unwrap();
+            let mut torn = open().unwrap();
+            assert!(torn.packs().all(|known| *known == pack(b"one")), "{end}");
+            torn.note(&pack(b"two")).unwrap();
+            drop(torn);
+            assert!(open().unwrap().packs().any(|known| *known == pack(b"two")), "{end}");
+        }
+        std::fs::write(&path, &whole).unwrap();
+        let mut ledger = open().unwrap();
+        assert_eq!((ledger.packs().count(), ledger.begun()), (1, vec![upload.clone()]));
+        ledger.end(&upload).unwrap();
+        drop(ledger);
+        assert_eq!(open().unwrap().begun(), []);
+    }
+}

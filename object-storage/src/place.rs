@@ -1,0 +1,300 @@
+//! A place that is open: objects are put, read, listed.
+//!
+//! ```text
+//! godwit                    `godwit place 1`
+//! packs/DIGEST              chunks
+//! checkpoints/DIGEST        indexes of checkpoints, by the digests of their manifests
+//! snapshots/DIGEST          and of volumes
+//! ```
+
+use std::collections::HashMap;
+use std::fs::DirBuilder;
+use std::future::Future;
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use godwit_migration::Cancel;
+use godwit_store::Digest;
+use object_store::aws::AmazonS3Builder;
+use object_store::local::LocalFileSystem;
+use object_store::multipart::MultipartStore;
+use object_store::path::Path;
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig};
+use tokio::runtime::Runtime;
+
+use crate::error::Refusal;
+use crate::index::Keys;
+use crate::ledger::Begun;
+use crate::name::At;
+use crate::{Index, Kind, PlaceError, PlaceName};
+
+/// What says that a place is godwit's, and of which version.
+const MARK: &str = "godwit";
+const FORMAT: &str = "godwit place 1\n";
+/// Where packs are.
+pub(crate) const PACKS: &str = "packs";
+
+/// Bytes from which on an object is uploaded in parts of so many.
+pub(crate) const PART: usize = 8 << 20;
+/// Most bytes of an object that is read: an index.
+const LARGEST: u64 = 1 << 30;
+/// Uploads or downloads at once.
+pub(crate) const AT_ONCE: usize = 4;
+
+/// How often a request is made again that failed, or was not answered. About six seconds in all.
+const RETRIES: usize = 5;
+/// How long one may take: a part on a slow line.
+const REQUEST_LIMIT: Duration = Duration::from_secs(300);
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// How often somebody's wish to stop is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Where an own server is.
+const ENDPOINTS: [&str; 3] = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
+
+/// An open place.
+pub struct Place {
+    name: PlaceName,
+    objects: Objects,
+    pub(crate) runtime: Runtime,
+    cancel: Cancel,
+}
+
+/// The objects of a place, for whoever is busy with them.
+#[derive(Clone)]
+pub(crate) struct Objects {
+    store: Arc<dyn ObjectStore>,
+    /// Where large objects are uploaded in parts.
+    pub parts: Option<Arc<dyn MultipartStore>>,
+    root: Path,
+}
+
+impl Place {
+    /// Opens a place; nothing is asked of it yet. Credentials and endpoint are those of the environment (`AWS_…`). Once `cancel` is
+    /// raised nothing more is waited for.
+    ///
+    /// # Errors
+    /// When the environment says nothing that can be used.
+    pub fn open(name: &PlaceName, cancel: Cancel) -> Result<Place, PlaceError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(|error| unusable(&error))?;
+        let objects = match &name.at {
+            At::Bucket { bucket, prefix } => {
+                // a second one finds the first
+                let _ = rustls::crypto::ring::default_provider().install_default();
+                let bucket = s3(bucket).build().map(Arc::new).map_err(|error| unusable(&error))?;
+                Objects { store: bucket.clone(), parts: Some(bucket), root: Path::from(prefix.as_str()) }
+            }
+            At::Directory(path) => {
+                let root = Path::from_absolute_path(path).map_err(|error| unusable(&error))?;
+                let store = Arc::new(LocalFileSystem::new().with_fsync(true));
+                Objects { store, parts: None, root }
+            }
+        };
+        Ok(Place { name: name.clone(), objects, runtime, cancel })
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &PlaceName {
+        &self.name
+    }
+
+    pub(crate) fn objects(&self) -> Objects {
+        self.objects.clone()
+    }
+
+    /// Sees that it can be written to, and makes it godwit's.
+    ///
+    /// # Errors
+    /// When it cannot, or belongs to another version of godwit.
+    pub fn claim(&self) -> Result<(), PlaceError> {
+        if let At::Directory(path) = &self.name.at {
+            let directories = [PACKS, Kind::Checkpoint.directory(), Kind::Snapshot.directory()];
+            for directory in directories.map(|name| path.join(name)) {
+                let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+                made.map_err(PlaceError::io("make", &directory))?;
+            }
+        }
+        if !self.is_claimed()? {
+            tracing::debug!(place = %self.name, "new");
+        }
+        self.put(MARK, FORMAT.into())
+    }
+
+    /// Whether it is godwit's.
+    ///
+    /// # Errors
+    /// When it cannot be asked, or belongs to another version of godwit.
+    pub fn is_claimed(&self) -> Result<bool, PlaceError> {
+        match self.get(MARK) {
+            Ok(bytes) if bytes == FORMAT.as_bytes() => Ok(true),
+            Ok(bytes) => {
+                let found = String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).escape_debug().to_string();
+                let object = self.objects.path(MARK).to_string();
+                Err(PlaceError::Format { object, why: format!("its format is `{found}`") })
+            }
+            Err(error) if error.is_missing() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The images of a kind that are complete, in no particular order.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn images(&self, kind: Kind) -> Result<Vec<Digest>, PlaceError> {
+        Ok(self.list(kind.directory())?.into_keys().collect())
+    }
+
+    /// The index of an image.
+    ///
+    /// # Errors
+    /// When there is none, it is not what was written, or no key opens it.
+    pub fn index(&self, kind: Kind, manifest: Digest, keys: Keys<'_>) -> Result<Index, PlaceError> {
+        let object = format!("{}/{manifest}", kind.directory());
+        let bytes = self.get(&object).map_err(|error| match error.is_missing() {
+            true => PlaceError::NoImage(format!("{} {manifest}", kind.word())),
+            false => error,
+        })?;
+        Index::decode(&object, manifest, bytes, keys)
+    }
+
+    /// The objects of a directory that are named by digests, and how many bytes each has.
+    pub(crate) fn list(&self, directory: &str) -> Result<HashMap<Digest, u64>, PlaceError> {
+        let path = self.objects.path(directory);
+        let listed = self.wait(async {
+            let listed = self.objects.store.list(Some(&path)).try_collect::<Vec<_>>().await;
+            listed.map_err(PlaceError::object("list", &path))
+        });
+        let listed = match listed {
+            Err(error) if error.is_missing() => Vec::new(),
+            listed => listed?,
+        };
+        let named = |object: &object_store::ObjectMeta| {
+            let rest = object.location.as_ref().strip_prefix(path.as_ref())?.strip_prefix('/')?;
+            Some((rest.parse().ok()?, object.size))
+        };
+        Ok(listed.iter().filter_map(named).collect())
+    }
+
+    pub(crate) fn put(&self, object: &str, bytes: Vec<u8>) -> Result<(), PlaceError> {
+        self.wait(self.objects.put(self.objects.path(object), bytes))
+    }
+
+    fn get(&self, object: &str) -> Result<Vec<u8>, PlaceError> {
+        self.wait(self.objects.get(self.objects.path(object)))
+    }
+
+    /// Lets go of an upload in parts; whether the server knows nothing of it any more.
+    pub(crate) fn abort(&self, (object, upload): &Begun) -> bool {
+        let Some(parts) = &self.objects.parts else { return true };
+        let path = Path::from(object.as_str());
+        // also when somebody wants to stop: that is when it matters
+        match self.runtime.block_on(parts.abort_multipart(&path, upload)) {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => true,
+            Err(error) => {
+                tracing::warn!(%error, object, "a part of an upload is left over: the next one takes it away");
+                false
+            }
+        }
+    }
+
+    /// Waits for what was asked, or until somebody wants to stop.
+    pub(crate) fn wait<T>(
+        &self,
+        asked: impl Future<Output = Result<T, PlaceError>>,
+    ) -> Result<T, PlaceError> {
+        let stopped = async {
+            while !self.cancel.is_raised() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        self.runtime.block_on(async {
+            tokio::select! {
+                answer = asked => answer,
+                () = stopped => Err(PlaceError::Interrupted),
+            }
+        })
+    }
+}
+
+impl Objects {
+    /// The whole name of an object.
+    pub fn path(&self, object: &str) -> Path {
+        object.split('/').fold(self.root.clone(), |path, part| path.join(part))
+    }
+
+    /// Puts an object, all of it or nothing.
+    pub async fn put(&self, path: Path, bytes: Vec<u8>) -> Result<(), PlaceError> {
+        let put = self.store.put(&path, PutPayload::from(bytes)).await;
+        put.map(drop).map_err(PlaceError::object("write", &path))
+    }
+
+    /// Reads an object, one of at most [`LARGEST`] bytes.
+    pub async fn get(&self, path: Path) -> Result<Vec<u8>, PlaceError> {
+        let is_fit = |size| if size > LARGEST { Err(format!("it has {size} bytes")) } else { Ok(()) };
+        self.get_if(path, is_fit).await
+    }
+
+    /// Reads an object that has to be there and to have so many bytes.
+    pub async fn get_sized(&self, path: Path, size: u64) -> Result<Vec<u8>, PlaceError> {
+        let is_fit = |found| match found == size {
+            true => Ok(()),
+            false => Err(format!("it has {found} bytes instead of {size}")),
+        };
+        self.get_if(path, is_fit).await.map_err(|error| match error {
+            PlaceError::Object { object, refusal: Refusal::Missing, .. } => {
+                PlaceError::Damaged { object, why: "it is missing".into() }
+            }
+            error => error,
+        })
+    }
+
+    async fn get_if(
+        &self,
+        path: Path,
+        is_fit: impl FnOnce(u64) -> Result<(), String>,
+    ) -> Result<Vec<u8>, PlaceError> {
+        let failed = || PlaceError::object("read", &path);
+        let got = self.store.get(&path).await.map_err(failed())?;
+        is_fit(got.meta.size).map_err(|why| PlaceError::Damaged { object: path.to_string(), why })?;
+        Ok(got.bytes().await.map_err(failed())?.into())
+    }
+}
+
+fn unusable(error: &dyn std::error::Error) -> PlaceError {
+    let mut why = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        why = format!("{why}: {error}");
+        next = error.source();
+    }
+    PlaceError::Unusable(why)
+}
+
+/// A bucket as the environment has it.
+fn s3(bucket: &str) -> AmazonS3Builder {
+    let endpoint = ENDPOINTS.iter().find_map(|name| std::env::var(name).ok());
+    let is_plain = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
+    let retry = RetryConfig {
+        backoff: BackoffConfig {
+            init_backoff: Duration::from_millis(200),
+            max_backoff: Duration::from_secs(3),
+            base: 2.0,
+        },
+        max_retries: RETRIES,
+        ..RetryConfig::default()
+    };
+    // whoever has written `http://` wants it; such a host may know no authority at all
+    let client = ClientOptions::new()
+        .with_timeout(REQUEST_LIMIT)
+        .with_connect_timeout(CONNECT_LIMIT)
+        .with_allow_http(is_plain)
+        .with_no_system_certificates(is_plain);
+    AmazonS3Builder::from_env().with_client_options(client).with_retry(retry).with_bucket_name(bucket)
+}
