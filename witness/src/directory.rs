@@ -2,9 +2,9 @@
 
 use crate::{ParseWitnessError, Witness, as_written};
 use godwit_migration::{MigrationId, Role};
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -37,9 +37,8 @@ impl SharedDirectory {
 
 impl Witness for SharedDirectory {
     /// The claim is written to a file of its own, which then gets the migration's name by link(2): that happens once, also
-    /// over NFS.
+    /// over NFS. The directory is never made: where it is missing it is not mounted, and one of this host's own would say yes to both.
     fn claim(&self, migration: &MigrationId, side: Role) -> io::Result<Role> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
         let place = self.0.join(migration.as_str());
         let own = self.0.join(format!("{migration}.{side}.{}", std::process::id()));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&own)?;
@@ -105,6 +104,9 @@ mod tests {
             witness.note_running(&id).unwrap();
             witness.note_running(&id).unwrap();
             assert!(witness.is_running(&id).unwrap());
+            let away = SharedDirectory(dir.path().join("away"));
+            assert!(away.claim(&id, Role::Source).is_err() && away.holder(&id).is_err());
+            assert!(away.is_running(&id).is_err() && !dir.path().join("away").exists());
         }
     }
 }
