@@ -63,19 +63,17 @@ impl Ledger {
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(PlaceError::io("read", &path))?;
+        // a line that a dead one has not ended says nothing
+        bytes.truncate(bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1));
         let text = String::from_utf8_lossy(&bytes);
+        // another godwit's, or none: what it says is not needed
+        let is_ours = text.lines().next() == Some(HEAD);
         let mut ledger = Ledger { path, file, packs: BTreeMap::new(), begun: BTreeSet::new() };
-        match text.lines().next() {
-            Some(HEAD) => text.lines().for_each(|line| ledger.take(line)),
-            // another godwit's, or none: what it says is not needed
-            _ => {
-                ledger.file.set_len(0).map_err(PlaceError::io("write", &ledger.path))?;
-                ledger.write(HEAD)?;
-            }
-        }
-        // a line that a dead one has not ended
-        if !bytes.is_empty() && !bytes.ends_with(b"\n") {
-            ledger.write("")?;
+        let kept = if is_ours { bytes.len() as u64 } else { 0 };
+        ledger.file.set_len(kept).map_err(PlaceError::io("write", &ledger.path))?;
+        match is_ours {
+            true => text.lines().for_each(|line| ledger.take(line)),
+            false => ledger.write(HEAD)?,
         }
         Ok(ledger)
     }

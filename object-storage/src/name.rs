@@ -86,8 +86,9 @@ fn bucket(rest: &str) -> Result<At, &'static str> {
         return Err("a bucket has 3 to 63 lower-case letters, digits, `.` and `-`");
     }
     let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+    let is_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.=+@/".contains(&byte);
     match Path::parse(prefix) {
-        Ok(path) if path.as_ref() == prefix => {
+        Ok(path) if path.as_ref() == prefix && prefix.bytes().all(is_safe) => {
             Ok(At::Bucket { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
         }
         _ => Err(
