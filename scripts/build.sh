@@ -7,7 +7,7 @@ build_release() {
     if [ -z "${GODWIT_BIN:-}" ] || [ -z "${GODWIT_WORKLOAD_BIN:-}" ]; then
         need_cargo
         # all packages: what they share is built once
-        (cd "$1" && cargo build --release --locked --workspace --bins < /dev/null >&2)
+        (cd "$1" && cargo build --release --locked --workspace --exclude godwit-s3-server --bins < /dev/null >&2)
     fi
     target=$(cd "$1" && realpath "${CARGO_TARGET_DIR:-target}")/release
     export GODWIT_BIN=${GODWIT_BIN:-$target/godwit} GODWIT_WORKLOAD_BIN=${GODWIT_WORKLOAD_BIN:-$target/godwit-workload}
