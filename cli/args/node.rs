@@ -43,7 +43,7 @@ pub struct CatalogArgs {
 #[derive(Debug, ClapArgs)]
 pub struct NodeServeArgs {
     /// Where to listen: `tls://host[:port]`, `tcp://host:port` or `unix:///path`
-    #[arg(long, required_unless_present = "stdio", value_name = "URL")]
+    #[arg(long, value_name = "URL")]
     pub listen: Option<String>,
     /// Speak over standard input and output with one visitor, whom ssh brings
     #[arg(long, conflicts_with = "listen")]

@@ -53,14 +53,20 @@ fn serve(args: &Args, command: &NodeServeArgs, draw: &Draw) -> Result<u8, Failur
         // the visitor tells whom it concerns
         return Ok(u8::from(answered.is_err()));
     }
+    let listen = command.listen.as_deref().ok_or_else(|| {
+        Failure::new(FailureKind::Usage, "where to listen was not said")
+            .hint("`--listen URL`, or `godwit config set node.listen URL`; or `--stdio`")
+    })?;
     // what is no store is said now, and not to the first visitor
     let store = store_of(&house.root);
     Store::find(&store, None)
         .map_err(|error| super::store::failure("the store cannot be used", &error, &store))?;
-    let listed =
-        command.catalog.as_ref().map(|place| registration(&house, place, command, draw)).transpose()?;
-    let (listener, address) =
-        reception::listen(command.listen.as_deref().unwrap_or_default(), command.insecure, DANGER, draw)?;
+    let listed = command
+        .catalog
+        .as_ref()
+        .map(|place| registration(&house, (place, listen), command, draw))
+        .transpose()?;
+    let (listener, address) = reception::listen(listen, command.insecure, DANGER, draw)?;
     draw.talk(&format!("giving content of `{}` on {address}", store.display()));
     let cancel = house.cancel.clone();
     std::thread::scope(|scope| {
@@ -77,12 +83,11 @@ fn serve(args: &Args, command: &NodeServeArgs, draw: &Draw) -> Result<u8, Failur
 /// This node's part of the catalog.
 fn registration(
     house: &House,
-    place: &Place,
+    (place, listens): (&Place, &str),
     command: &NodeServeArgs,
     draw: &Draw,
 ) -> Result<Registration, Failure> {
     nodes::refuse_exposed_catalog(place, command.insecure)?;
-    let listens = command.listen.as_deref().unwrap_or_default();
     let address = match &command.advertise {
         Some(address) => Some(address.clone()),
         None => listens.parse().ok().and_then(|address| reachable(address, &house.host)),

@@ -21,6 +21,14 @@ const fn migrate(option: &'static str) -> Key {
     Key { section: "migrate", option, commands: &["migrate"] }
 }
 
+const fn serve(option: &'static str) -> Key {
+    Key { section: "node", option, commands: &["node", "serve"] }
+}
+
+const fn follow(option: &'static str) -> Key {
+    Key { section: "follow", option, commands: &["volume", "follow"] }
+}
+
 /// All of them. Nothing that lowers the protection of a move (`--insecure`), and nothing that belongs to one container.
 pub const KEYS: &[Key] = &[
     migrate("max-downtime"),
@@ -44,6 +52,19 @@ pub const KEYS: &[Key] = &[
     Key { section: "receive", option: "keep-received", commands: &["receive"] },
     Key { section: "receive", option: "neighbours", commands: &["receive"] },
     Key { section: "receive", option: "catalog", commands: &["receive"] },
+    serve("listen"),
+    serve("catalog"),
+    serve("advertise"),
+    serve("quota"),
+    follow("interval"),
+    follow("every"),
+    follow("to"),
+    follow("keep-last"),
+    follow("keep-hourly"),
+    follow("keep-daily"),
+    follow("keep-weekly"),
+    follow("keep-monthly"),
+    follow("quota"),
     Key { section: "store", option: "quota", commands: &["store", "add"] },
 ];
 

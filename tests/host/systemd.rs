@@ -11,6 +11,12 @@ use crate::probe::Probe;
 use serde_json::json;
 
 const IP: &str = "10.77.0.100";
+/// The units that the project brings.
+const UNITS: [(&str, &str); 3] = [
+    ("godwit-node.service", include_str!("../../systemd/godwit-node.service")),
+    ("godwit-resume.service", include_str!("../../systemd/godwit-resume.service")),
+    ("godwit-follow@.service", include_str!("../../systemd/godwit-follow@.service")),
+];
 /// The scopes of containers; what watches them has others.
 const SCOPES: &str = "systemctl list-units --all --plain --no-legend '*.scope' | grep -v -e conmon -e ^init | tr -s ' ' | cut -d' ' -f1-4";
 
@@ -194,4 +200,102 @@ fn a_container_whose_health_is_checked_every_second_moves_and_is_healthy() {
         );
         bed.wipe();
     }
+}
+
+/// The units on both hosts, as long as this lives, and nothing of what they have begun after it.
+struct Units<'a>(&'a Bed);
+
+impl<'a> Units<'a> {
+    fn install(bed: &'a Bed) -> Self {
+        let units = Self(bed);
+        for host in [SRC, DST] {
+            for (name, text) in UNITS {
+                bed.write(host, &format!("/etc/systemd/system/{name}"), text);
+                bed.sh(host, &format!("chmod 644 /etc/systemd/system/{name}"));
+            }
+            bed.sh(
+                host,
+                "systemctl daemon-reload; systemd-analyze verify /etc/systemd/system/godwit-*.service",
+            );
+        }
+        units
+    }
+}
+
+impl Drop for Units<'_> {
+    fn drop(&mut self) {
+        for host in [SRC, DST] {
+            self.0.try_sh(
+                host,
+                "systemctl stop 'godwit-*'; rm -rf /etc/systemd/system/godwit-* /etc/godwit; systemctl daemon-reload; systemctl reset-failed",
+            );
+        }
+    }
+}
+
+#[test]
+fn the_services_go_on_after_they_were_killed() {
+    let Some(bed) = systemd_bed() else { return };
+    let _units = Units::install(&bed);
+    let main_pid = |unit: &str| bed.sh(SRC, &format!("systemctl show -P MainPID '{unit}'"));
+    let await_another = |unit: &str, pid: &str| {
+        let is_another = format!("p=$(systemctl show -P MainPID '{unit}'); [ $p != 0 ] && [ $p != {pid} ]");
+        bed.sh(SRC, &format!("for i in $(seq 300); do {is_another} && exit 0; sleep 0.1; done; exit 1"));
+    };
+    // a wrong configuration does not begin again and again
+    bed.try_sh(SRC, "systemctl start godwit-node");
+    bed.sh(SRC, "for i in $(seq 100); do systemctl is-failed godwit-node && exit 0; sleep 0.1; done; exit 1");
+    assert!(bed.sh(SRC, "journalctl -u godwit-node | cat").contains("where to listen was not said"));
+
+    let follow = "godwit-follow@-srv-data.service";
+    bed.sh(
+        SRC,
+        "mkdir /srv/data; echo one > /srv/data/file; godwit config set follow.interval 1s; godwit config set follow.keep-last 5
+         godwit config set node.listen unix:///run/godwit-node.sock; systemctl restart godwit-node",
+    );
+    bed.sh(SRC, &format!("systemctl start '{follow}'"));
+    let await_snapshots = |least: u32| {
+        let count = "godwit --json volume list /srv/data | grep -o '\"id\":' | wc -l";
+        bed.sh(
+            SRC,
+            &format!("for i in $(seq 300); do [ $({count}) -ge {least} ] && exit 0; sleep 0.1; done; exit 1"),
+        );
+    };
+    await_snapshots(1);
+    for (unit, killed) in [("godwit-node", main_pid("godwit-node")), (follow, main_pid(follow))] {
+        bed.sh(SRC, &format!("kill -9 {killed}"));
+        await_another(unit, &killed);
+    }
+    bed.sh(SRC, "sleep 1; echo two > /srv/data/file");
+    await_snapshots(2);
+    // another store of this host is the visitor
+    let replicated =
+        "godwit --root /srv/other volume replicate /srv/data --from unix:///run/godwit-node.sock --insecure";
+    bed.sh(SRC, replicated);
+    assert_eq!(
+        bed.sh(SRC, "godwit --root /srv/other volume restore /srv/data@latest /srv/back; cat /srv/back/file"),
+        "two"
+    );
+}
+
+#[test]
+fn the_service_ends_a_migration_that_a_kill_has_interrupted() {
+    let Some(bed) = systemd_bed() else { return };
+    let _units = Units::install(&bed);
+    bed.sh(SRC, &format!("testbed-container create web {IP} --ram 8 --engine crun --systemd-cgroup"));
+    let probe = Probe::start(&bed, &Redis { name: "web".into(), ip: IP.into(), pid: 0 });
+    let words = ["crun:web", "ssh://dst", "--tcp-established", "--max-downtime", "60s", "--retries", "0"];
+    let mut running = Background::migrate(&bed, &[], &words);
+    running.wait_for_phase("stop-and-copy");
+    running.signal("KILL");
+    running.finish();
+    bed.sh(SRC, "systemctl start godwit-resume");
+    bed.sh(DST, "systemctl start godwit-resume");
+    bed.end_what_is_kept();
+    let runs = |host: &&str| bed.holds(host, "crun state web | grep -q '\"status\": \"running\"'");
+    let runners: Vec<&str> = [SRC, DST].into_iter().filter(|host| runs(host)).collect();
+    let [runner] = runners[..] else { panic!("PROMISE BROKEN: it runs on {runners:?}") };
+    assert_eq!(probe.lost(), None, "on {runner}");
+    assert_one_scope(&bed, runner, "web");
+    assert_eq!(bed.sh(SRC, "godwit --json status | grep -c in-doubt; true"), "0");
 }

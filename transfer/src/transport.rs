@@ -10,8 +10,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -236,7 +237,7 @@ pub enum Listener {
     /// On a TCP port, for TLS.
     Tls(TcpListener),
     /// On a unix socket; its file is removed when the listener is dropped.
-    Unix(UnixListener, std::path::PathBuf),
+    Unix(UnixListener, PathBuf),
 }
 
 /// Somebody who calls, and has not proved who it is.
@@ -261,6 +262,22 @@ pub struct Peer {
     pub shown: String,
 }
 
+/// Listens on a unix socket, which is only for its owner (mode 0600). One that nobody listens on any more was left by a process
+/// that was killed, and goes.
+///
+/// # Errors
+/// When somebody listens there, something else is there, or the kernel says no.
+fn listen_at(path: &Path) -> io::Result<UnixListener> {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    if is_socket && UnixStream::connect(path).is_err_and(refused) {
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
 impl Listener {
     /// Opens the address. A unix socket is only for its owner (mode 0600).
     ///
@@ -274,9 +291,7 @@ impl Listener {
                 if let Some(dir) = path.parent() {
                     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
                 }
-                let listener = UnixListener::bind(path)?;
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-                Self::Unix(listener, path.clone())
+                Self::Unix(listen_at(path)?, path.clone())
             }
             Address::Ssh { .. } => {
                 return Err(io::Error::new(
@@ -377,6 +392,20 @@ mod tests {
         assert_eq!(two.receive(&mut buffer, SOON).unwrap(), 8);
         drop(one);
         while two.receive(&mut [0; 65536], SOON).unwrap() > 0 {}
+    }
+
+    #[test]
+    fn a_socket_that_a_killed_process_has_left_is_taken_over_and_no_other_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (left, file) = (dir.path().join("left"), dir.path().join("file"));
+        drop(UnixListener::bind(&left).unwrap());
+        assert!(left.exists());
+        let here = Listener::bind(&Address::Unix(left.clone())).unwrap();
+        assert!(Listener::bind(&Address::Unix(left)).is_err(), "somebody listens there");
+        std::fs::write(&file, "kept").unwrap();
+        assert!(Listener::bind(&Address::Unix(file.clone())).is_err());
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "kept");
+        drop(here);
     }
 
     #[test]
