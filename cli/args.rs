@@ -29,6 +29,7 @@ use godwit_engine::network::NetworkPlan;
 use godwit_migration::plan::Carry;
 use godwit_migration::quantity;
 use godwit_neighbours::Place;
+use godwit_transfer::Address;
 use godwit_witness::WitnessPlace;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -238,8 +239,8 @@ impl CarryArgs {
 #[derive(Debug, ClapArgs)]
 pub struct ReceiveArgs {
     /// Where to listen: `tls://host[:port]`, `tcp://host:port` or `unix:///path`
-    #[arg(long, required_unless_present = "stdio", value_name = "URL")]
-    pub listen: Option<String>,
+    #[arg(long, required_unless_present = "stdio", value_name = "URL", value_parser = place_to_listen)]
+    pub listen: Option<Address>,
     /// Speak over standard input and output
     #[arg(long, conflicts_with = "listen")]
     pub stdio: bool,
@@ -437,6 +438,18 @@ pub struct CheckArgs {
     #[arg(long, default_value = "1gbit", value_parser = quantity::bytes_per_second, value_name = "RATE")]
     pub bandwidth: u64,
 }
+
+/// Reads where to listen.
+fn place_to_listen(text: &str) -> Result<Address, String> {
+    match text.parse() {
+        Ok(Address::Ssh { .. }) => {
+            Err("ssh needs no listener: it starts godwit with `--stdio` itself".into())
+        }
+        Ok(address) => Ok(address),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 fn network_plan(text: &str) -> Result<NetworkPlan, String> {
     text.parse().map_err(|error| format!("{error}"))
 }

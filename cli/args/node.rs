@@ -43,8 +43,8 @@ pub struct CatalogArgs {
 #[derive(Debug, ClapArgs)]
 pub struct NodeServeArgs {
     /// Where to listen: `tls://host[:port]`, `tcp://host:port` or `unix:///path`
-    #[arg(long, value_name = "URL")]
-    pub listen: Option<String>,
+    #[arg(long, value_name = "URL", value_parser = super::place_to_listen)]
+    pub listen: Option<Address>,
     /// Speak over standard input and output with one visitor, whom ssh brings
     #[arg(long, conflicts_with = "listen")]
     pub stdio: bool,

@@ -53,7 +53,7 @@ fn serve(args: &Args, command: &NodeServeArgs, draw: &Draw) -> Result<u8, Failur
         // the visitor tells whom it concerns
         return Ok(u8::from(answered.is_err()));
     }
-    let listen = command.listen.as_deref().ok_or_else(|| {
+    let listen = command.listen.as_ref().ok_or_else(|| {
         Failure::new(FailureKind::Usage, "where to listen was not said")
             .hint("`--listen URL`, or `godwit config set node.listen URL`; or `--stdio`")
     })?;
@@ -66,8 +66,8 @@ fn serve(args: &Args, command: &NodeServeArgs, draw: &Draw) -> Result<u8, Failur
         .as_ref()
         .map(|place| registration(&house, (place, listen), command, draw))
         .transpose()?;
-    let (listener, address) = reception::listen(listen, command.insecure, DANGER, draw)?;
-    draw.talk(&format!("giving content of `{}` on {address}", store.display()));
+    let listener = reception::listen(listen, command.insecure, DANGER, draw)?;
+    draw.talk(&format!("giving content of `{}` on {listen}", store.display()));
     let cancel = house.cancel.clone();
     std::thread::scope(|scope| {
         if let Some(listed) = listed {
@@ -83,14 +83,14 @@ fn serve(args: &Args, command: &NodeServeArgs, draw: &Draw) -> Result<u8, Failur
 /// This node's part of the catalog.
 fn registration(
     house: &House,
-    (place, listens): (&Place, &str),
+    (place, listens): (&Place, &Address),
     command: &NodeServeArgs,
     draw: &Draw,
 ) -> Result<Registration, Failure> {
     nodes::refuse_exposed_catalog(place, command.insecure)?;
     let address = match &command.advertise {
         Some(address) => Some(address.clone()),
-        None => listens.parse().ok().and_then(|address| reachable(address, &house.host)),
+        None => reachable(listens, &house.host),
     };
     let address = address.ok_or_else(|| {
         Failure::new(FailureKind::Usage, format!("nobody else can reach `{listens}`"))
@@ -102,9 +102,9 @@ fn registration(
 }
 
 /// Where others reach what listens here, if they can.
-fn reachable(listens: Address, own_name: &str) -> Option<Address> {
+fn reachable(listens: &Address, own_name: &str) -> Option<Address> {
     let is_any = |host: &str| host.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified());
-    match listens {
+    match listens.clone() {
         Address::Tls { name, host, port } if is_any(&host) => {
             Some(Address::Tls { name, host: own_name.to_owned(), port })
         }

@@ -46,8 +46,11 @@ pub fn run(args: &Args, command: &ReceiveArgs, draw: &Draw) -> Result<u8, Troubl
     if command.stdio {
         return over_stdio(&host, cancel);
     }
-    let (listener, address) =
-        reception::listen(command.listen.as_deref().unwrap_or_default(), command.insecure, DANGER, draw)?;
+    let Some(address) = &command.listen else {
+        let unsaid = Failure::new(FailureKind::Usage, "where to listen was not said");
+        return Err(unsaid.hint("`--listen URL`, or `--stdio`").into());
+    };
+    let listener = reception::listen(address, command.insecure, DANGER, draw)?;
     let what = if command.forever { "migrations" } else { "one migration" };
     draw.talk(&format!("waiting for {what} on {address}"));
     let (give, calls) = sync_channel(1);

@@ -42,14 +42,12 @@ pub fn of_ssh() -> Result<(Descriptors, Peer), Failure> {
     Ok((transport, peer))
 }
 
-/// Listens at the address in `text`, and says what there is to be said of that; plain TCP only for whoever says so. `danger`: what
+/// Listens at `address`, and says what there is to be said of that; plain TCP only for whoever says so. `danger`: what
 /// callers in the open could do.
 ///
 /// # Errors
-/// When it is no such address, or cannot be had.
-pub fn listen(text: &str, insecure: bool, danger: &str, draw: &Draw) -> Result<(Listener, Address), Failure> {
-    let address: Address =
-        text.parse().map_err(|error| Failure::new(FailureKind::Usage, format!("{error}")))?;
+/// When it is exposed and nobody said that it may be, or cannot be had.
+pub fn listen(address: &Address, insecure: bool, danger: &str, draw: &Draw) -> Result<Listener, Failure> {
     if let Address::Tls { .. } = address {
         let identity = Identity::load(&config_dir()).map_err(|error| super::keys::failure(&error))?;
         draw.talk(&format!("this host's key is {}", identity.fingerprint));
@@ -64,10 +62,9 @@ pub fn listen(text: &str, insecure: bool, danger: &str, draw: &Draw) -> Result<(
         }
         draw.talk(&format!("warning: {exposed}"));
     }
-    let listener = Listener::bind(&address).map_err(|error| {
+    Listener::bind(address).map_err(|error| {
         Failure::new(FailureKind::Failed, format!("cannot listen on `{address}`")).because_of(&error)
-    })?;
-    Ok((listener, address))
+    })
 }
 
 /// Has `answer` done for each caller that has proved who it is, until `cancel` is raised. `most`: callers at once. Whoever is turned away
