@@ -184,7 +184,12 @@ impl Key {
 
     fn check(&self, value: &str) -> Result<(), String> {
         let arg = self.arg().ok_or("no command has this option")?;
-        let alone = Command::new("check").no_binary_name(true).arg(arg);
+        // without what it says of other options, which are not there
+        let mut bare = Arg::new(self.id()).long(self.option).value_parser(arg.get_value_parser().clone());
+        if let Some(names) = arg.get_value_names() {
+            bare = bare.value_names(names.to_vec());
+        }
+        let alone = Command::new("check").no_binary_name(true).arg(bare);
         let parsed = alone.try_get_matches_from([format!("--{}={value}", self.option)]);
         parsed.map(drop).map_err(|error| {
             let text = error.render().to_string();

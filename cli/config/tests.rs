@@ -24,6 +24,7 @@ fn every_key_is_an_option_that_takes_one_value() {
         assert!(Name::Option(key).check("\u{1}").is_err() || key.option == "remote-command", "{key}");
         assert_eq!(Name::find(&key.to_string()), Ok(Name::Option(key)));
     }
+    assert!(name("node.listen").check("ssh://rack2").is_err());
     assert!(
         !KEYS.iter().any(|key| key.option == "insecure"),
         "protection is given up on a command line only"
