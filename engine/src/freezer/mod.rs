@@ -268,9 +268,14 @@ impl Freezer {
     /// On v1 a frozen task cannot die: SIGKILL is left pending for all and the thaw lets them die of it. On v2
     /// `cgroup.kill` (kernel 5.14) does it.
     pub fn kill_frozen(&self) -> Result<()> {
-        if !self.dir.exists() {
-            return Ok(());
+        match self.kill_what_is_frozen() {
+            // systemd takes a scope away as soon as nobody is in it
+            Err(_) if !self.dir.exists() => Ok(()),
+            killed => killed,
         }
+    }
+
+    fn kill_what_is_frozen(&self) -> Result<()> {
         if self.pids()?.is_empty() {
             return self.thaw();
         }
@@ -281,10 +286,7 @@ impl Freezer {
             self.thaw()?;
         }
         loop {
-            let left = match self.pids() {
-                Err(_) if !self.dir.exists() => return Ok(()),
-                left => left?,
-            };
+            let left = self.pids()?;
             if left.is_empty() && !self.is_busy() {
                 return self.thaw();
             }

@@ -145,6 +145,26 @@ fn a_frozen_tree_does_not_run_and_dies_without_running() {
 }
 
 #[test]
+fn a_cgroup_may_be_taken_away_as_soon_as_nobody_is_in_it() {
+    for mount in hierarchies() {
+        for _ in 0..20 {
+            let cgroup =
+                OwnCgroup::create_at(mount.join(format!("godwit-test-gone-{}", std::process::id()))).unwrap();
+            let freezer = cgroup.freezer().unwrap();
+            let mut tree = Command::new("sleep").arg("1000").spawn().unwrap();
+            fs::write(cgroup.dir.join("cgroup.procs"), tree.id().to_string()).unwrap();
+            freezer.freeze(LIMIT).unwrap();
+            std::thread::scope(|scope| {
+                // as systemd does with a scope
+                scope.spawn(|| while fs::remove_dir(&cgroup.dir).is_err() {});
+                scope.spawn(|| tree.wait());
+                freezer.kill_frozen().unwrap();
+            });
+        }
+    }
+}
+
+#[test]
 fn a_tree_goes_back_to_where_it_was() {
     for mount in hierarchies() {
         let mut counter_home = Cgroup::in_hierarchy(&mount);
