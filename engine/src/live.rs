@@ -31,6 +31,9 @@ const READ_LIMIT: Duration = Duration::from_millis(20);
 /// How long a task that was let go by a killed CRIU has to show whether it can go on.
 const FIRST_STEPS: Duration = Duration::from_millis(50);
 
+/// How often it is looked for who was put into a container that is to end.
+const BETWEEN_VISITORS: Duration = Duration::from_millis(20);
+
 /// What differs between engines once a container is found.
 pub(crate) trait Kin: Send {
     /// Its cgroup; made when first asked for, if the engine has none for it.
@@ -487,6 +490,23 @@ impl SourceContainer for LiveContainer {
 }
 
 impl LiveContainer {
+    /// Has the engine not start it again. An engine that is about to put a health check into the container has to give up first: it
+    /// would wait, with its lock on the container, until that goes on.
+    fn expect_end(&mut self) -> Result<(), EngineError> {
+        let Some(freezer) = &self.freezer else { return self.kin.expect_end() };
+        let kin = &mut self.kin;
+        std::thread::scope(|scope| {
+            let told = scope.spawn(|| kin.expect_end());
+            while !told.is_finished() {
+                if let Err(error) = freezer.kill_visitors(self.facts.pid) {
+                    tracing::debug!(%error, "visitors are left");
+                }
+                std::thread::sleep(BETWEEN_VISITORS);
+            }
+            told.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// Kills the frozen tasks; what becomes of the container after that `then` does.
     fn end(&mut self, then: impl FnOnce(&mut dyn Kin) -> Result<(), EngineError>) -> Vec<String> {
         if let Some(network) = &mut self.network {
@@ -498,7 +518,7 @@ impl LiveContainer {
                 leftovers.push(format!("{what}: {error}"));
             }
         };
-        keep("restart policy", self.kin.expect_end());
+        keep("restart policy", self.expect_end());
         if let Some(freezer) = &self.freezer {
             // nothing of it is in a hurry any more; what else runs on this host may be
             freezer.pids().into_iter().flatten().for_each(give_way);

@@ -345,7 +345,7 @@ fn a_container_of_docker_in_two_networks_keeps_both_addresses() {
     for host in [SRC, DST] {
         bed.sh(
             host,
-            "docker network create --subnet 10.88.0.0/24 zone 2> /dev/null || docker network inspect zone",
+            "docker network create --subnet 10.66.0.0/24 zone 2> /dev/null || docker network inspect zone",
         );
     }
     let run = |networks: &str| {
@@ -371,7 +371,7 @@ fn a_container_of_docker_in_two_networks_keeps_both_addresses() {
         )
     };
     let before = network(SRC);
-    assert!(before.contains("eth1 10.88.0."), "{before}");
+    assert!(before.contains("eth1 10.66.0."), "{before}");
     let redis = Redis { name: NAME.into(), ip: IP.into(), pid: 0 };
     let probe = Probe::start(&bed, &redis);
     let mut host = SRC;
@@ -387,7 +387,7 @@ fn a_container_of_docker_in_two_networks_keeps_both_addresses() {
         );
         let bridge = "ip -o link show type bridge | grep -o 'br-[0-9a-f]*'";
         assert_eq!(
-            bed.sh(host, &format!("ping -c 1 -W 5 -I $({bridge}) 10.88.0.2 | grep -c '1 received'")),
+            bed.sh(host, &format!("ping -c 1 -W 5 -I $({bridge}) 10.66.0.2 | grep -c '1 received'")),
             "1"
         );
     }
@@ -396,7 +396,7 @@ fn a_container_of_docker_in_two_networks_keeps_both_addresses() {
     assert_nothing_left(&bed, host);
 
     // docker numbers its interfaces by the networks' names when it starts it: here they came one after the other
-    let zone = "--network name=zone,ip=10.88.0.9";
+    let zone = "--network name=zone,ip=10.66.0.9";
     bed.sh(SRC, &format!("docker run -d --name {NAME} {zone} localhost/redis:test tail -f /dev/null; docker network connect --ip {IP} testbed web"));
     let pid = bed.sh(SRC, PID);
     let said = migrate(&bed, SRC, "docker:web", &[]);

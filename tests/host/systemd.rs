@@ -179,8 +179,14 @@ fn a_container_whose_health_is_checked_every_second_moves_and_is_healthy() {
         );
         bed.sh(SRC, &healthy);
         let probe = Probe::start(&bed, &Redis { name: "web".into(), ip: IP.into(), pid: 0 });
-        for host in [SRC, DST, SRC] {
-            let summary = migrate(&bed, host, &format!("{engine}:web"), &[]).summary();
+        // long enough for a check to begin while it stands still: podman's lock on it is held until that has begun
+        bed.write(SRC, "/root/slow", "#!/bin/sh\nsleep 2\n");
+        for (host, hook) in [
+            (SRC, &["--hook", "post-freeze=/root/slow", "--post-freeze-timeout", "9s"][..]),
+            (DST, &[]),
+            (SRC, &[]),
+        ] {
+            let summary = migrate(&bed, host, &format!("{engine}:web"), hook).summary();
             assert_eq!(summary["leftovers"], json!([]), "{summary}");
             bed.sh(other(host), &healthy);
             assert_eq!(

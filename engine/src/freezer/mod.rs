@@ -262,6 +262,25 @@ impl Freezer {
         Ok(())
     }
 
+    /// Kills what was put into the frozen cgroup of the container of process `init` from outside, such as an engine's health check on
+    /// its way in. The container stands still, and those do not run either. Nothing is done when `init` is not in it.
+    pub fn kill_visitors(&self, init: i32) -> Result<()> {
+        let inside = self.pids()?;
+        let tree = process_tree(init);
+        if !inside.contains(&init) || !tree.contains(&init) {
+            return Ok(());
+        }
+        for visitor in inside.difference(&tree).copied().filter(|pid| *pid > 0) {
+            // one that is gone is gone
+            let _ = kill(Pid::from_raw(visitor), Signal::SIGKILL);
+            // frozen tasks of v1 do not die
+            if self.version == Version::V1 {
+                self.move_out(visitor)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Discards the container: kills every task while frozen and waits until all are gone. No instruction of the
     /// container runs. The empty cgroup is left thawed. Idempotent; a missing cgroup is done already.
     ///

@@ -145,9 +145,34 @@ fn a_frozen_tree_does_not_run_and_dies_without_running() {
 }
 
 #[test]
+fn whoever_was_put_in_dies_and_the_container_stands_still() {
+    for mount in hierarchies() {
+        let mut cgroup = Cgroup::in_hierarchy(&mount);
+        let counter = Counter::start();
+        let tree = process_tree(counter.pid());
+        cgroup.0.adopt(tree.iter().copied()).unwrap();
+        let freezer = cgroup.0.freezer().unwrap();
+        freezer.freeze(LIMIT).unwrap();
+        freezer.kill_visitors(counter.pid()).unwrap();
+        let mut visitor = Command::new("sleep").arg("1000").spawn().unwrap();
+        fs::write(cgroup.0.dir.join("cgroup.procs"), visitor.id().to_string()).unwrap();
+        freezer.kill_visitors(std::process::id().cast_signed()).unwrap();
+        assert!(
+            visitor.try_wait().unwrap().is_none(),
+            "of whose tree nothing is in it, that says nothing about others"
+        );
+        freezer.kill_visitors(counter.pid()).unwrap();
+        assert!(!visitor.wait().unwrap().success());
+        freezer.verify_held(&tree).unwrap();
+        counter.assert_still("when the visitor had gone");
+        freezer.kill_frozen().unwrap();
+    }
+}
+
+#[test]
 fn a_cgroup_may_be_taken_away_as_soon_as_nobody_is_in_it() {
     for mount in hierarchies() {
-        for _ in 0..20 {
+        for _ in 0..200 {
             let cgroup =
                 OwnCgroup::create_at(mount.join(format!("godwit-test-gone-{}", std::process::id()))).unwrap();
             let freezer = cgroup.freezer().unwrap();
