@@ -12,7 +12,9 @@ use godwit_engine::remains::wait_until_untraced;
 use godwit_engine::{Engine, SourceContainer};
 use godwit_hooks::{About, Calls};
 use godwit_migration::hooks::Moment;
-use godwit_migration::journal::{Event, Journal, JournalState, checkpoint_of_peer, of_container};
+use godwit_migration::journal::{
+    Event, Journal, JournalState, Line, checkpoint_of_peer, dir_of, of_container, read,
+};
 use godwit_migration::lock::{ContainerLock, lock_container};
 use godwit_migration::ownership::{Presence, Standing, has_given_word};
 use godwit_migration::takeover::{Takeover, unreadable};
@@ -68,6 +70,20 @@ pub struct Interrupted {
     _lock: ContainerLock,
 }
 
+/// Whether the word that a migration waited for was given: it follows another one, whose journal has it.
+fn is_given_away_by_leader(root: &Path, lines: &[Line], state: JournalState) -> bool {
+    use JournalState::{Committed, Completed, Dumped, Freezing, InDoubt, Restored, Running};
+    let leader = lines.iter().find_map(|line| match &line.event {
+        Event::Follows { leader } => Some(leader),
+        _ => None,
+    });
+    // what the power took of its own journal was there when the leader wrote
+    let waits = matches!(state, Freezing | Dumped | Restored);
+    let Some(leader) = leader.filter(|_| waits) else { return false };
+    read(&dir_of(root, leader).join("journal"))
+        .is_ok_and(|(_, state)| matches!(state, Committed | InDoubt | Running | Completed))
+}
+
 impl Interrupted {
     /// Takes over; none when this host never sent such a migration. Waits until its CRIU has let go of the tasks.
     ///
@@ -113,7 +129,12 @@ impl Interrupted {
         let job = Job::new(root, id.clone());
         let about = About::migration(id.clone(), name.clone(), peer.clone());
         let calls = Calls::of_journal(&lines, about);
-        Ok(Some(Self { peer, job, journal, container, parting, witness, is_known, calls, _lock: lock, name }))
+        let mut adopted =
+            Self { peer, job, journal, container, parting, witness, is_known, calls, _lock: lock, name };
+        if is_given_away_by_leader(root, &lines, adopted.journal.state()) {
+            adopted.give_word()?;
+        }
+        Ok(Some(adopted))
     }
 
     /// Where this side stands.
