@@ -334,3 +334,57 @@ impl Interrupted {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use godwit_migration::journal::VERSION;
+
+    fn begin(root: &Path, more: &[Event]) -> MigrationId {
+        let id = MigrationId::generate().unwrap();
+        let mut journal = Journal::create(&dir_of(root, &id)).unwrap();
+        let planned = Event::Planned {
+            version: VERSION,
+            migration: id.clone(),
+            role: Role::Source,
+            container: "podman:pod/shop".into(),
+            peer: "ssh://rack2".into(),
+            godwit: "0.1.0".into(),
+        };
+        [planned].iter().chain(more).for_each(|event| journal.append(event.clone()).unwrap());
+        id
+    }
+
+    #[test]
+    fn the_leaders_word_is_that_of_who_follows() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let held = [Event::Prepared, Event::Freezing, Event::Frozen, Event::Dumped, Event::Restored];
+        let given = [&held[..], &[Event::Committed]].concat();
+        let taken_back =
+            [&given[..], &[Event::TakenBack { reason: "it is not there".into() }, Event::RolledBack]]
+                .concat();
+        let gone = [&given[..], &[Event::Running { pid: 7 }]].concat();
+        for (leader, more, is_given) in [
+            (&held[..], &held[..], false),
+            (&given, &held, true),
+            (&given, &held[..4], true),
+            (&gone, &held, true),
+            (&taken_back, &held, false),
+            // it had given up, or has the word itself
+            (&given, &held[..1], false),
+            (&given, &given, false),
+        ] {
+            let leader = begin(root, leader);
+            let follows = begin(root, &[&[Event::Follows { leader }], more].concat());
+            let (lines, state) = read(&dir_of(root, &follows).join("journal")).unwrap();
+            assert_eq!(is_given_away_by_leader(root, &lines, state), is_given, "{lines:?}");
+        }
+        let unknown = begin(
+            root,
+            &[&[Event::Follows { leader: MigrationId::generate().unwrap() }], &held[..]].concat(),
+        );
+        let (lines, state) = read(&dir_of(root, &unknown).join("journal")).unwrap();
+        assert!(!is_given_away_by_leader(root, &lines, state), "whose journal is gone has given no word");
+    }
+}

@@ -243,7 +243,10 @@ fn open_container(
     carried.extend(trees.iter().filter(|tree| !tree.made_there).map(|tree| tree.path.clone()));
     let not_copied: Vec<&BindMount> = host_binds
         .iter()
-        .filter(|bind| !carried.iter().any(|path| bind.source.starts_with(path)))
+        .filter(|bind| {
+            let mut copied = trees.iter().map(|tree| &tree.path).chain(carried.iter());
+            !copied.any(|path| bind.source.starts_with(path))
+        })
         .copied()
         .collect();
     let (image_id, image_name) = record.image();
