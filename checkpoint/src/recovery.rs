@@ -71,7 +71,10 @@ pub struct Interrupted {
 }
 
 /// Whether the word that a migration waited for was given: it follows another one, whose journal has it.
-fn is_given_away_by_leader(root: &Path, lines: &[Line], state: JournalState) -> bool {
+///
+/// # Errors
+/// When that journal cannot be read: the others may have gone.
+fn is_given_away_by_leader(root: &Path, lines: &[Line], state: JournalState) -> Result<bool, Failure> {
     use JournalState::{Committed, Completed, Dumped, Freezing, InDoubt, Restored, Running};
     let leader = lines.iter().find_map(|line| match &line.event {
         Event::Follows { leader } => Some(leader),
@@ -79,9 +82,10 @@ fn is_given_away_by_leader(root: &Path, lines: &[Line], state: JournalState) -> 
     });
     // what the power took of its own journal was there when the leader wrote
     let waits = matches!(state, Freezing | Dumped | Restored);
-    let Some(leader) = leader.filter(|_| waits) else { return false };
-    read(&dir_of(root, leader).join("journal"))
-        .is_ok_and(|(_, state)| matches!(state, Committed | InDoubt | Running | Completed))
+    let Some(leader) = leader.filter(|_| waits) else { return Ok(false) };
+    let (_, state) =
+        read(&dir_of(root, leader).join("journal")).map_err(|error| unreadable(leader, &error))?;
+    Ok(matches!(state, Committed | InDoubt | Running | Completed))
 }
 
 impl Interrupted {
@@ -131,7 +135,7 @@ impl Interrupted {
         let calls = Calls::of_journal(&lines, about);
         let mut adopted =
             Self { peer, job, journal, container, parting, witness, is_known, calls, _lock: lock, name };
-        if is_given_away_by_leader(root, &lines, adopted.journal.state()) {
+        if is_given_away_by_leader(root, &lines, adopted.journal.state())? {
             adopted.give_word()?;
         }
         Ok(Some(adopted))
@@ -378,13 +382,16 @@ mod tests {
             let leader = begin(root, leader);
             let follows = begin(root, &[&[Event::Follows { leader }], more].concat());
             let (lines, state) = read(&dir_of(root, &follows).join("journal")).unwrap();
-            assert_eq!(is_given_away_by_leader(root, &lines, state), is_given, "{lines:?}");
+            assert_eq!(is_given_away_by_leader(root, &lines, state).unwrap(), is_given, "{lines:?}");
         }
         let unknown = begin(
             root,
             &[&[Event::Follows { leader: MigrationId::generate().unwrap() }], &held[..]].concat(),
         );
         let (lines, state) = read(&dir_of(root, &unknown).join("journal")).unwrap();
-        assert!(!is_given_away_by_leader(root, &lines, state), "whose journal is gone has given no word");
+        assert!(
+            is_given_away_by_leader(root, &lines, state).is_err(),
+            "nobody knows what a journal that is gone said"
+        );
     }
 }
