@@ -71,8 +71,10 @@ pub fn run(
     let worst = failures.iter().position(|(_, _, failure)| failure.kind == FailureKind::InDoubt);
     let first = failures.iter().position(|(number, ..)| Some(*number) == group.first_to_fail());
     let (_, _, mut failure) = failures.swap_remove(worst.or(first).unwrap_or(0));
-    for (_, name, other) in failures.iter().filter(|(_, _, other)| other.disposition != failure.disposition) {
-        failure = failure.because(format!("`{name}`: {other}"));
+    for (_, name, other) in failures {
+        if other.disposition != failure.disposition {
+            failure = failure.because(format!("`{name}`: {other}"));
+        }
     }
     let gone = summaries
         .iter()
