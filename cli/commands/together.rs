@@ -6,8 +6,9 @@ use crate::draw::Draw;
 use crate::progress::Show;
 use godwit_checkpoint::{Group, Order, Parties, migrate};
 use godwit_engine::ContainerName;
+use godwit_migration::observer::Event;
 use godwit_migration::report::Summary;
-use godwit_migration::{Disposition, Failure, FailureKind};
+use godwit_migration::{Disposition, Failure, FailureKind, Observer};
 
 /// What is not there for several containers at once.
 ///
@@ -30,6 +31,18 @@ pub fn refuse(command: &MigrateArgs) -> Result<(), Failure> {
     }
 }
 
+/// Tells what happens with its name. Nobody is asked: several could not ask at once.
+struct OfMember<'a> {
+    show: &'a Show<'a>,
+    name: &'a str,
+}
+
+impl Observer for OfMember<'_> {
+    fn event(&self, event: &Event) {
+        self.show.event_of(self.name, event);
+    }
+}
+
 /// Moves all of them, each in a thread.
 ///
 /// # Errors
@@ -42,10 +55,15 @@ pub fn run(
     about: impl Fn(Failure) -> Trouble,
 ) -> Result<u8, Trouble> {
     let names: Vec<String> = moves.iter().map(|(name, ..)| name.to_string()).collect();
+    let observers: Vec<OfMember> = names.iter().map(|name| OfMember { show, name }).collect();
     let ends: Vec<Result<Summary, Failure>> = std::thread::scope(|scope| {
         let threads: Vec<_> = moves
             .into_iter()
-            .map(|(_, parties, order)| scope.spawn(move || migrate(parties, order)))
+            .zip(&observers)
+            .map(|((_, parties, order), observer)| {
+                let parties = Parties { observer, ..parties };
+                scope.spawn(move || migrate(parties, order))
+            })
             .collect();
         let died = |_| Err(Failure::new(FailureKind::InDoubt, "a thread died").at(Disposition::InDoubt));
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(died)).collect()

@@ -367,6 +367,7 @@ fn a_kill_leaves_one_whole_pod(bed: &Bed, phase: &str, side: &str, of_two: bool)
         let resumed = godwit_with(bed, host, &[], &["resume", "--timeout", "30s"]);
         context += &format!("\n{host}: {} {}{}", resumed.code, resumed.out, resumed.err);
     }
+    eprintln!("{context}");
     bed.end_what_is_kept();
     let running: Vec<(&str, &str)> = [SRC, DST]
         .into_iter()

@@ -52,6 +52,8 @@ struct PodmanArrival {
     merged: Option<PathBuf>,
     /// Where podman keeps a directory for each container here.
     containers: PathBuf,
+    /// What watches over it when podman starts it.
+    conmon: PathBuf,
     /// Keeps the container's frames off the bridge until godwit's own gate stands.
     screen: Option<Screen>,
     /// `podman start`, waiting for the restore.
@@ -146,6 +148,7 @@ impl PodmanArrival {
             begun_to_make: false,
             merged: None,
             containers: PathBuf::new(),
+            conmon: PathBuf::new(),
             screen: None,
             start: None,
             begun: None,
@@ -183,6 +186,7 @@ impl PodmanArrival {
             }
         }
         self.containers = containers(&self.podman)?;
+        self.conmon = start::watcher(&self.podman.program)?;
         if let Some(pod) = &self.recipe.pod {
             let pod_here = match self.recipe.led_pod() {
                 Some(pod) => PodHere::make(&self.podman, pod, &self.shipment.job)?,
@@ -389,8 +393,13 @@ impl DestinationContainer for PodmanArrival {
             self.shipment.trees.iter().filter_map(|path| VolumeRoot::of(path)).collect();
         // by itself: what starts the container next is told to ask godwit for the runtime
         self.start_pod()?;
-        let start =
-            start::begin(&self.podman.program, &self.recipe.id, self.recipe.flavor, &self.shipment.job)?;
+        let start = start::begin(
+            &self.podman.program,
+            &self.conmon,
+            &self.recipe.id,
+            self.recipe.flavor,
+            &self.shipment.job,
+        )?;
         for root in roots {
             root.put_back()?;
         }

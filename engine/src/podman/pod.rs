@@ -110,13 +110,10 @@ impl Podman {
     /// whether it is gone.
     pub(super) fn remove_empty_pod(&self, id: &str) -> Result<bool, EngineError> {
         let Some(shown) = self.inspect_pod(id)? else { return Ok(true) };
-        let infra = text(&shown, "InfraContainerID");
-        let all = shown["Containers"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let is_empty = all.iter().all(|one| text(one, "Id") == infra);
-        if is_empty {
+        if is_empty(&shown) {
             self.remove_pod(id)?;
         }
-        Ok(is_empty)
+        Ok(is_empty(&shown))
     }
 
     /// Removes a pod of this id with all that is in it. Idempotent.
@@ -178,6 +175,12 @@ fn text<'a>(shown: &'a Value, key: &str) -> &'a str {
 fn words(list: Option<&Value>) -> Vec<String> {
     let all = list.and_then(Value::as_array).into_iter().flatten();
     all.filter_map(|word| word.as_str().map(str::to_owned)).collect()
+}
+
+/// Whether a pod has nothing but its infra container.
+pub(super) fn is_empty(shown: &Value) -> bool {
+    let infra = text(shown, "InfraContainerID");
+    shown["Containers"].as_array().is_none_or(|all| all.iter().all(|one| text(one, "Id") == infra))
 }
 
 /// The containers of a pod besides its infra container; in the order of their names, so that the same one always leads.

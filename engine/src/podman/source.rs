@@ -1,6 +1,6 @@
 //! A container of podman at the source.
 
-use super::pod::{Found, Member, Pod, SELECTOR};
+use super::pod::{Found, Member, Pod, SELECTOR, is_empty};
 use super::record::{Address, Record, group_of};
 use super::restart::{Known, PodmanStartable};
 use super::{KIND, Podman, Recipe};
@@ -511,6 +511,11 @@ impl Kin for PodmanKin {
             }
             Ok(_) => self.podman.run(&["update", "--restart=no", &self.id]).map(drop),
         }
+    }
+
+    fn leaves_network(&self) -> bool {
+        let pod = self.pod.as_ref().and_then(|pod| self.podman.inspect_pod(pod).ok().flatten());
+        pod.is_some_and(|pod| !is_empty(&pod))
     }
 
     fn retire(&mut self) -> Result<(), EngineError> {
