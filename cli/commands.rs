@@ -172,11 +172,11 @@ fn open(text: &str, request: &OpenRequest) -> Result<(ContainerName, Box<dyn Sou
     Ok((name, container))
 }
 
+/// A container that was looked at, and its name.
+type Opened = (ContainerName, Box<dyn SourceContainer>);
+
 /// All containers that move together under this name, the one that leads first.
-fn open_group(
-    text: &str,
-    request: &OpenRequest,
-) -> Result<Vec<(ContainerName, Box<dyn SourceContainer>)>, Trouble> {
+fn open_group(text: &str, request: &OpenRequest) -> Result<Vec<Opened>, Trouble> {
     let (engine, name) = find(text)?;
     let containers = engine
         .open_group(&name.name, request)
