@@ -32,6 +32,7 @@ mod scratch;
 mod sealing;
 mod status;
 mod store;
+mod together;
 mod volume;
 mod witness;
 
@@ -169,6 +170,23 @@ fn open(text: &str, request: &OpenRequest) -> Result<(ContainerName, Box<dyn Sou
         .open(&name.name, request)
         .map_err(|error| Trouble::about(describe(text, &error), text, None))?;
     Ok((name, container))
+}
+
+/// A container that was looked at, and its name.
+type Opened = (ContainerName, Box<dyn SourceContainer>);
+
+/// All containers that move together under this name, the one that leads first.
+fn open_group(text: &str, request: &OpenRequest) -> Result<Vec<Opened>, Trouble> {
+    let (engine, name) = find(text)?;
+    let containers = engine
+        .open_group(&name.name, request)
+        .map_err(|error| Trouble::about(describe(text, &error), text, None))?;
+    let several = containers.len() > 1;
+    let named = |container: Box<dyn SourceContainer>| match several {
+        true => (ContainerName { engine: name.engine, name: container.facts().name.clone() }, container),
+        false => (name.clone(), container),
+    };
+    Ok(containers.into_iter().map(named).collect())
 }
 
 fn find(text: &str) -> Result<(Box<dyn Engine>, ContainerName), Trouble> {

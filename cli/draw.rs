@@ -126,6 +126,24 @@ impl Draw {
     }
 }
 
+impl Draw {
+    /// What is to be said of several containers that have moved together, after each of them.
+    pub fn together(&self, summaries: &[Summary]) {
+        let Some(longest) = summaries.iter().map(|summary| summary.downtime_total).max() else { return };
+        if self.json {
+            let containers: Vec<&str> = summaries.iter().map(|summary| summary.container.as_str()).collect();
+            self.json_line(&serde_json::json!({
+                "message_type": "together", "containers": containers, "downtime_us": longest.as_micros() as u64 }));
+            return;
+        }
+        self.data(&format!(
+            "All {} have moved together; none stood still for longer than {}.",
+            summaries.len(),
+            show_duration(longest)
+        ));
+    }
+}
+
 fn rounds_table(summary: &Summary) -> String {
     let header =
         ["ROUND", "MEMORY", "FILES", "ON WIRE", "TIME", "STOOD STILL", "DIRTY RATE", "EXPECTED DOWNTIME"]

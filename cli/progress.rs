@@ -63,6 +63,26 @@ impl<'a> Show<'a> {
         self.bar.finish_and_clear();
     }
 
+    /// What happens to one of several containers.
+    pub fn event_of(&self, container: &str, event: &Event) {
+        if self.json {
+            let mut line = serde_json::to_value(event).unwrap_or_default();
+            if let Some(object) = line.as_object_mut() {
+                object.insert("container".into(), container.into());
+            }
+            self.draw.json_line(&line);
+            return;
+        }
+        match event {
+            Event::Note { text } => self.line(&format!("{container}: {text}")),
+            Event::Round(_) => {
+                self.line(&format!("{container}:"));
+                self.event(event);
+            }
+            event => self.event(event),
+        }
+    }
+
     fn line(&self, text: &str) {
         if self.behind.swap(false, Ordering::Relaxed) {
             self.draw.talk("");

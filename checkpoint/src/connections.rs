@@ -1,9 +1,9 @@
 //! Further connections to the destination, for memory pages.
 
-use crate::order::Plan;
+use crate::order::{Dial, Plan};
 use godwit_migration::{Cancel, MigrationId, Observer};
 use godwit_transfer::{Bandwidth, Message, PageStreams, Transport, Wire, WireError};
-use std::io;
+
 use std::time::Duration;
 
 /// How long a further connection may take to be in the right hands: ssh has to log in.
@@ -11,7 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Opens what the plan asks for beyond the first connection. Fewer are no failure, and none is none.
 pub(crate) fn open(
-    dial: Option<&dyn Fn() -> io::Result<Box<dyn Transport>>>,
+    dial: Option<&Dial<'_>>,
     migration: &MigrationId,
     plan: &Plan,
     bandwidth: &Bandwidth,

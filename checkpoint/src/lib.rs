@@ -16,6 +16,7 @@ mod discard;
 pub mod dumper;
 mod error;
 mod files;
+mod group;
 mod hooks;
 pub mod inspect;
 mod layer_file;
@@ -39,6 +40,7 @@ mod volumes;
 
 pub use archive_journal::CheckpointJournal;
 pub use dumper::{Circumstances, Dumped, Dumper, NothingToDump, PagelessDumped, PagelessDumper};
-pub use order::{Job, Order, Parties, Parting, Plan};
+pub use group::{Group, Member};
+pub use order::{Dial, Job, Order, Parties, Parting, Plan};
 pub use pages::PageReader;
 pub use source::{migrate, rehearse};

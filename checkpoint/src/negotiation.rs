@@ -1,6 +1,7 @@
 //! The first phase: what is offered, and what the destination says to it.
 
 use crate::files::FilesError;
+use crate::group::Member;
 use crate::recovery;
 use crate::source::{PATIENCE, Source, SourceError};
 use godwit_engine::Tree;
@@ -8,7 +9,7 @@ use godwit_migration::hooks::Target;
 use godwit_migration::plan::Strategy;
 use godwit_migration::{Failure, FailureKind, journal};
 use godwit_transfer::tree::{TreeIndex, equal_digest};
-use godwit_transfer::wire::{ENGINE_PLACES, RESUME_HOOKS, unexpected};
+use godwit_transfer::wire::{ENGINE_PLACES, GROUPS, RESUME_HOOKS, unexpected};
 use godwit_transfer::{Incoming, Message, Offer, Refusal, TreeBase, TreeId, TreeOffer, WireError};
 use std::path::Path;
 use std::time::Duration;
@@ -43,6 +44,12 @@ impl Source<'_> {
         if offer.strategy == Strategy::Restart && self.wire.version() < ENGINE_PLACES {
             return Err(self.refused(vec![
                 Refusal::new("its godwit is too old for `--strategy restart`")
+                    .hint("bring the godwit there up to date"),
+            ]));
+        }
+        if offer.leader.is_some() && self.wire.version() < GROUPS {
+            return Err(self.refused(vec![
+                Refusal::new("its godwit is too old for pods of several containers")
                     .hint("bring the godwit there up to date"),
             ]));
         }
@@ -109,6 +116,7 @@ impl Source<'_> {
             facts: self.plan.facts.clone(),
             void: recovery::void(&self.job.root, &self.name),
             witness: self.plan.witness.as_ref().map(ToString::to_string),
+            leader: self.member.as_ref().and_then(Member::follows).cloned(),
             resume_hook: match &self.plan.hooks.resume {
                 Some(Target::Url(url)) => Some(url.clone()),
                 _ => None,

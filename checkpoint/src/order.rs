@@ -1,6 +1,7 @@
 //! What is to be done, with whom, and where it is written down.
 
 use crate::dumper::Dumper;
+use crate::group::Member;
 use crate::pages::PageReader;
 use godwit_engine::SourceContainer;
 use godwit_engine::network::NetworkPlan;
@@ -98,6 +99,9 @@ impl Job {
     }
 }
 
+/// Makes a further connection to the destination.
+pub type Dial<'a> = dyn Fn() -> io::Result<Box<dyn Transport>> + Sync + 'a;
+
 /// Who takes part on this side.
 pub struct Parties<'a> {
     /// The container, opened and looked at.
@@ -107,7 +111,7 @@ pub struct Parties<'a> {
     /// The way to the destination.
     pub wire: Wire,
     /// Makes a further connection to the destination; none where there can be only one.
-    pub dial: Option<&'a dyn Fn() -> std::io::Result<Box<dyn Transport>>>,
+    pub dial: Option<&'a Dial<'a>>,
     /// Reads memory from outside, for the trackers that do.
     pub reader: Option<Box<dyn PageReader>>,
     /// Who is told what happens.
@@ -124,4 +128,6 @@ pub struct Order {
     pub job: Job,
     /// Its journal, with the first line written.
     pub journal: Journal,
+    /// Its place among containers that move together.
+    pub member: Option<Member>,
 }

@@ -12,7 +12,9 @@ use godwit_engine::remains::wait_until_untraced;
 use godwit_engine::{Engine, SourceContainer};
 use godwit_hooks::{About, Calls};
 use godwit_migration::hooks::Moment;
-use godwit_migration::journal::{Event, Journal, JournalState, checkpoint_of_peer, of_container};
+use godwit_migration::journal::{
+    Event, Journal, JournalState, Line, checkpoint_of_peer, dir_of, of_container, read,
+};
 use godwit_migration::lock::{ContainerLock, lock_container};
 use godwit_migration::ownership::{Presence, Standing, has_given_word};
 use godwit_migration::takeover::{Takeover, unreadable};
@@ -68,6 +70,24 @@ pub struct Interrupted {
     _lock: ContainerLock,
 }
 
+/// Whether the word that a migration waited for was given: it follows another one, whose journal has it.
+///
+/// # Errors
+/// When that journal cannot be read: the others may have gone.
+fn is_given_away_by_leader(root: &Path, lines: &[Line], state: JournalState) -> Result<bool, Failure> {
+    use JournalState::{Committed, Completed, Dumped, Freezing, InDoubt, Restored, Running};
+    let leader = lines.iter().find_map(|line| match &line.event {
+        Event::Follows { leader } => Some(leader),
+        _ => None,
+    });
+    // what the power took of its own journal was there when the leader wrote
+    let waits = matches!(state, Freezing | Dumped | Restored);
+    let Some(leader) = leader.filter(|_| waits) else { return Ok(false) };
+    let (_, state) =
+        read(&dir_of(root, leader).join("journal")).map_err(|error| unreadable(leader, &error))?;
+    Ok(matches!(state, Committed | InDoubt | Running | Completed))
+}
+
 impl Interrupted {
     /// Takes over; none when this host never sent such a migration. Waits until its CRIU has let go of the tasks.
     ///
@@ -113,7 +133,12 @@ impl Interrupted {
         let job = Job::new(root, id.clone());
         let about = About::migration(id.clone(), name.clone(), peer.clone());
         let calls = Calls::of_journal(&lines, about);
-        Ok(Some(Self { peer, job, journal, container, parting, witness, is_known, calls, _lock: lock, name }))
+        let mut adopted =
+            Self { peer, job, journal, container, parting, witness, is_known, calls, _lock: lock, name };
+        if is_given_away_by_leader(root, &lines, adopted.journal.state())? {
+            adopted.give_word()?;
+        }
+        Ok(Some(adopted))
     }
 
     /// Where this side stands.
@@ -311,5 +336,62 @@ impl Interrupted {
         self.journal.append(event).map_err(|error| {
             Failure::new(FailureKind::InDoubt, "the journal cannot be written").because_of(&error)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use godwit_migration::journal::VERSION;
+
+    fn begin(root: &Path, more: &[Event]) -> MigrationId {
+        let id = MigrationId::generate().unwrap();
+        let mut journal = Journal::create(&dir_of(root, &id)).unwrap();
+        let planned = Event::Planned {
+            version: VERSION,
+            migration: id.clone(),
+            role: Role::Source,
+            container: "podman:pod/shop".into(),
+            peer: "ssh://rack2".into(),
+            godwit: "0.1.0".into(),
+        };
+        [planned].iter().chain(more).for_each(|event| journal.append(event.clone()).unwrap());
+        id
+    }
+
+    #[test]
+    fn the_leaders_word_is_that_of_who_follows() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let held = [Event::Prepared, Event::Freezing, Event::Frozen, Event::Dumped, Event::Restored];
+        let given = [&held[..], &[Event::Committed]].concat();
+        let taken_back =
+            [&given[..], &[Event::TakenBack { reason: "it is not there".into() }, Event::RolledBack]]
+                .concat();
+        let gone = [&given[..], &[Event::Running { pid: 7 }]].concat();
+        for (leader, more, is_given) in [
+            (&held[..], &held[..], false),
+            (&given, &held, true),
+            (&given, &held[..4], true),
+            (&gone, &held, true),
+            (&taken_back, &held, false),
+            // it had given up, or has the word itself
+            (&given, &held[..1], false),
+            (&given, &given, false),
+        ] {
+            let leader = begin(root, leader);
+            let follows = begin(root, &[&[Event::Follows { leader }], more].concat());
+            let (lines, state) = read(&dir_of(root, &follows).join("journal")).unwrap();
+            assert_eq!(is_given_away_by_leader(root, &lines, state).unwrap(), is_given, "{lines:?}");
+        }
+        let unknown = begin(
+            root,
+            &[&[Event::Follows { leader: MigrationId::generate().unwrap() }], &held[..]].concat(),
+        );
+        let (lines, state) = read(&dir_of(root, &unknown).join("journal")).unwrap();
+        assert!(
+            is_given_away_by_leader(root, &lines, state).is_err(),
+            "nobody knows what a journal that is gone said"
+        );
     }
 }

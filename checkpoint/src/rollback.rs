@@ -32,6 +32,7 @@ impl Source<'_> {
     /// whether the destination has let it run.
     pub(crate) fn undo(mut self, error: SourceError) -> Failure {
         let reason = error.to_string();
+        self.member.iter_mut().for_each(|member| member.fail(&reason));
         if matches!(self.journal.state(), JournalState::Committed | JournalState::Running) {
             return self.in_doubt(error);
         }

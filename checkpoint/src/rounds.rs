@@ -1,6 +1,7 @@
 //! Pre-copy: memory and files while the container runs, until the verdict.
 
 use crate::files::{Meter, send_round};
+use crate::group::Point;
 use crate::pace::Pace;
 use crate::source::{Source, SourceError, outlet};
 use godwit_memory::PAGE_SIZE;
@@ -103,7 +104,11 @@ impl Source<'_> {
         let slow = self.container.facts().starts_slowly;
         if useful_rounds == 0 {
             self.files_only_rounds()?;
-            return if slow { self.get_ready() } else { Ok(()) };
+            self.meet(Point::Converged)?;
+            if slow {
+                self.in_turn(Point::Started, Self::get_ready)?;
+            }
+            return self.meet(Point::Switchover);
         }
         for round in 0.. {
             let report = self.round(round, &mut insight)?;
@@ -156,11 +161,15 @@ impl Source<'_> {
                 }
             }
         }
+        // what others take long for is long enough to write much
+        let mut another = |source: &mut Self| source.one_more_round(&mut insight);
+        self.meet_in_rounds(Point::Converged, &mut another)?;
         if slow {
-            self.get_ready()?;
-            self.one_more_round(&mut insight)?;
+            self.in_turn(Point::Started, Self::get_ready)?;
+            self.rounds_until(Point::Started, &mut another)?;
+            another(self)?;
         }
-        Ok(())
+        self.meet(Point::Switchover)
     }
 
     /// What was written while something else was waited for.

@@ -9,7 +9,8 @@ use crate::discard::discard;
 use crate::dumper::{Circumstances, Dumper};
 pub(crate) use crate::error::{SourceError, thread_died};
 use crate::files::{Files, size_of};
-use crate::order::{Job, Order, Parties, Plan};
+use crate::group::{Member, Point};
+use crate::order::{Dial, Job, Order, Parties, Plan};
 use crate::pace::Pace;
 use crate::pages::{Outlet, PageMemory, PageReader};
 use crate::throttle::Throttle;
@@ -26,9 +27,7 @@ use godwit_migration::quantity::{show_bytes, show_duration};
 use godwit_migration::report::{CooperationReport, FillReport, MemoryReport, RoundReport, Summary};
 use godwit_migration::{Cancel, Disposition, Failure, FailureKind, Observer, Phase, Role};
 use godwit_transfer::wire::unexpected;
-use godwit_transfer::{
-    Bandwidth, Incoming, Message, PageStreams, Transport, TreeId, TreeOffer, Wire, WireError,
-};
+use godwit_transfer::{Bandwidth, Incoming, Message, PageStreams, TreeId, TreeOffer, Wire, WireError};
 use std::os::unix::fs::DirBuilderExt;
 use std::time::{Duration, Instant};
 
@@ -45,13 +44,15 @@ pub(crate) struct Source<'a> {
     pub(crate) criu: &'a dyn Dumper,
     pub(crate) wire: Wire,
     pub(crate) journal: Journal,
+    /// Its place among containers that move together.
+    pub(crate) member: Option<Member>,
     pub(crate) observer: &'a dyn Observer,
     pub(crate) cancel: Cancel,
     pub(crate) tracker: Box<dyn MemoryTracker>,
     /// Memory that is read from outside, instead of what `tracker` does; made in the phase prepare.
     pub(crate) pages: Option<PageMemory>,
     pub(crate) reader: Option<Box<dyn PageReader>>,
-    dial: Option<&'a dyn Fn() -> std::io::Result<Box<dyn Transport>>>,
+    dial: Option<&'a Dial<'a>>,
     pub(crate) streams: Option<PageStreams>,
     pub(crate) bandwidth: Bandwidth,
     /// How the destination will give it its memory, and why.
@@ -114,7 +115,7 @@ pub fn rehearse(parties: Parties<'_>, order: Order) -> Result<(), Failure> {
 impl<'a> Source<'a> {
     pub(crate) fn new(parties: Parties<'a>, order: Order) -> Self {
         let Parties { container, criu, wire, dial, reader, observer, cancel } = parties;
-        let Order { plan, job, journal } = order;
+        let Order { plan, job, journal, member } = order;
         let facts = container.facts();
         let name = format!("{}:{}", facts.engine, facts.name);
         let about = About::migration(job.id.clone(), name.clone(), plan.destination.clone());
@@ -149,6 +150,7 @@ impl<'a> Source<'a> {
             criu,
             wire,
             journal,
+            member,
             plan,
             job,
             observer,
@@ -159,7 +161,8 @@ impl<'a> Source<'a> {
     /// The table of contents. Up to `commit` every step can be undone; [`Source::undo`] does it.
     fn run(&mut self) -> Result<Downtime, SourceError> {
         self.phase(Phase::Negotiate, Self::negotiate)?;
-        self.phase(Phase::Prepare, Self::prepare)?;
+        self.meet(Point::Accepted)?;
+        self.in_turn(Point::Prepared, |source| source.phase(Phase::Prepare, Self::prepare))?;
         self.call_pre_copy()?;
         self.phase(Phase::PreCopy, Self::pre_copy)?;
         self.shut_down()?;
@@ -167,8 +170,11 @@ impl<'a> Source<'a> {
         self.quiesce()?;
         self.phase(Phase::Freeze, Self::freeze)?;
         self.call_post_freeze()?;
+        self.meet(Point::Frozen)?;
         self.phase(Phase::StopAndCopy, Self::stop_and_copy)?;
+        self.meet(Point::Brought)?;
         self.phase(Phase::Restore, Self::restore)?;
+        self.meet(Point::Restored)?;
         self.phase(Phase::Commit, Self::commit)
     }
 
@@ -323,12 +329,13 @@ impl<'a> Source<'a> {
         self.container.disconnect()?;
         // ahead of the commit: whatever goes wrong with them can still be undone
         self.wire.send_frames(&frames)?;
-        if self.cancel.is_raised() {
+        self.meet(Point::Verified)?;
+        if self.cancel.is_raised() && self.member.is_none() {
             return Err(WireError::Interrupted.into());
         }
         self.wire.ignore_cancel();
         let volumes = volumes::passing(self.container.facts(), &self.plan.parting, &self.job);
-        self.journal.append(journal::Event::Committed)?;
+        self.write_word()?;
         self.wire.say(&Message::Go { volumes })?;
         let pid = self.wire.expect("running", |message| match message {
             Message::Running { pid } => Ok(pid),
@@ -343,6 +350,19 @@ impl<'a> Source<'a> {
         Ok(downtime)
     }
 
+    /// The word is on the disk when this returns. Where several move together it is that of the leader, which the others wait for.
+    fn write_word(&mut self) -> Result<(), SourceError> {
+        if let Some(member) = &self.member {
+            match member.leads() {
+                true => member.begin_word()?,
+                false => member.await_word(&self.cancel)?,
+            }
+        }
+        self.journal.append(journal::Event::Committed)?;
+        self.member.iter().filter(|member| member.leads()).for_each(Member::give_word);
+        Ok(())
+    }
+
     /// It runs there: what is left here goes. Nothing from here on is a failure of the migration.
     fn complete(mut self, downtime: Downtime) -> Summary {
         // an engine cannot unmount what is open here
@@ -352,8 +372,10 @@ impl<'a> Source<'a> {
         self.files = Files::none_yet(false);
         let parting = self.plan.parting.clone();
         let to = &self.plan.destination;
+        self.member.iter().filter(|member| member.leads()).for_each(Member::wait_for_others);
         let mut leftovers =
             discard(Some(&mut *self.container), &parting, (&self.name, to), &self.job, &mut self.journal);
+        self.member.iter_mut().for_each(Member::end);
         // the tasks are dead: it costs nothing now
         drop(registrations);
         if parting.keep {

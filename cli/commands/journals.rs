@@ -167,6 +167,7 @@ pub fn event_words(event: &Event) -> (String, String) {
             let way = if *role == Role::Source { "to" } else { "from" };
             format!("{container} {way} {peer}, godwit {godwit}")
         }
+        Event::Follows { leader } => format!("together with {leader}, whose word counts"),
         Event::Accepted => "both sides agree".into(),
         Event::Prepared => "everything that can exist early is there".into(),
         Event::Round { round, wire_bytes } => {

@@ -1,16 +1,17 @@
 //! `godwit migrate`.
 
 use super::earlier::settle_earlier;
-use super::{Trouble, cancel_on_signal, find, open};
+use super::{Trouble, cancel_on_signal, find, open_group};
 use crate::args::{Args, CooperativeArg, FileWatchArg, IpChangeArg, MigrateArgs, PaceArg};
 use crate::draw::Draw;
 use crate::progress::Show;
 use godwit_checkpoint::pages::{PageReader, method_of};
 use godwit_checkpoint::preflight::{abilities, check_privilege, usable_criu};
-use godwit_checkpoint::{Dumper, Job, NothingToDump, Order, Parties, Plan};
+use godwit_checkpoint::{Dumper, Group, Job, NothingToDump, Order, Parties, Plan};
 use godwit_criu::CriuBinary;
 use godwit_engine::{ContainerName, OpenRequest};
 use godwit_memory::source::TreeMemory;
+use godwit_migration::hooks::Hooks;
 use godwit_migration::journal::{Event, Journal, JournalState, VERSION, of_container};
 use godwit_migration::lock::{ContainerLock, lock_container};
 use godwit_migration::observer::Event as Told;
@@ -18,7 +19,8 @@ use godwit_migration::plan::{Strategy, Tracker, choose_tracker};
 use godwit_migration::{Cancel, Failure, FailureKind, MigrationId, Observer, Role};
 use godwit_restore::preflight::host_facts;
 use godwit_transfer::tls::{Identity, TlsError, config_dir};
-use godwit_transfer::{Address, Transport, Wire, connect};
+use godwit_transfer::{Address, Wire, connect};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long the other side may take for its first word: ssh has to log in.
@@ -99,84 +101,135 @@ fn attempt(
         ip_change: command.ip_change == IpChangeArg::Allow,
         restart: is_restart.then_some(command.stop_timeout),
     };
-    let (name, container) = open(&command.container, &request)?;
-    let labels = &container.facts().annotations;
-    let hooks = super::hooks::with_labels(hooks, &command.hooks, labels).map_err(about)?;
-    let parting = super::parting::of(command, container.facts()).map_err(about)?;
+    let containers = open_group(&command.container, &request)?;
     let tracker = tracker(command, &criu, show).map_err(about)?;
-    for warning in &container.facts().warnings {
-        show.note(format!("warning: {warning}"));
-    }
     let facts = host_facts(&criu).map_err(|error| {
         about(Failure::new(FailureKind::Missing, "this host could not be looked at").because_of(&error))
     })?;
-    let plan = Plan {
-        container: command.container.clone(),
-        destination: command.destination.clone(),
-        strategy: command.strategy.into(),
-        tracker,
-        limits: command.limits(show.can_ask()),
-        carry: request.carry,
-        network_plan: request.network_plan,
-        bandwidth: command.bandwidth.unwrap_or(0),
-        connections: command.connections,
-        outgrown: tried.outgrown,
-        cooperates: command.cooperative == CooperativeArg::Auto,
-        watches_files: command.file_watch == FileWatchArg::Auto,
-        compress: command.compress,
-        restoration: command.restore.into(),
-        gentle: command.pace == PaceArg::Gentle,
-        highest_rung: command.highest_rung.map(Into::into),
-        witness: command.witness.clone(),
-        hooks,
-        facts,
-        parting,
-    };
-    let Some(lock) = lock(args, &name, show, cancel).map_err(about)? else {
-        return Err(about(
-            Failure::new(FailureKind::Locked, format!("another migration of `{name}` is under way"))
-                .hint("`godwit status` shows it"),
-        ));
-    };
-    for told in super::limits::put_back(&args.global.root, Some(&name.to_string())) {
-        show.note(told);
+    if containers.len() > 1 {
+        super::together::refuse(command).map_err(about)?;
     }
-    let wire = call(&address, command, cancel.clone()).map_err(|mut failure| {
-        if tried.lost > 0 || tried.outgrown > 0 {
-            // it could be reached before
-            failure.kind = FailureKind::LinkLost;
+    let mut ready = Vec::new();
+    for (number, (name, container)) in containers.into_iter().enumerate() {
+        if number > 0 {
+            settle_earlier(&args.global.root, &name.to_string(), &mut |text| show.note(text))?;
         }
-        about(failure)
-    })?;
-    let (job, journal) = begin(args, command, &name).map_err(about)?;
-    let (id, dir) = (job.id.clone(), job.dir.clone());
-    let reader = reader(tracker).map_err(about)?;
+        let labels = &container.facts().annotations;
+        // those of the command line are of the whole, and called once
+        let given = if number == 0 { hooks.clone() } else { Hooks::default() };
+        let hooks = super::hooks::with_labels(given, &command.hooks, labels).map_err(about)?;
+        let parting = super::parting::of(command, container.facts()).map_err(about)?;
+        for warning in &container.facts().warnings {
+            show.note(format!("warning: {warning}"));
+        }
+        let plan = Plan {
+            container: if number == 0 { command.container.clone() } else { name.to_string() },
+            destination: command.destination.clone(),
+            strategy: command.strategy.into(),
+            tracker,
+            limits: command.limits(show.can_ask()),
+            carry: request.carry,
+            network_plan: request.network_plan.clone(),
+            bandwidth: command.bandwidth.unwrap_or(0),
+            connections: command.connections,
+            outgrown: tried.outgrown,
+            cooperates: command.cooperative == CooperativeArg::Auto,
+            watches_files: command.file_watch == FileWatchArg::Auto,
+            compress: command.compress,
+            restoration: command.restore.into(),
+            gentle: command.pace == PaceArg::Gentle,
+            highest_rung: command.highest_rung.map(Into::into),
+            witness: command.witness.clone(),
+            hooks,
+            facts: facts.clone(),
+            parting,
+        };
+        let Some(lock) = lock(args, &name, show, cancel).map_err(about)? else {
+            return Err(about(
+                Failure::new(FailureKind::Locked, format!("another migration of `{name}` is under way"))
+                    .hint("`godwit status` shows it"),
+            ));
+        };
+        for told in super::limits::put_back(&args.global.root, Some(&name.to_string())) {
+            show.note(told);
+        }
+        ready.push((name, container, plan, lock));
+    }
+    let mut called = Vec::new();
+    for (name, container, plan, lock) in ready {
+        let wire = call(&address, command, cancel.clone()).map_err(|mut failure| {
+            if tried.lost > 0 || tried.outgrown > 0 {
+                // it could be reached before
+                failure.kind = FailureKind::LinkLost;
+            }
+            about(failure)
+        })?;
+        called.push((name, container, plan, lock, wire));
+    }
     let dial = || connect(&address, &command.remote_command);
-    let dial: Option<&dyn Fn() -> std::io::Result<Box<dyn Transport>>> = Some(&dial);
     let dumper: &dyn Dumper = if is_restart { &NothingToDump } else { &criu };
-    let parties =
-        Parties { container, criu: dumper, wire, dial, reader, observer: show, cancel: cancel.clone() };
-    let order = Order { plan, job, journal };
+    let mut group: Option<Arc<Group>> = None;
+    let size = called.len();
+    let mut moves = Vec::new();
+    let mut locks = Vec::new();
+    for (number, (name, container, plan, lock, wire)) in called.into_iter().enumerate() {
+        let (job, mut journal) = begin(args, command, &name).map_err(about)?;
+        if size > 1 {
+            let group = group.get_or_insert_with(|| Group::of(size, job.id.clone()));
+            follow(&mut journal, group, number).map_err(about)?;
+        }
+        let member = group.as_ref().map(|group| group.member(number));
+        let (container, reader) = (container, reader(tracker).map_err(about)?);
+        let parties = Parties {
+            container,
+            criu: dumper,
+            wire,
+            dial: Some(&dial),
+            reader,
+            observer: show,
+            cancel: cancel.clone(),
+        };
+        moves.push((name, parties, Order { plan, job, journal, member }));
+        locks.push(lock);
+    }
     if command.dry_run {
-        let answer = godwit_checkpoint::rehearse(parties, order);
-        // a question leaves no trace; if it does, `godwit status` shows it and nothing is worse for it
-        let _ = std::fs::remove_dir_all(dir);
-        show.done();
-        answer.map_err(about)?;
-        draw.talk(&format!("{} would take {name}; nothing was done", command.destination));
+        for (name, parties, order) in moves {
+            let dir = order.job.dir.clone();
+            let answer = godwit_checkpoint::rehearse(parties, order);
+            // a question leaves no trace; if it does, `godwit status` shows it and nothing is worse for it
+            let _ = std::fs::remove_dir_all(dir);
+            show.done();
+            answer.map_err(about)?;
+            draw.talk(&format!("{} would take {name}; nothing was done", command.destination));
+        }
         return Ok(0);
     }
+    if let Some(group) = group {
+        return super::together::run(&group, moves, show, draw, about);
+    }
+    let Some((_, parties, order)) = moves.pop() else { return Ok(0) };
+    let id = order.job.id.clone();
     let summary = godwit_checkpoint::migrate(parties, order);
     show.done();
     let summary = match summary {
         Err(doubt) if doubt.kind == FailureKind::InDoubt && command.witness.is_some() => {
-            drop(lock);
+            drop(locks);
             return super::witness::decide(args, command, &id, doubt, draw);
         }
         summary => summary.map_err(about)?,
     };
     draw.summary(&summary);
     Ok(if summary.leftovers.is_empty() { 0 } else { FailureKind::Leftovers.exit_code() })
+}
+
+/// Notes in the journal of one that follows whom it follows.
+fn follow(journal: &mut Journal, group: &Group, number: usize) -> Result<(), Failure> {
+    if number == 0 {
+        return Ok(());
+    }
+    journal.append(Event::Follows { leader: group.leader().clone() }).map_err(|error| {
+        Failure::new(FailureKind::Missing, "the journal cannot be written").because_of(&error)
+    })
 }
 
 fn destination(command: &MigrateArgs) -> Result<Address, Failure> {

@@ -214,7 +214,7 @@ fn serve(
         observer: show,
         cancel,
     };
-    godwit_checkpoint::migrate(parties, Order { plan, job, journal })
+    godwit_checkpoint::migrate(parties, Order { plan, job, journal, member: None })
 }
 
 /// A checkpoint does not run anywhere, whatever the other half thinks.

@@ -281,6 +281,9 @@ pub struct Shipment {
     pub restart: bool,
     /// A directory for this migration's own files on this host.
     pub job: PathBuf,
+    /// The same of the migration that leads, where it follows one.
+    #[serde(default)]
+    pub leader: Option<PathBuf>,
 }
 
 /// Where the images are.
@@ -391,6 +394,18 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// When there is none, it does not run, or cannot be moved as it is ([`EngineError::Blocked`]).
     fn open(&self, name: &str, request: &OpenRequest) -> Result<Box<dyn SourceContainer>, EngineError>;
+
+    /// Looks at all containers that move together under this name, the one that leads first; touches nothing.
+    ///
+    /// # Errors
+    /// As [`Engine::open`], for the first that cannot.
+    fn open_group(
+        &self,
+        name: &str,
+        request: &OpenRequest,
+    ) -> Result<Vec<Box<dyn SourceContainer>>, EngineError> {
+        Ok(vec![self.open(name, request)?])
+    }
 
     /// Whether a container could be made here from a shipment; touches nothing. All reasons at once.
     fn examine(&self, shipment: &Shipment) -> Vec<Refusal>;

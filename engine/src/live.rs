@@ -74,6 +74,11 @@ pub(crate) trait Kin: Send {
     /// After all tasks are gone: forgets the container.
     fn forget(&mut self) -> Result<(), EngineError>;
 
+    /// After that: whether others have its network still, and its engine takes that down with the last of them.
+    fn leaves_network(&self) -> bool {
+        false
+    }
+
     /// In the place of [`Kin::forget`]: the container is kept. Waits until the engine knows that it is dead.
     fn retire(&mut self) -> Result<(), EngineError> {
         Ok(())
@@ -525,7 +530,7 @@ impl LiveContainer {
             keep("frozen tasks", freezer.kill_frozen().map_err(EngineError::from));
         }
         keep("container", then(&mut *self.kin));
-        if let Some(network) = &self.network {
+        if let Some(network) = self.network.as_ref().filter(|_| !self.kin.leaves_network()) {
             keep("network", network.attachment.remove().map_err(EngineError::from));
         }
         leftovers

@@ -69,6 +69,16 @@ struct Recipe {
 }
 
 impl Recipe {
+    /// Its pod, if it is what the pod comes with.
+    fn led_pod(&self) -> Option<&pod::Pod> {
+        self.pod.as_ref().filter(|pod| pod.is_led_by(&self.id))
+    }
+
+    /// Whether its /dev/shm is that of the container which leads.
+    fn shares_shm(&self) -> bool {
+        self.pod.is_some() && self.led_pod().is_none() && self.record.joins("ipc")
+    }
+
     /// Where its cgroup is, or will be, on this host.
     fn cgroup(&self) -> Option<PathBuf> {
         cgroups::directory(self.flavor, &self.config, &self.id, cgroups::is_scope(&self.config))
@@ -157,12 +167,27 @@ impl Engine for Podman {
 
     fn knows(&self, name: &str) -> bool {
         // where it was not used since the host's start it would set itself up, only to say no
-        let (kind, name) = name.strip_prefix(pod::SELECTOR).map_or(("container", name), |pod| ("pod", pod));
+        let (kind, name) = match name.strip_prefix(pod::SELECTOR) {
+            None => ("container", name),
+            // one that follows in it
+            Some(member) if member.contains('/') => {
+                ("container", member.rsplit('/').next().unwrap_or(member))
+            }
+            Some(pod) => ("pod", pod),
+        };
         Path::new(IN_USE).exists() && is_name(name) && self.run(&[kind, "exists", name]).is_ok()
     }
 
     fn open(&self, name: &str, request: &OpenRequest) -> Result<Box<dyn SourceContainer>, EngineError> {
         source::open(self, name, request)
+    }
+
+    fn open_group(
+        &self,
+        name: &str,
+        request: &OpenRequest,
+    ) -> Result<Vec<Box<dyn SourceContainer>>, EngineError> {
+        source::open_group(self, name, request)
     }
 
     fn examine(&self, shipment: &Shipment) -> Vec<Refusal> {

@@ -90,6 +90,7 @@ impl Destination<'_> {
             carry: offer.carry,
             restart: offer.strategy == Strategy::Restart,
             job: journal::dir_of(&self.host.root, &offer.migration),
+            leader: offer.leader.as_ref().map(|leader| journal::dir_of(&self.host.root, leader)),
         };
         self.allowed(offer, &shipment, engine).map_err(|refusal| vec![refusal])?;
         recovery::examine_witness(offer.witness.as_deref(), &offer.migration)

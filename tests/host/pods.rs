@@ -1,4 +1,4 @@
-//! Pods of podman's: the infra container is made again, the container in it moves with all that it has.
+//! Pods of podman's: the infra container is made again, the containers in it move with all that they have.
 
 use crate::bed::{Bed, CLIENT, DST, SRC, bed};
 use crate::container::Redis;
@@ -167,9 +167,9 @@ fn what_is_in_a_group_is_refused_with_its_names_and_nothing_is_touched() {
     for (spoil, container, words) in [
         ("true".to_owned(), "podman:web", &["in a pod", "podman:pod/shop"][..]),
         (
-            format!("podman run -d --pod shop --name second {idle}"),
+            format!("podman run -d --pod shop --name second {idle}; podman kill second"),
             POD,
-            &["`web` (running)", "`second` (running)"],
+            &["do not run", "`second` (exited)"],
         ),
         (
             format!("{alone}; podman run -d --name joins --network container:alone {idle}"),
@@ -211,6 +211,95 @@ fn what_is_in_a_group_is_refused_with_its_names_and_nothing_is_touched() {
     assert_no_half(&bed, DST);
 }
 
+/// A replica beside the redis: it follows that over the loopback of the pod, and both write to one volume.
+fn add_replica(bed: &Bed, runtime: &str) {
+    bed.sh(
+        SRC,
+        &format!(
+            "podman --runtime {runtime} run -d --pod shop --name zweit -v data:/both -v own:/own localhost/redis:test \
+                redis-server --bind 0.0.0.0 --port 6380 --protected-mode no --save '' --dir /own --replicaof 127.0.0.1 6379 \
+                --repl-backlog-size 1mb --repl-timeout 600
+             until redis-cli -h {IP} -p 6380 info replication | grep -q master_link_status:up; do sleep 0.05; done
+             podman exec zweit sh -c 'echo two > /both/two; echo two > /own/file; echo two > /two'"
+        ),
+    );
+}
+
+/// What the two say of each other: whether the connection between them is still the first one.
+fn replication(bed: &Bed, host: &str) -> String {
+    let field = |port: u16, section: &str, name: &str| {
+        bed.sh(host, &format!("redis-cli -h {IP} -p {port} info {section} | grep ^{name}: | tr -d '\\r'"))
+    };
+    [
+        field(6379, "stats", "sync_full"),
+        field(6379, "stats", "sync_partial_ok"),
+        field(6379, "replication", "connected_slaves"),
+        field(6380, "replication", "master_link_status"),
+    ]
+    .join(" ")
+}
+
+/// Moves a pod of two there and back under load. The connection that its containers have with each other lives.
+fn two_go_there_and_back(bed: &Bed, runtime: &str) {
+    let redis = make_pod(bed, runtime);
+    add_replica(bed, runtime);
+    let before = replication(bed, SRC);
+    assert!(before.contains("sync_full:1") && before.contains("master_link_status:up"), "{before}");
+    let pod = pod_shown(bed, SRC);
+    assert_eq!(pod["NumContainers"], json!(3));
+    let probe = Probe::start(bed, &redis);
+    let mut host = SRC;
+    for _ in 0..2 {
+        let said = migrate(bed, host, POD, &[]);
+        assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+        let lines: Vec<Value> = said.out.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let summaries: Vec<&Value> = lines.iter().filter(|line| line["message_type"] == "summary").collect();
+        assert_eq!(summaries.len(), 2, "{}", said.out);
+        for summary in summaries {
+            assert_eq!(
+                (&summary["memory"]["restoration"], &summary["leftovers"]),
+                (&"local-lazy".into(), &json!([])),
+                "{summary}"
+            );
+        }
+        let together = lines.last().unwrap();
+        assert_eq!(
+            (&together["message_type"], &together["containers"]),
+            (&json!("together"), &json!([POD, "podman:pod/shop/zweit"]))
+        );
+        eprintln!("{runtime}: none stood still for longer than {} us", together["downtime_us"]);
+        assert_no_half(bed, host);
+        host = other(host);
+        assert_eq!(difference("", &pod, &pod_shown(bed, host)), [""; 0]);
+        assert_namespaces_are_shared(bed, host);
+        let seen = "podman exec zweit sh -c 'cat /both/two /own/file /two /dev/shm/file; hostname'";
+        assert_eq!(bed.sh(host, seen), "two\ntwo\ntwo\nshared\nshop");
+        // the same memory, not a copy of it
+        bed.sh(host, "podman exec zweit sh -c 'echo again > /dev/shm/again'");
+        assert_eq!(bed.sh(host, "podman exec web cat /dev/shm/again"), "again");
+        assert_eq!(replication(bed, host), before);
+    }
+    probe.assert_nothing_lost();
+    let caught_up = format!(
+        "timeout 20 sh -c 'until [ $(redis-cli -h {IP} dbsize) = $(redis-cli -h {IP} -p 6380 dbsize) ]; do sleep 0.1; done'"
+    );
+    bed.sh(host, &caught_up);
+    bed.sh(host, "podman pod rm -f -t 0 shop; podman volume rm data own");
+    assert_no_half(bed, host);
+}
+
+#[test]
+fn two_containers_of_a_pod_go_together_with_crun() {
+    let Some(bed) = bed() else { return };
+    two_go_there_and_back(&bed, "crun");
+}
+
+#[test]
+fn two_containers_of_a_pod_go_together_with_runc() {
+    let Some(bed) = bed() else { return };
+    two_go_there_and_back(&bed, "runc");
+}
+
 /// The pod is stopped with its container, so that nothing answers for the one that has moved.
 #[test]
 fn a_pod_is_kept_at_the_source_stopped() {
@@ -232,7 +321,7 @@ fn a_pod_is_kept_at_the_source_stopped() {
 #[test]
 fn after_a_kill_resume_leaves_one_whole_pod() {
     let Some(bed) = bed() else { return };
-    for (phase, side) in [
+    let points = [
         ("pre-copy", SRC),
         ("stop-and-copy", SRC),
         ("restore", SRC),
@@ -240,31 +329,61 @@ fn after_a_kill_resume_leaves_one_whole_pod() {
         ("pre-copy", DST),
         ("restore", DST),
         ("commit", DST),
-    ] {
-        bed.wipe();
-        let redis = make_pod(&bed, "crun");
-        let probe = Probe::start(&bed, &redis);
-        let flags = [POD, "ssh://dst", "--tcp-established", "--retries", "0", "--max-downtime", "60s"];
-        let mut running = Background::migrate(&bed, &[], &flags);
-        running.wait_for_phase(phase);
-        match side {
-            SRC => running.signal("KILL"),
-            _ => drop(bed.try_sh(DST, "for p in $(pgrep -f '[g]odwit receive'); do kill -9 $p; done")),
-        }
-        let said = running.finish();
-        let mut context = format!("{phase} on {side}: {}{}", said.out, said.err);
-        for host in [SRC, DST] {
-            let resumed = godwit_with(&bed, host, &[], &["resume", "--timeout", "30s"]);
-            context += &format!("\n{host}: {} {}{}", resumed.code, resumed.out, resumed.err);
-        }
-        bed.end_what_is_kept();
-        let runs =
-            |host: &&str| bed.holds(host, "[ \"$(podman inspect -f '{{.State.Status}}' web)\" = running ]");
-        let runners: Vec<&str> = [SRC, DST].into_iter().filter(|host| runs(host)).collect();
-        let [runner] = runners[..] else { panic!("it runs on {runners:?}: {context}") };
-        assert_eq!(bed.sh(runner, "podman pod inspect -f '{{.State}}' shop"), "Running", "{context}");
-        let lost = probe.lost();
-        assert_eq!(lost, None, "{context}");
-        assert_no_half(&bed, other(runner));
+    ];
+    for (phase, side) in points {
+        a_kill_leaves_one_whole_pod(&bed, phase, side, false);
     }
+}
+
+/// The same with two containers, of which none runs where the other does not.
+#[test]
+fn after_a_kill_resume_leaves_one_whole_pod_of_two() {
+    let Some(bed) = bed() else { return };
+    for (phase, side) in
+        [("pre-copy", SRC), ("stop-and-copy", SRC), ("commit", SRC), ("restore", DST), ("commit", DST)]
+    {
+        a_kill_leaves_one_whole_pod(&bed, phase, side, true);
+    }
+}
+
+fn a_kill_leaves_one_whole_pod(bed: &Bed, phase: &str, side: &str, of_two: bool) {
+    bed.wipe();
+    let redis = make_pod(bed, "crun");
+    let members: &[&str] = if of_two { &["web", "zweit"] } else { &["web"] };
+    if of_two {
+        add_replica(bed, "crun");
+    }
+    let probe = Probe::start(bed, &redis);
+    let flags = [POD, "ssh://dst", "--tcp-established", "--retries", "0", "--max-downtime", "60s"];
+    let mut running = Background::migrate(bed, &[], &flags);
+    running.wait_for_phase(phase);
+    match side {
+        SRC => running.signal("KILL"),
+        _ => drop(bed.try_sh(DST, "for p in $(pgrep -f '[g]odwit receive'); do kill -9 $p; done")),
+    }
+    let said = running.finish();
+    let mut context = format!("{phase} on {side}: {}{}", said.out, said.err);
+    for host in [SRC, DST] {
+        let resumed = godwit_with(bed, host, &[], &["resume", "--timeout", "30s"]);
+        context += &format!("\n{host}: {} {}{}", resumed.code, resumed.out, resumed.err);
+    }
+    eprintln!("{context}");
+    bed.end_what_is_kept();
+    let running: Vec<(&str, &str)> = [SRC, DST]
+        .into_iter()
+        .flat_map(|host| members.iter().map(move |member| (host, *member)))
+        .filter(|(host, member)| {
+            bed.holds(
+                host,
+                &format!("[ \"$(podman inspect -f '{{{{.State.Status}}}}' {member})\" = running ]"),
+            )
+        })
+        .collect();
+    let runner = running.first().map_or("nowhere", |(host, _)| host);
+    let whole: Vec<(&str, &str)> = members.iter().map(|member| (runner, *member)).collect();
+    assert_eq!(running, whole, "{context}");
+    assert_eq!(bed.sh(runner, "podman pod inspect -f '{{.State}}' shop"), "Running", "{context}");
+    let lost = probe.lost();
+    assert_eq!(lost, None, "{context}");
+    assert_no_half(bed, other(runner));
 }

@@ -88,6 +88,7 @@ impl There {
             facts: HostFacts { host: "here".into(), criu: 40200, ..HostFacts::default() },
             void: vec![],
             witness: None,
+            leader: None,
             resume_hook: None,
         }
     }

@@ -216,7 +216,7 @@ pub fn play(play: Play) -> Ended {
                 observer: &source_notes,
                 cancel: play.source_cancel.clone(),
             };
-            migrate(parties, Order { plan, job: job.clone(), journal })
+            migrate(parties, Order { plan, job: job.clone(), journal, member: None })
         });
         (source, destination.join().unwrap())
     });

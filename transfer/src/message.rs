@@ -152,6 +152,9 @@ pub struct Offer {
     /// `etcds://…`.
     #[serde(default)]
     pub witness: Option<String>,
+    /// The migration that leads those of several containers which move together, when this is another one of them.
+    #[serde(default)]
+    pub leader: Option<MigrationId>,
     /// What tells the application that it goes on: called from inside of its network namespace when it runs.
     #[serde(default)]
     pub resume_hook: Option<HookUrl>,

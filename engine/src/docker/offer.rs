@@ -161,6 +161,7 @@ pub(super) mod tests {
             carry: Default::default(),
             restart: false,
             job: "/nonexistent/01abc".into(),
+            leader: None,
         }
     }
 

@@ -27,10 +27,12 @@ use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Time that a restore may take.
 const RESTORE: Duration = Duration::from_secs(300);
+/// How long the others of a pod may take to be removed before it is removed with what is in it.
+const OTHERS: Duration = Duration::from_secs(3);
 /// How podman says that a checkpoint holds no images: it has made the container by then.
 const NO_IMAGES: &str = "a complete checkpoint for this container cannot be found";
 
@@ -50,6 +52,8 @@ struct PodmanArrival {
     merged: Option<PathBuf>,
     /// Where podman keeps a directory for each container here.
     containers: PathBuf,
+    /// What watches over it when podman starts it.
+    conmon: PathBuf,
     /// Keeps the container's frames off the bridge until godwit's own gate stands.
     screen: Option<Screen>,
     /// `podman start`, waiting for the restore.
@@ -97,7 +101,7 @@ pub(super) fn reopen(podman: &Podman, remains: &str) -> Result<Box<dyn Destinati
     arrival.begun_to_make = true;
     arrival.arrival = Arrival::reopen(network);
     if let Some(pod) = &arrival.recipe.pod
-        && let Some(pod_here) = PodHere::find(podman, pod, &shipment.job)?
+        && let Some(pod_here) = PodHere::find(podman, pod, leading_job(&shipment))?
     {
         arrival.be_in(pod_here);
         arrival.containers = containers(podman)?;
@@ -109,6 +113,11 @@ pub(super) fn reopen(podman: &Podman, remains: &str) -> Result<Box<dyn Destinati
         arrival.arrival.held(freezer);
     }
     Ok(arrival.boxed())
+}
+
+/// The directory of the migration that the pod is made for.
+fn leading_job(shipment: &Shipment) -> &Path {
+    shipment.leader.as_ref().unwrap_or(&shipment.job)
 }
 
 /// Where podman keeps a directory for each container.
@@ -139,6 +148,7 @@ impl PodmanArrival {
             begun_to_make: false,
             merged: None,
             containers: PathBuf::new(),
+            conmon: PathBuf::new(),
             screen: None,
             start: None,
             begun: None,
@@ -168,7 +178,7 @@ impl PodmanArrival {
             args.push(volume.name.clone());
             tool::run(&self.podman.program, &args, QUESTION)?;
         }
-        let of_pod = self.recipe.pod.as_ref().and_then(Pod::image);
+        let of_pod = self.recipe.led_pod().and_then(Pod::image);
         for (image, name) in [self.recipe.record.image()].into_iter().chain(of_pod) {
             if self.podman.run(&["image", "exists", name]).is_err() {
                 // podman would look for it in a registry
@@ -176,8 +186,14 @@ impl PodmanArrival {
             }
         }
         self.containers = containers(&self.podman)?;
+        self.conmon = start::watcher(&self.podman.program)?;
         if let Some(pod) = &self.recipe.pod {
-            let pod_here = PodHere::make(&self.podman, pod, &self.shipment.job)?;
+            let pod_here = match self.recipe.led_pod() {
+                Some(pod) => PodHere::make(&self.podman, pod, &self.shipment.job)?,
+                None => PodHere::find(&self.podman, pod, leading_job(&self.shipment))?.ok_or_else(|| {
+                    EngineError::NotHeld(format!("the pod `{}` was not made for it", pod.name))
+                })?,
+            };
             self.be_in(pod_here);
         }
         self.make_container()?;
@@ -242,6 +258,10 @@ impl PodmanArrival {
         }
         let Some((_, size)) = self.recipe.record.shm() else { return Ok(()) };
         let dir = self.shm();
+        if self.recipe.shares_shm() {
+            let leader = self.recipe.pod.as_ref().and_then(Pod::leader).unwrap_or_default();
+            return bind(&self.directory_of(leader).join("shm"), &dir);
+        }
         let options = format!("mode=1777,size={size},nosuid,nodev,noexec");
         std::fs::create_dir_all(&dir).map_err(EngineError::io("make", &dir))?;
         let words = ["-t", "tmpfs", "-o", &options, "shm"].map(OsString::from);
@@ -269,15 +289,10 @@ impl PodmanArrival {
 
     /// Starts what holds the namespaces of the pod.
     fn start_pod(&self) -> Result<(), EngineError> {
-        let Some(pod) = &self.pod else { return Ok(()) };
+        let Some(pod) = self.pod.as_ref().filter(|_| self.recipe.led_pod().is_some()) else { return Ok(()) };
         if let (Some(shm), Some(_)) = (self.shm_of_pod(), self.recipe.record.shm()) {
             // the one that has come with the container
-            std::fs::create_dir_all(&shm).map_err(EngineError::io("make", &shm))?;
-            tool::run(
-                Path::new("mount"),
-                &["--bind".into(), self.shm().into_os_string(), shm.into_os_string()],
-                QUESTION,
-            )?;
+            bind(&self.shm(), &shm)?;
         }
         pod.start(&self.podman)
     }
@@ -352,6 +367,12 @@ impl PodmanArrival {
     }
 }
 
+/// Has a directory show another one.
+fn bind(shown: &Path, at: &Path) -> Result<(), EngineError> {
+    std::fs::create_dir_all(at).map_err(EngineError::io("make", at))?;
+    tool::run(Path::new("mount"), &["--bind".as_ref(), shown.as_os_str(), at.as_os_str()], QUESTION).map(drop)
+}
+
 impl DestinationContainer for PodmanArrival {
     fn place(&self, tree: &Path) -> Option<PathBuf> {
         if tree == self.recipe.merged {
@@ -360,7 +381,8 @@ impl DestinationContainer for PodmanArrival {
         if self.recipe.record.log().is_some_and(|log| log == tree) {
             return self.log();
         }
-        self.recipe.record.shm().is_some_and(|(shm, _)| shm == tree).then(|| self.shm())
+        let shm = self.recipe.record.shm().filter(|_| !self.recipe.shares_shm());
+        shm.is_some_and(|(shm, _)| shm == tree).then(|| self.shm())
     }
 
     fn get_ready(&mut self, note: &mut Note<'_>) -> Result<(), EngineError> {
@@ -371,8 +393,13 @@ impl DestinationContainer for PodmanArrival {
             self.shipment.trees.iter().filter_map(|path| VolumeRoot::of(path)).collect();
         // by itself: what starts the container next is told to ask godwit for the runtime
         self.start_pod()?;
-        let start =
-            start::begin(&self.podman.program, &self.recipe.id, self.recipe.flavor, &self.shipment.job)?;
+        let start = start::begin(
+            &self.podman.program,
+            &self.conmon,
+            &self.recipe.id,
+            self.recipe.flavor,
+            &self.shipment.job,
+        )?;
         for root in roots {
             root.put_back()?;
         }
@@ -489,16 +516,24 @@ impl DestinationContainer for PodmanArrival {
             if let Some(cgroup) = cgroup.filter(|cgroup| cgroup.is_dir()) {
                 keep("cgroup", self.arrival.clear_cgroup(&cgroup));
             }
-            if let Some(shm) = self.shm_of_pod().filter(|shm| shm.is_dir()) {
+            let shm_of_pod = self.shm_of_pod().filter(|_| self.recipe.led_pod().is_some());
+            if let Some(shm) = shm_of_pod.filter(|shm| shm.is_dir()) {
                 // podman leaves what it has not mounted itself
                 let unmounted = tool::run(Path::new("umount"), &[shm], QUESTION);
                 tracing::debug!(?unmounted, "the shared memory of the pod");
             }
-            if let Some(pod) = &self.recipe.pod {
+            if let Some(pod) = self.recipe.led_pod() {
                 // the answer to whether it was made may have been lost
                 let made = PodHere::find(&self.podman, pod, &self.shipment.job);
-                let made = made.and_then(|made| made.map_or(Ok(()), |pod| self.podman.remove_pod(&pod.id)));
-                keep("pod", made);
+                let remove = |pod: PodHere| {
+                    // the others are taken away by those who have made them
+                    let until = Instant::now() + OTHERS;
+                    while !self.podman.remove_empty_pod(&pod.id)? && Instant::now() < until {
+                        std::thread::sleep(Duration::from_millis(50));
+                    }
+                    self.podman.remove_pod(&pod.id)
+                };
+                keep("pod", made.and_then(|made| made.map_or(Ok(()), remove)));
                 self.pod = None;
             }
             for volume in std::mem::take(&mut self.made_volumes) {

@@ -20,13 +20,14 @@ fn parse(shipment: &Shipment) -> Result<Recipe, Refusal> {
     let odd = names.chain(recipe.record.networks()).chain(of_pod).find(|name| !is_name(name));
     let images = [Some(recipe.record.image()), recipe.pod.as_ref().and_then(Pod::image)];
     let (images, image_names): (Vec<&str>, Vec<&str>) = images.into_iter().flatten().unzip();
-    let ids =
-        images.into_iter().chain([recipe.id.as_str()]).chain(recipe.pod.iter().map(|pod| pod.id.as_str()));
+    let of_pods =
+        recipe.pod.iter().flat_map(|pod| pod.members.iter().map(|member| &member.id).chain([&pod.id]));
+    let ids = images.into_iter().chain([recipe.id.as_str()]).chain(of_pods.map(String::as_str));
     let odd = odd.or(ids.into_iter().find(|id| !is_id(id)));
     let is_odd = |name: &&str| name.starts_with('-') || name.contains(char::is_whitespace);
     let odd = odd.or(image_names.into_iter().find(is_odd));
     // whoever may come by its name brings nothing of another one
-    let is_other = recipe.pod.as_ref().is_some_and(|pod| shipment.name != pod.full_name());
+    let is_other = recipe.pod.as_ref().is_some_and(|pod| shipment.name != pod.name_of(&recipe.id));
     let odd = odd.or(is_other.then_some(shipment.name.as_str()));
     match odd.map(str::to_owned) {
         Some(name) => Err(Refusal::new(format!("`{}` is no name for podman", name.escape_debug()))),
@@ -66,7 +67,7 @@ pub(super) fn examine(podman: &Podman, shipment: &Shipment) -> Vec<Refusal> {
         Err(refusal) => return vec![refusal],
     };
     let mut reasons = Vec::new();
-    let infra_name = recipe.pod.as_ref().and_then(Pod::infra_name);
+    let infra_name = recipe.led_pod().and_then(Pod::infra_name);
     for name in [recipe.name(shipment), &recipe.id].into_iter().chain(infra_name) {
         if podman.run(&["container", "exists", name]).is_ok() {
             reasons.push(
@@ -76,11 +77,12 @@ pub(super) fn examine(podman: &Podman, shipment: &Shipment) -> Vec<Refusal> {
             break;
         }
     }
-    if let Some(pod) = &recipe.pod {
-        reasons.extend(examine_pod(podman, pod, &recipe));
-        if shipment.restart {
-            reasons.push(Refusal::new("a pod is not stopped here and started there yet"));
-        }
+    reasons.extend(recipe.led_pod().into_iter().flat_map(|pod| examine_pod(podman, pod, &recipe)));
+    if recipe.pod.is_some() && shipment.restart {
+        reasons.push(Refusal::new("a pod is not stopped here and started there yet"));
+    }
+    if recipe.pod.is_some() && recipe.led_pod().is_none() && shipment.leader.is_none() {
+        reasons.push(Refusal::new("it comes without the container that leads its pod"));
     }
     match podman.setting() {
         Ok(setting) if setting.cgroups != "v2" || setting.storage != "overlay" => reasons.push(
@@ -99,7 +101,7 @@ pub(super) fn examine(podman: &Podman, shipment: &Shipment) -> Vec<Refusal> {
             Refusal::new(format!("its runtime `{kind}` is not there")).hint(format!("install {kind} there")),
         );
     }
-    let of_pod = recipe.pod.as_ref().map(|pod| &pod.infra);
+    let of_pod = recipe.led_pod().map(|pod| &pod.infra);
     for network in
         recipe.record.networks().into_iter().chain(of_pod.iter().flat_map(|infra| infra.networks()))
     {
@@ -207,6 +209,7 @@ mod tests {
             carry: Default::default(),
             restart: false,
             job: "/nonexistent".into(),
+            leader: None,
         }
     }
 

@@ -1,14 +1,15 @@
-//! A pod: an infra container that holds namespaces, and the container that shares them.
+//! A pod: an infra container that holds namespaces, and the containers that share them.
 //!
 //! The infra container does nothing and knows nothing. So podman makes it again at the destination, with the pod, and CRIU restores the
-//! other one into the namespaces that it holds there. What is frozen, dumped and let go is one tree, so one word decides where
-//! the pod runs. Pods of more containers are refused: each would be a dump of its own under the same word.
+//! others into the namespaces that it holds there. Each of them is a dump of its own; the first one *leads*: with it come the pod,
+//! its network, and the shared memory that all of them have, and its word decides where the pod runs.
 
 use super::record::Record;
 use super::source::addresses;
-use super::{KIND, Podman, is_name, understood};
+use super::{KIND, Podman, QUESTION, is_name, understood};
 use crate::container::OpenRequest;
 use crate::error::EngineError;
+use crate::tool;
 use godwit_transfer::message::Refusal;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -67,13 +68,21 @@ pub(super) struct Pod {
     hosts: Vec<String>,
     /// The container that holds the namespaces.
     pub(super) infra: Record,
+    /// The others, the first of which leads.
+    #[serde(default)]
+    pub(super) members: Vec<Member>,
 }
 
-/// A pod at the source, and the one container that it has besides.
+/// A container of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Member {
+    pub(super) id: String,
+    pub(super) name: String,
+}
+
+/// A pod at the source.
 pub(super) struct Found {
     pub(super) pod: Pod,
-    /// Its id.
-    pub(super) member: String,
     /// What of the pod cannot be moved.
     pub(super) blockers: Vec<Refusal>,
 }
@@ -97,6 +106,16 @@ impl Podman {
         self.run(&["pod", "stop", "--ignore", "--time", "0", id]).map(drop)
     }
 
+    /// Removes a pod of this id if nothing but its infra container is in it: the last one that goes takes it along. Idempotent. Gives
+    /// whether it is gone.
+    pub(super) fn remove_empty_pod(&self, id: &str) -> Result<bool, EngineError> {
+        let Some(shown) = self.inspect_pod(id)? else { return Ok(true) };
+        if is_empty(&shown) {
+            self.remove_pod(id)?;
+        }
+        Ok(is_empty(&shown))
+    }
+
     /// Removes a pod of this id with all that is in it. Idempotent.
     pub(super) fn remove_pod(&self, id: &str) -> Result<(), EngineError> {
         self.run(&["pod", "rm", "--force", "--ignore", "--time", "0", id]).map(drop)
@@ -107,11 +126,11 @@ impl Found {
     /// Looks at a pod of this host's podman; touches nothing.
     ///
     /// # Errors
-    /// When there is none, or it has not one container besides the one that holds its namespaces.
+    /// When there is none, or it has no container besides the one that holds its namespaces.
     pub(super) fn look(podman: &Podman, name: &str, request: &OpenRequest) -> Result<Self, EngineError> {
         let full = format!("{KIND}:{SELECTOR}{name}");
         let shown = podman.inspect_pod(name)?.ok_or_else(|| EngineError::NotFound(full.clone()))?;
-        let member = the_member(&shown)
+        let members = members(&shown)
             .map_err(|refusal| EngineError::Blocked { name: full.clone(), blockers: vec![refusal] })?;
         let setting = podman.setting()?;
         if setting.database != "sqlite" {
@@ -143,8 +162,9 @@ impl Found {
             dns_options: list("/InfraConfig/DNSOption"),
             hosts: list("/InfraConfig/HostAdd"),
             infra,
+            members,
         };
-        Ok(Self { pod, member, blockers })
+        Ok(Self { pod, blockers })
     }
 }
 
@@ -157,8 +177,14 @@ fn words(list: Option<&Value>) -> Vec<String> {
     all.filter_map(|word| word.as_str().map(str::to_owned)).collect()
 }
 
-/// The id of the one container of a pod besides its infra container.
-fn the_member(shown: &Value) -> Result<String, Refusal> {
+/// Whether a pod has nothing but its infra container.
+pub(super) fn is_empty(shown: &Value) -> bool {
+    let infra = text(shown, "InfraContainerID");
+    shown["Containers"].as_array().is_none_or(|all| all.iter().all(|one| text(one, "Id") == infra))
+}
+
+/// The containers of a pod besides its infra container; in the order of their names, so that the same one always leads.
+fn members(shown: &Value) -> Result<Vec<Member>, Refusal> {
     let infra = text(shown, "InfraContainerID");
     if infra.is_empty() {
         return Err(Refusal::new(
@@ -168,21 +194,21 @@ fn the_member(shown: &Value) -> Result<String, Refusal> {
     }
     let all = shown["Containers"].as_array().map(Vec::as_slice).unwrap_or_default();
     let members: Vec<&Value> = all.iter().filter(|one| text(one, "Id") != infra).collect();
-    if let [member] = members[..] {
-        return Ok(text(member, "Id").to_owned());
+    if members.is_empty() {
+        return Err(Refusal::new("it has no container besides its infra container")
+            .hint("make it at the destination: there is nothing in it to move"));
     }
-    let shown: Vec<String> =
-        members.iter().map(|one| format!("`{}` ({})", text(one, "Name"), text(one, "State"))).collect();
-    Err(match members.is_empty() {
-        true => Refusal::new("it has no container besides its infra container")
-            .hint("make it at the destination: there is nothing in it to move"),
-        false => Refusal::new(format!(
-            "it has {} containers besides its infra container: {}. Only a pod of one can be moved yet",
-            members.len(),
-            shown.join(", ")
-        ))
-        .hint("`podman rm` those that have ended for good; what need not share its namespaces can be a container of its own"),
-    })
+    let still = members.iter().filter(|one| !text(one, "State").eq_ignore_ascii_case("running"));
+    let still: Vec<String> =
+        still.map(|one| format!("`{}` ({})", text(one, "Name"), text(one, "State"))).collect();
+    if !still.is_empty() {
+        return Err(Refusal::new(format!("some of its containers do not run: {}", still.join(", ")))
+            .hint("`podman rm` those that have ended for good, and start the others"));
+    }
+    let member = |one: &&Value| Member { id: text(one, "Id").into(), name: text(one, "Name").into() };
+    let mut members: Vec<Member> = members.iter().map(member).collect();
+    members.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(members)
 }
 
 /// What of a pod cannot be made again, or not restored into.
@@ -257,9 +283,29 @@ impl Pod {
         format!("{SELECTOR}{}", self.name)
     }
 
+    /// The same of one of its containers: that which leads comes by the pod's own name.
+    pub(super) fn name_of(&self, id: &str) -> String {
+        match self.members.iter().find(|member| member.id == id).filter(|_| !self.is_led_by(id)) {
+            Some(follower) => format!("{}/{}", self.full_name(), follower.name),
+            None => self.full_name(),
+        }
+    }
+
+    /// Whether a container leads the others.
+    pub(super) fn is_led_by(&self, id: &str) -> bool {
+        // a godwit that knows pods of one container only names none
+        self.leader().is_none_or(|leader| leader == id)
+    }
+
+    /// The id of the container that leads.
+    pub(super) fn leader(&self) -> Option<&str> {
+        self.members.first().map(|member| member.id.as_str())
+    }
+
     /// Names in it that become arguments.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        [self.name.as_str(), self.infra.name()].into_iter().chain(self.infra.networks())
+        let members = self.members.iter().map(|member| member.name.as_str());
+        [self.name.as_str(), self.infra.name()].into_iter().chain(self.infra.networks()).chain(members)
     }
 
     /// The name of its infra container; none if podman has made it up of the pod's id, which is another one elsewhere.
@@ -272,6 +318,25 @@ impl Pod {
     pub(super) fn image(&self) -> Option<(&str, &str)> {
         let (id, name) = self.infra.image();
         (!name.is_empty() && !name.starts_with(OWN_IMAGE)).then_some((id, name))
+    }
+
+    /// Why its containers cannot be restored one after the other: System V objects are in the dump of each of them.
+    ///
+    /// # Errors
+    /// When the kernel's tables cannot be read.
+    pub(super) fn shared_objects(&self, podman: &Podman) -> Result<Option<Refusal>, EngineError> {
+        let Some(leader) = self.leader().filter(|_| self.share.iter().any(|kind| kind == "ipc")) else {
+            return Ok(None);
+        };
+        let pid = podman.inspect(leader)?.pointer("/State/Pid").and_then(Value::as_i64).unwrap_or_default();
+        let words = ["--target", &pid.to_string(), "--ipc", "cat"].map(str::to_owned);
+        let tables = ["shm", "msg", "sem"].map(|kind| format!("/proc/sysvipc/{kind}"));
+        let said = tool::run(Path::new("nsenter"), &[words.as_slice(), &tables].concat(), QUESTION)?;
+        // a line above each table says what is in it
+        Ok((said.lines().count() > tables.len()).then(|| {
+            Refusal::new("its containers share System V objects (`ipcs` shows them)")
+                .hint("end what has made them, or make the pod with `--share net,uts`")
+        }))
     }
 
     /// The words of `podman pod create`. `note` is a file that names who has made it, for [`Pod::was_made_for`].
@@ -369,6 +434,7 @@ mod tests {
             dns_options: vec![],
             hosts: vec!["a:10.0.0.9".into()],
             infra,
+            members: vec![],
         }
     }
 
@@ -405,19 +471,32 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_of_one_container_can_move() {
-        assert_eq!(the_member(&shown()).unwrap(), "w");
+    fn all_that_run_in_a_pod_move_and_the_same_one_leads() {
         let with = |containers: Value| {
             let mut shown = shown();
             shown["Containers"] = containers;
-            the_member(&shown).unwrap_err().reason
+            let members = members(&shown).map_err(|refusal| refusal.reason)?;
+            Ok::<_, String>(members.into_iter().map(|member| member.id).collect::<Vec<_>>())
         };
-        assert!(with(json!([{"Id": "i"}])).contains("no container besides"));
-        let two = json!([{"Id": "i"}, {"Id": "a", "Name": "a", "State": "running"}, {"Id": "b", "Name": "b", "State": "exited"}]);
-        assert!(with(two).contains("2 containers besides its infra container: `a` (running), `b` (exited)"));
+        let one = |id: &str, state: &str| json!({"Id": id, "Name": format!("name-{id}"), "State": state});
+        assert_eq!(with(json!([{"Id": "i"}, one("w", "running")])).unwrap(), ["w"]);
+        assert_eq!(with(json!([one("b", "running"), {"Id": "i"}, one("a", "Running")])).unwrap(), ["a", "b"]);
+        assert!(with(json!([{"Id": "i"}])).unwrap_err().contains("no container besides"));
+        let ended = with(json!([{"Id": "i"}, one("a", "running"), one("b", "exited")])).unwrap_err();
+        assert!(ended.contains("do not run: `name-b` (exited)"), "{ended}");
         let mut shown = shown();
         shown["InfraContainerID"] = "".into();
-        assert!(the_member(&shown).unwrap_err().reason.contains("no infra container"));
+        assert!(members(&shown).unwrap_err().reason.contains("no infra container"));
+    }
+
+    #[test]
+    fn who_follows_has_a_name_of_its_own() {
+        let member = |id: &str| Member { id: id.into(), name: format!("name-{id}") };
+        let pod = Pod { members: vec![member("a"), member("b")], ..pod(infra(json!({}))) };
+        assert_eq!((pod.name_of("a"), pod.name_of("b")), ("pod/shop".into(), "pod/shop/name-b".into()));
+        assert!(pod.is_led_by("a") && !pod.is_led_by("b"));
+        let of_one = Pod { members: vec![], ..pod };
+        assert!(of_one.is_led_by("w") && of_one.name_of("w") == "pod/shop");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A container of podman at the source.
 
-use super::pod::{Found, Pod, SELECTOR};
+use super::pod::{Found, Member, Pod, SELECTOR, is_empty};
 use super::record::{Address, Record, group_of};
 use super::restart::{Known, PodmanStartable};
 use super::{KIND, Podman, Recipe};
@@ -53,27 +53,63 @@ pub(super) fn open(
     request: &OpenRequest,
 ) -> Result<Box<dyn SourceContainer>, EngineError> {
     match name.strip_prefix(SELECTOR) {
-        None => open_container(podman, name, None, request),
-        Some(pod) => {
-            let found = Found::look(podman, pod, request)?;
-            let member = found.member.clone();
-            open_container(podman, &member, Some(found), request)
+        None => open_container(podman, name, None, &mut BTreeSet::new(), request),
+        Some(_) => {
+            let mut all = open_group(podman, name, request)?;
+            let others: Vec<String> = all.drain(1..).map(|other| other.facts().name.clone()).collect();
+            match all.pop() {
+                Some(one) if others.is_empty() => Ok(one),
+                _ => Err(EngineError::Blocked {
+                    name: format!("{KIND}:{name}"),
+                    blockers: vec![
+                        Refusal::new(
+                            "it is a pod of more than one container: only `godwit migrate` takes them all",
+                        )
+                        .hint("`godwit migrate`, without `--strategy restart`"),
+                    ],
+                }),
+            }
         }
     }
 }
 
-/// Opens a container, with its pod if that is what goes.
+/// Opens all containers of a pod, the one that leads first; or a container that is in none.
+pub(super) fn open_group(
+    podman: &Podman,
+    name: &str,
+    request: &OpenRequest,
+) -> Result<Vec<Box<dyn SourceContainer>>, EngineError> {
+    let Some(pod) = name.strip_prefix(SELECTOR) else {
+        return Ok(vec![open_container(podman, name, None, &mut BTreeSet::new(), request)?]);
+    };
+    let Found { pod, mut blockers } = Found::look(podman, pod, request)?;
+    if pod.members.len() > 1 {
+        blockers.extend(pod.shared_objects(podman)?);
+    }
+    let mut carried = BTreeSet::new();
+    let members = pod.members.clone();
+    let open = |member: Member| {
+        let found = Found { pod: pod.clone(), blockers: std::mem::take(&mut blockers) };
+        open_container(podman, &member.id, Some(found), &mut carried, request)
+    };
+    members.into_iter().map(open).collect()
+}
+
+/// Opens a container, with its pod if that is what goes. `carried`: trees that go with another container of the pod, or with this
+/// one from now on.
 fn open_container(
     podman: &Podman,
     name: &str,
     found: Option<Found>,
+    carried: &mut BTreeSet<PathBuf>,
     request: &OpenRequest,
 ) -> Result<Box<dyn SourceContainer>, EngineError> {
     let shown = between_checks(|| podman.inspect(name))?;
     let text = |pointer: &str| shown.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let id = text("/Id");
     let (pod, pod_blockers) = found.map_or((None, Vec::new()), |found| (Some(found.pod), found.blockers));
-    let name = pod.as_ref().map_or_else(|| text("/Name").to_owned(), Pod::full_name);
+    let name = pod.as_ref().map_or_else(|| text("/Name").to_owned(), |pod| pod.name_of(id));
+    let follows = pod.as_ref().is_some_and(|pod| !pod.is_led_by(id));
     let full = format!("{KIND}:{name}");
     let pid = shown.pointer("/State/Pid").and_then(Value::as_i64).and_then(|pid| i32::try_from(pid).ok());
     let (status, Some(pid)) = (text("/State/Status"), pid) else {
@@ -137,12 +173,14 @@ fn open_container(
         blockers.extend(bound_to_others(podman, record, &setting.graph_root, pod.as_ref())?);
     }
     let mut warnings = Vec::new();
-    let publishers = record.iter().chain(pod.as_ref().map(|pod| &pod.infra));
+    let publishers = record.iter().chain(pod.as_ref().filter(|_| !follows).map(|pod| &pod.infra));
     match what_breaks(&publishers.flat_map(Record::published).collect::<Vec<_>>()) {
         Some(breaks) if request.ip_change => warnings.push(breaks.reason),
         breaks => blockers.extend(breaks),
     }
-    let (volumes, shared) = volumes_of(podman, &shown, id, &mut warnings)?;
+    let companions: Vec<&str> =
+        pod.iter().flat_map(|pod| &pod.members).map(|member| member.id.as_str()).chain([id]).collect();
+    let (volumes, shared) = volumes_of(podman, &shown, &companions, &mut warnings)?;
     blockers.extend(shared);
     let Some(mut record) = record.filter(|_| blockers.is_empty()) else {
         return Err(EngineError::Blocked { name: full, blockers });
@@ -175,8 +213,8 @@ fn open_container(
         made_there: true,
         gone: None,
     }];
-    // what is in /dev/shm does not outlast a stop
-    let shm = record.shm().filter(|_| request.restart.is_none());
+    // what is in /dev/shm does not outlast a stop; that of a pod goes with the container that leads
+    let shm = record.shm().filter(|_| request.restart.is_none() && !(follows && record.joins("ipc")));
     let kept = shm.map(|(path, _)| (path, false)).into_iter();
     for (path, single_file) in kept.chain(log.map(|path| (path, true))) {
         trees.push(Tree {
@@ -200,9 +238,15 @@ fn open_container(
     for volume in &request.volumes {
         volumes::add_tree(&mut trees, volume.clone(), false, request, &mut warnings);
     }
+    // what several of a pod have goes with the first of them
+    trees.retain(|tree| tree.made_there || !carried.contains(&tree.path));
+    carried.extend(trees.iter().filter(|tree| !tree.made_there).map(|tree| tree.path.clone()));
     let not_copied: Vec<&BindMount> = host_binds
         .iter()
-        .filter(|bind| !trees.iter().any(|tree| bind.source.starts_with(&tree.path)))
+        .filter(|bind| {
+            let mut copied = trees.iter().map(|tree| &tree.path).chain(carried.iter());
+            !copied.any(|path| bind.source.starts_with(path))
+        })
         .copied()
         .collect();
     let (image_id, image_name) = record.image();
@@ -246,7 +290,8 @@ fn open_container(
         pid,
         memory_bytes: process::memory_bytes(&pids),
         trees,
-        network,
+        // whoever leads holds the network of all
+        network: network.filter(|_| !follows),
         recipe: crate::remains::written(&recipe)?,
         warnings,
         starts_slowly: true,
@@ -301,8 +346,11 @@ fn bound_to_others(
     pod: Option<&Pod>,
 ) -> Result<Vec<Refusal>, EngineError> {
     let infra = pod.map(|pod| pod.infra.name());
+    let goes_along = |name: &str| {
+        Some(name) == infra || pod.is_some_and(|pod| pod.members.iter().any(|member| member.name == name))
+    };
     let mut others = group_of(graph_root, record.id())?;
-    others.retain(|other| Some(other.as_str()) != infra);
+    others.retain(|other| !goes_along(other));
     let why = record.needs_others(pod.is_some());
     let why =
         why.or((!others.is_empty()).then_some("other containers share its namespaces, or depend on it"));
@@ -317,9 +365,11 @@ fn bound_to_others(
         None => None,
     };
     Ok(vec![match around.as_ref().and_then(|around| around["Name"].as_str()) {
-        Some(name) => refusal.hint(format!("move the pod, with all that is in it: `{KIND}:{SELECTOR}{name}`")),
+        Some(name) => {
+            refusal.hint(format!("move the pod, with all that is in it: `{KIND}:{SELECTOR}{name}`"))
+        }
         None => refusal.hint(
-            "containers that share namespaces can be moved in a pod of one container and its infra container only: \
+            "containers that share namespaces can be moved in a pod only: \
              part them first (`podman inspect` shows `Dependencies`)",
         ),
     }])
@@ -370,11 +420,12 @@ fn unsuitable(shown: &Value, setting: &super::Setting) -> Vec<Refusal> {
     reasons
 }
 
-/// Its volumes as podman knows them, and why one must not be taken from others.
+/// Its volumes as podman knows them, and why one must not be taken from others; `companions` are the ids of those that go along, and its
+/// own.
 fn volumes_of(
     podman: &Podman,
     shown: &Value,
-    id: &str,
+    companions: &[&str],
     warnings: &mut Vec<String>,
 ) -> Result<(Vec<Volume>, Vec<Refusal>), EngineError> {
     let mounts = shown.pointer("/Mounts").and_then(Value::as_array).into_iter().flatten();
@@ -390,7 +441,7 @@ fn volumes_of(
             ));
         }
         let users = podman.run(&["ps", "--quiet", "--no-trunc", "--filter", &format!("volume={name}")])?;
-        if users.lines().any(|user| user.trim() != id) && volume.is_local() {
+        if users.lines().any(|user| !companions.contains(&user.trim())) && volume.is_local() {
             shared.push(
                 Refusal::new(format!("another running container uses the volume `{name}`"))
                     .hint("stop the other one first: a volume has one owner"),
@@ -462,6 +513,11 @@ impl Kin for PodmanKin {
         }
     }
 
+    fn leaves_network(&self) -> bool {
+        let pod = self.pod.as_ref().and_then(|pod| self.podman.inspect_pod(pod).ok().flatten());
+        pod.is_some_and(|pod| !is_empty(&pod))
+    }
+
     fn retire(&mut self) -> Result<(), EngineError> {
         let until = Instant::now() + RETIRE;
         loop {
@@ -482,6 +538,6 @@ impl Kin for PodmanKin {
     fn forget(&mut self) -> Result<(), EngineError> {
         // with its anonymous volumes, as `podman rm` of a container that was started with `--rm` has it
         self.podman.run(&["rm", "--force", "--time", "0", "--volumes", "--ignore", &self.id])?;
-        self.pod.as_ref().map_or(Ok(()), |pod| self.podman.remove_pod(pod))
+        self.pod.as_ref().map_or(Ok(()), |pod| self.podman.remove_empty_pod(pod).map(drop))
     }
 }

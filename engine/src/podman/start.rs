@@ -12,14 +12,21 @@ use std::time::Duration;
 /// Time that a question to podman may take.
 const ASK: Duration = Duration::from_secs(60);
 
-/// Lets podman start a container of its, with a stand-in for its runtime. Returns when podman asks for the runtime.
+/// Lets podman start a container of its, with a stand-in for its runtime, and `conmon` to watch it. Returns when podman asks for the
+/// runtime.
 ///
 /// # Errors
 /// When it does not come that far.
-pub(super) fn begin(podman: &Path, id: &str, flavor: Flavor, job: &Path) -> Result<Start, EngineError> {
+pub(super) fn begin(
+    podman: &Path,
+    conmon: &Path,
+    id: &str,
+    flavor: Flavor,
+    job: &Path,
+) -> Result<Start, EngineError> {
     let door = Door::open(job)?;
     let dir = door.dir();
-    for (name, program) in [(flavor.kind(), program(flavor)?), (WATCHER, watcher(podman)?)] {
+    for (name, program) in [(flavor.kind(), program(flavor)?), (WATCHER, conmon.to_owned())] {
         symlink(own_program(), dir.join(name)).map_err(EngineError::io("make a link to godwit in", dir))?;
         write_private(&program_file(dir, name), program.to_string_lossy().as_bytes())?;
     }
@@ -33,8 +40,8 @@ pub(super) fn begin(podman: &Path, id: &str, flavor: Flavor, job: &Path) -> Resu
     door.wait_for(Box::new(podman))
 }
 
-/// The conmon that this podman uses.
-fn watcher(podman: &Path) -> Result<PathBuf, EngineError> {
+/// The conmon that this podman uses. Not to be asked while a container of its waits for its restore: podman would wait, too.
+pub(super) fn watcher(podman: &Path) -> Result<PathBuf, EngineError> {
     let said = tool::run(podman, &["info", "--format", "{{.Host.Conmon.Path}}"], ASK)?;
     Ok(said.trim().into())
 }

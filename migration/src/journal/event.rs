@@ -29,6 +29,11 @@ pub enum Event {
         /// The godwit that wrote it.
         godwit: String,
     },
+    /// Source: it moves together with others, and the word of this migration is that of all.
+    Follows {
+        /// The one that leads.
+        leader: MigrationId,
+    },
     /// Both sides agreed.
     Accepted,
     /// The destination made everything that can exist early.
@@ -188,7 +193,7 @@ impl JournalState {
         use JournalState::*;
         let next = match (self, event) {
             (Empty, Event::Planned { .. }) => Planned,
-            (Planned, Event::Accepted) => Planned,
+            (Planned, Event::Follows { .. } | Event::Accepted) => Planned,
             (Planned, Event::Prepared) => PreCopy,
             (PreCopy, Event::Round { .. }) => PreCopy,
             (PreCopy, Event::Throttling(_)) => PreCopy,

@@ -23,7 +23,7 @@ mod version;
 
 pub use error::WireError;
 pub use incoming::{HeldFrames, Incoming, SlotDigest, unexpected};
-pub use version::{ENGINE_PLACES, NEWEST, OLDEST, RESUME_HOOKS, RESUMES};
+pub use version::{ENGINE_PLACES, GROUPS, NEWEST, OLDEST, RESUME_HOOKS, RESUMES};
 
 use crate::compression::{Compression, Compressor};
 use crate::limit::Bandwidth;

@@ -12,13 +12,17 @@ pub const OLDEST: u16 = 2;
 /// | 2 | 0.2.0 | memory pages, several connections |
 /// | 3 | 0.3.0 | a migration that was broken off is taken up again: `resume`, `standing`, `bury` |
 /// | 4 | 0.4.0 | places that the destination's engine makes, an engine that is started before the freeze, containers that are stopped and started, a resume hook |
-pub const NEWEST: u16 = 4;
+/// | 5 | 0.5.0 | containers that move together |
+pub const NEWEST: u16 = 5;
 /// The version from which on a migration that was broken off can be taken up again.
 pub const RESUMES: u16 = 3;
 /// The version from which on an engine's own places can be filled.
 pub const ENGINE_PLACES: u16 = 4;
 /// The version from which on a destination tells the application that it goes on.
 pub const RESUME_HOOKS: u16 = 4;
+
+/// The version from which on containers can move together.
+pub const GROUPS: u16 = 5;
 
 const MAGIC: &[u8; 8] = b"godwit\r\n";
 /// Bytes of a preamble.
