@@ -33,6 +33,7 @@ mod sealing;
 mod status;
 mod store;
 mod volume;
+mod way;
 mod witness;
 
 use crate::args::{Args, Command};

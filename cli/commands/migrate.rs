@@ -1,6 +1,7 @@
 //! `godwit migrate`.
 
 use super::earlier::settle_earlier;
+use super::way::{self, NotReached, OpenWay, Way};
 use super::{Trouble, cancel_on_signal, find, open};
 use crate::args::{Args, CooperativeArg, FileWatchArg, IpChangeArg, MigrateArgs, PaceArg};
 use crate::draw::Draw;
@@ -15,10 +16,12 @@ use godwit_migration::journal::{Event, Journal, JournalState, VERSION, of_contai
 use godwit_migration::lock::{ContainerLock, lock_container};
 use godwit_migration::observer::Event as Told;
 use godwit_migration::plan::{Strategy, Tracker, choose_tracker};
-use godwit_migration::{Cancel, Failure, FailureKind, MigrationId, Observer, Role};
+use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Observer, Role};
+use godwit_object_storage::PlaceName;
 use godwit_restore::preflight::host_facts;
 use godwit_transfer::tls::{Identity, TlsError, config_dir};
-use godwit_transfer::{Address, Transport, Wire, connect};
+use godwit_transfer::{Address, Transport, Wire};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long the other side may take for its first word: ssh has to log in.
@@ -77,11 +80,12 @@ fn attempt(
     cancel: &Cancel,
     tried: Tried,
 ) -> Result<u8, Trouble> {
-    let about = |failure| Trouble::about(failure, &command.container, Some(&command.destination));
+    let to = way::written(&command.destination, command.via.as_ref());
+    let about = |failure| Trouble::about(failure, &command.container, Some(&to));
     // everything that can be wrong is looked at before anything is touched
-    let address = destination(command).map_err(about)?;
-    if address.is_exposed() {
-        show.note(format!("warning: `{address}` is neither encrypted nor authenticated"));
+    let way = destination(command).map_err(about)?;
+    if way.address.is_exposed() {
+        show.note(format!("warning: `{way}` is neither encrypted nor authenticated"));
     }
     super::witness::examine(command).map_err(about)?;
     check_privilege().map_err(about)?;
@@ -112,7 +116,7 @@ fn attempt(
     })?;
     let plan = Plan {
         container: command.container.clone(),
-        destination: command.destination.clone(),
+        destination: to.clone(),
         strategy: command.strategy.into(),
         tracker,
         limits: command.limits(show.can_ask()),
@@ -141,18 +145,19 @@ fn attempt(
     for told in super::limits::put_back(&args.global.root, Some(&name.to_string())) {
         show.note(told);
     }
-    let wire = call(&address, command, cancel.clone()).map_err(|mut failure| {
+    let way = way.open(cancel).map_err(about)?;
+    let wire = call(&way, command, cancel.clone()).map_err(|mut failure| {
         if tried.lost > 0 || tried.outgrown > 0 {
             // it could be reached before
             failure.kind = FailureKind::LinkLost;
         }
         about(failure)
     })?;
-    let (job, journal) = begin(args, command, &name).map_err(about)?;
+    let (job, journal) = begin(args, &to, &name).map_err(about)?;
     let (id, dir) = (job.id.clone(), job.dir.clone());
     let reader = reader(tracker).map_err(about)?;
-    let dial = || connect(&address, &command.remote_command);
-    let dial: Option<&dyn Fn() -> std::io::Result<Box<dyn Transport>>> = Some(&dial);
+    let dial = way.dial(&command.remote_command);
+    let dial = dial.as_ref().map(|dial| dial as &dyn Fn() -> std::io::Result<Box<dyn Transport>>);
     let dumper: &dyn Dumper = if is_restart { &NothingToDump } else { &criu };
     let parties =
         Parties { container, criu: dumper, wire, dial, reader, observer: show, cancel: cancel.clone() };
@@ -163,7 +168,7 @@ fn attempt(
         let _ = std::fs::remove_dir_all(dir);
         show.done();
         answer.map_err(about)?;
-        draw.talk(&format!("{} would take {name}; nothing was done", command.destination));
+        draw.talk(&format!("{to} would take {name}; nothing was done"));
         return Ok(0);
     }
     let summary = godwit_checkpoint::migrate(parties, order);
@@ -179,20 +184,19 @@ fn attempt(
     Ok(if summary.leftovers.is_empty() { 0 } else { FailureKind::Leftovers.exit_code() })
 }
 
-fn destination(command: &MigrateArgs) -> Result<Address, Failure> {
-    let address: Address =
-        command.destination.parse().map_err(|error| Failure::new(FailureKind::Usage, format!("{error}")))?;
-    if address.is_exposed() && !command.insecure {
+fn destination(command: &MigrateArgs) -> Result<Way, Failure> {
+    let way = Way::new(&command.destination, command.via.clone())?;
+    if way.address.is_exposed() && !command.insecure {
         return Err(Failure::new(
             FailureKind::Usage,
-            format!("`{address}` is neither encrypted nor authenticated: memory and files would be readable on the way"),
+            format!("`{way}` is neither encrypted nor authenticated: memory and files would be readable on the way"),
         )
         .hint("use `ssh://` or `tls://`, or add `--insecure` if the network between the hosts is yours alone"));
     }
-    if let Address::Tls { .. } = address {
+    if let Address::Tls { .. } = way.address {
         Identity::load(&config_dir()).map_err(|error| super::keys::failure(&error))?;
     }
-    Ok(address)
+    Ok(way)
 }
 
 /// The tracker, and why.
@@ -260,18 +264,20 @@ fn is_settling(args: &Args, name: &ContainerName) -> bool {
         .any(|found| found.state == JournalState::Running)
 }
 
-fn call(address: &Address, command: &MigrateArgs, cancel: Cancel) -> Result<Wire, Failure> {
+fn call(way: &OpenWay, command: &MigrateArgs, cancel: Cancel) -> Result<Wire, Failure> {
+    let what = || format!("{way} cannot be reached");
     let unreachable = |error: &(dyn std::error::Error + 'static)| {
-        let known = TlsError::within(error);
-        let hint = match address {
+        let hint = match way.address() {
             Address::Ssh { .. } => {
                 "is godwit installed there, and does `ssh` log in without a password?".into()
             }
-            _ => format!("is `godwit receive --listen {}` running there?", listening(address)),
+            address => {
+                format!("is `godwit receive {}` running there?", listening(address, command.via.as_ref()))
+            }
         };
         // the cause says it all where it is one of ours
-        let failure = Failure::new(FailureKind::Refused, format!("{address} cannot be reached"));
-        match known {
+        let failure = Failure::new(FailureKind::Refused, what());
+        match TlsError::within(error) {
             Some(known) => {
                 let failure = failure.because(known);
                 known.hint().into_iter().fold(failure, Failure::hint)
@@ -279,21 +285,27 @@ fn call(address: &Address, command: &MigrateArgs, cancel: Cancel) -> Result<Wire
             None => failure.because_of(error).hint(hint),
         }
     };
-    let transport = connect(address, &command.remote_command).map_err(|error| unreachable(&error))?;
+    let transport = way.connect(&command.remote_command).map_err(|error| match error {
+        NotReached::Place(error) => {
+            super::object_storage::failure(&what(), &error, Path::new("")).at(Disposition::Untouched)
+        }
+        NotReached::Other(error) => unreachable(&error),
+    })?;
     Wire::open(transport, cancel, FIRST_WORD).map_err(|error| unreachable(&error))
 }
 
-/// Where the other side must listen to be reached at an address.
-fn listening(address: &Address) -> String {
-    match address {
-        Address::Tls { port, .. } => format!("tls://0.0.0.0:{port}"),
-        Address::Tcp { port, .. } => format!("tcp://0.0.0.0:{port} --insecure"),
-        other => other.to_string(),
+/// Where the other side must wait to be reached.
+fn listening(address: &Address, via: Option<&PlaceName>) -> String {
+    match (address, via) {
+        (_, Some(place)) => format!("--via {place}"),
+        (Address::Tls { port, .. }, _) => format!("--listen tls://0.0.0.0:{port}"),
+        (Address::Tcp { port, .. }, _) => format!("--listen tcp://0.0.0.0:{port} --insecure"),
+        (other, _) => format!("--listen {other}"),
     }
 }
 
 /// The migration's directory and journal; from here on `godwit status` shows it.
-fn begin(args: &Args, command: &MigrateArgs, name: &ContainerName) -> Result<(Job, Journal), Failure> {
+fn begin(args: &Args, to: &str, name: &ContainerName) -> Result<(Job, Journal), Failure> {
     let cannot = |error: &(dyn std::error::Error + 'static)| {
         Failure::new(FailureKind::Missing, format!("cannot write to `{}`", args.global.root.display()))
             .because_of(error)
@@ -307,7 +319,7 @@ fn begin(args: &Args, command: &MigrateArgs, name: &ContainerName) -> Result<(Jo
         migration: id,
         role: Role::Source,
         container: name.to_string(),
-        peer: command.destination.clone(),
+        peer: to.to_owned(),
         godwit: env!("CARGO_PKG_VERSION").into(),
     };
     journal.append(planned).map_err(|error| cannot(&error))?;
