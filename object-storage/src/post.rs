@@ -39,6 +39,8 @@ use session::{Directory, Session, Way};
 pub const ANSWER: Duration = Duration::from_secs(20);
 /// How often somebody who waits to be called looks.
 pub const LOOK: Duration = Duration::from_secs(1);
+/// After so many calls those are forgotten of which nothing lies there.
+const MOST_KNOWN: usize = 10_000;
 /// How long exchanges that were closed may take to come to their ends.
 const CLOSING: Duration = Duration::from_secs(35);
 
@@ -213,7 +215,7 @@ pub struct Letterbox {
 }
 
 struct Seen {
-    /// Sessions that were answered and have letters there.
+    /// Sessions that were answered: a call that was put there twice is one.
     known: HashSet<String>,
     /// Those that were not answered yet.
     waiting: VecDeque<String>,
@@ -229,8 +231,10 @@ impl Letterbox {
             // not sooner when it fails, either
             seen.next = Instant::now() + LOOK;
             let found = self.post.place.wait(self.directory.list())?;
-            let there: HashSet<&String> = found.iter().map(|letter| &letter.session).collect();
-            seen.known.retain(|session| there.contains(session));
+            if seen.known.len() > MOST_KNOWN {
+                let there: HashSet<&String> = found.iter().map(|letter| &letter.session).collect();
+                seen.known.retain(|session| there.contains(session));
+            }
             for letter in found.iter().filter(|letter| letter.way == Way::To && letter.number == 0) {
                 if seen.known.insert(letter.session.clone()) {
                     seen.waiting.push_back(letter.session.clone());

@@ -1,7 +1,7 @@
 //! Carries the bytes of a socket in letters, and those of letters to the socket, until one side ends its stream.
 //!
 //! The end of one direction is the end of both, as whoever closes here wants to hear nothing more: the other side hears of it, says the
-//! same, and each sees that its last letter was taken. Whatever ends otherwise takes away what is left.
+//! same, and each sees that its last letter was taken. Then, and whenever it ends otherwise, each takes away what is left.
 
 use std::collections::VecDeque;
 use std::io;
@@ -127,15 +127,15 @@ pub(crate) async fn poll(
 pub(crate) async fn carry(socket: UnixStream, session: Session, out: Way, begins: u64, fate: Fate) {
     let back = if out == Way::To { Way::Fro } else { Way::To };
     let (out, back) = (session.lane(out), session.lane(back));
-    let ended = exchange(socket, &out, &back, begins, &fate).await;
-    if let Err(why) = ended {
+    if let Err(why) = exchange(socket, &out, &back, begins, &fate).await {
         tracing::info!(session = session.id, "an exchange of letters ended: {why}");
-        match timeout(CLEARING, session.clear()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(session = session.id, "letters are left over: {error}"),
-            Err(_) => {
-                tracing::warn!(session = session.id, "letters are left over: the place does not answer")
-            }
+    }
+    // also after a good end: a request that was made again may have put a letter there once more that was read
+    match timeout(CLEARING, session.clear()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(session = session.id, "letters may be left over: {error}"),
+        Err(_) => {
+            tracing::warn!(session = session.id, "letters may be left over: the place does not answer")
         }
     }
 }

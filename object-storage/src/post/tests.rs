@@ -155,6 +155,19 @@ fn what_was_said_before_the_end_is_heard_and_then_the_end() {
 }
 
 #[test]
+fn a_letter_that_was_put_twice_goes_at_the_end() {
+    let scene = Scene::new();
+    converse(&scene, vec![b"one".to_vec()], vec![b"other".to_vec()], Duration::ZERO);
+    // as a server has it whose answer was lost, and that was asked once more
+    for way in ["to", "fro"] {
+        let name = format!("calls/x/{}.{way}.{:016x}", scene.session.id, 0).into();
+        let letter = PutPayload::from(Letter::default().encode());
+        scene.runtime.block_on(scene.store.put(&name, letter)).unwrap();
+    }
+    scene.end_well();
+}
+
+#[test]
 fn a_side_that_does_not_read_holds_up_the_other_before_the_place_is_full() {
     let mut scene = Scene::new();
     scene.near.socket.set_nonblocking(true).unwrap();
