@@ -154,6 +154,28 @@ fn a_source_that_is_killed_in_the_rounds_has_it_and_the_same_receiver_takes_it_l
 }
 
 #[test]
+fn what_a_dead_source_has_begun_is_called_back_over_the_place() {
+    let Some(bed) = bed() else { return };
+    let mut apart = Apart::begin(&bed);
+    let mut running = apart.migration(SLOWLY);
+    running.wait_for_phase("pre-copy");
+    std::thread::sleep(Duration::from_secs(2));
+    running.signal("KILL");
+    drop(running);
+    apart.receiver.wait_for("the end of it there", |line| line.contains("running_at_source"));
+    let parked = "pgrep -f '[g]odwit park$'";
+    assert!(bed.holds(DST, parked), "nothing is kept for another attempt");
+    let id = bed.sh(SRC, "ls /var/lib/godwit/migrations");
+    let said = godwit(&bed, SRC, &["cancel", &id]);
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    assert!(said.out.contains("runc:stay is running on this host"), "{}{}", said.out, said.err);
+    // there will be none: the other side was told so
+    bed.sh(DST, &format!("timeout 10 sh -c \"while {parked}; do sleep 0.1; done\""));
+    apart.await_nothing();
+    apart.end(SRC);
+}
+
+#[test]
 fn a_source_that_is_killed_when_it_has_given_its_word_is_resumed_over_the_place() {
     let Some(bed) = bed() else { return };
     if !bed.holds(SRC, "GODWIT_FAULTS=1 godwit --version") {
