@@ -290,17 +290,17 @@ async fn read(to: &mut OwnedWriteHalf, lane: &Lane, talk: &Talk, begins: u64) ->
     let mut deletions = JoinSet::new();
     let mut next = begins;
     loop {
-        let tried = match ahead.pop_front() {
-            Some(task) => flatten(task.await)?,
-            None => None,
+        let tried = ahead.pop_front();
+        let coming = async {
+            if let Some(task) = tried
+                && let Some(letter) = flatten(task.await)?
+            {
+                return Ok(letter);
+            }
+            poll(lane, next, || talk.pause()).await.map_err(|error| error.to_string())
         };
-        let letter = match tried {
-            Some(letter) => letter,
-            None => timeout(GONE, poll(lane, next, || talk.pause()))
-                .await
-                .map_err(|_| format!("nothing has come from the other side for {} s", GONE.as_secs()))?
-                .map_err(|error| error.to_string())?,
-        };
+        let gone = || format!("nothing has come from the other side for {} s", GONE.as_secs());
+        let letter: Letter = timeout(GONE, coming).await.map_err(|_| gone())??;
         while let Some(deleted) = deletions.try_join_next() {
             flatten(deleted)?;
         }
