@@ -29,6 +29,7 @@ use godwit_engine::network::NetworkPlan;
 use godwit_migration::plan::Carry;
 use godwit_migration::quantity;
 use godwit_neighbours::Place;
+use godwit_object_storage::PlaceName;
 use godwit_transfer::Address;
 use godwit_witness::WitnessPlace;
 use std::path::PathBuf;
@@ -239,10 +240,14 @@ impl CarryArgs {
 #[derive(Debug, ClapArgs)]
 pub struct ReceiveArgs {
     /// Where to listen: `tls://host[:port]`, `tcp://host:port` or `unix:///path`
-    #[arg(long, required_unless_present = "stdio", value_name = "URL", value_parser = place_to_listen)]
+    #[arg(long, required_unless_present_any = ["stdio", "via"], value_name = "URL", value_parser = place_to_listen)]
     pub listen: Option<Address>,
+    /// Wait at a place in object storage for hosts that cannot reach this one, and trust each other: `s3://BUCKET/PREFIX` or
+    /// `file:///PATH`
+    #[arg(long, conflicts_with_all = ["listen", "stdio"], value_name = "PLACE", value_parser = place_between)]
+    pub via: Option<PlaceName>,
     /// Speak over standard input and output
-    #[arg(long, conflicts_with = "listen")]
+    #[arg(long, conflicts_with_all = ["listen", "via"])]
     pub stdio: bool,
     /// Wait for the next migration when one is over
     #[arg(long, conflicts_with = "stdio")]
@@ -447,6 +452,15 @@ fn place_to_listen(text: &str) -> Result<Address, String> {
         }
         Ok(address) => Ok(address),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Reads a place that carries what is said, and not one of its images.
+fn place_between(text: &str) -> Result<PlaceName, String> {
+    let place: PlaceName = text.parse().map_err(|error| format!("{error}"))?;
+    match place.image {
+        Some(_) => Err("it names an image of a place, behind `#`: name the place".into()),
+        None => Ok(place),
     }
 }
 

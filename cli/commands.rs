@@ -34,6 +34,7 @@ mod status;
 mod store;
 mod together;
 mod volume;
+mod way;
 mod witness;
 
 use crate::args::{Args, Command};

@@ -1,11 +1,12 @@
 //! The arguments of `godwit migrate`.
 
-use super::{CarryArgs, HookArgs, network_plan};
+use super::{CarryArgs, HookArgs, network_plan, place_between};
 use clap::{Args as ClapArgs, ValueEnum};
 use godwit_criu::pageless::Rung;
 use godwit_engine::network::NetworkPlan;
 use godwit_migration::plan::{Limits, OnTimeout, Restoration, Strategy, Tracker, TrackerChoice};
 use godwit_migration::quantity;
+use godwit_object_storage::PlaceName;
 use godwit_transfer::Compression;
 use godwit_witness::WitnessPlace;
 use std::path::PathBuf;
@@ -18,6 +19,10 @@ pub struct MigrateArgs {
     pub container: String,
     /// Where to: `ssh://[user@]host[:port]`, `tls://[name@]host[:port]`, `tcp://host:port`, `unix:///path`
     pub destination: String,
+    /// A place in object storage that carries all that is said between hosts that cannot reach each other, `s3://BUCKET/PREFIX` or
+    /// `file:///PATH`; the destination is then `tls://NAME`, and there runs `godwit receive --via` with the same place
+    #[arg(long, value_name = "PLACE", value_parser = place_between)]
+    pub via: Option<PlaceName>,
     /// How memory travels
     #[arg(long, value_enum, default_value_t = StrategyArg::PreCopy)]
     pub strategy: StrategyArg,

@@ -1,25 +1,28 @@
 //! `godwit migrate`.
 
 use super::earlier::settle_earlier;
+use super::way::{self, NotReached, OpenWay, Way};
 use super::{Trouble, cancel_on_signal, find, open_group};
 use crate::args::{Args, CooperativeArg, FileWatchArg, IpChangeArg, MigrateArgs, PaceArg};
 use crate::draw::Draw;
 use crate::progress::Show;
 use godwit_checkpoint::pages::{PageReader, method_of};
 use godwit_checkpoint::preflight::{abilities, check_privilege, usable_criu};
-use godwit_checkpoint::{Dumper, Group, Job, NothingToDump, Order, Parties, Plan};
+use godwit_checkpoint::{Dial, Dumper, Group, Job, NothingToDump, Order, Parties, Plan};
 use godwit_criu::CriuBinary;
-use godwit_engine::{ContainerName, OpenRequest};
+use godwit_engine::{ContainerName, OpenRequest, SourceContainer};
 use godwit_memory::source::TreeMemory;
 use godwit_migration::hooks::Hooks;
 use godwit_migration::journal::{Event, Journal, JournalState, VERSION, of_container};
 use godwit_migration::lock::{ContainerLock, lock_container};
 use godwit_migration::observer::Event as Told;
 use godwit_migration::plan::{Strategy, Tracker, choose_tracker};
-use godwit_migration::{Cancel, Failure, FailureKind, MigrationId, Observer, Role};
+use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Observer, Role};
+use godwit_object_storage::PlaceName;
 use godwit_restore::preflight::host_facts;
 use godwit_transfer::tls::{Identity, TlsError, config_dir};
-use godwit_transfer::{Address, Wire, connect};
+use godwit_transfer::{Address, HostFacts, Wire};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -71,6 +74,29 @@ pub fn run(args: &Args, command: &MigrateArgs, draw: &Draw) -> Result<u8, Troubl
     }
 }
 
+/// A container that is to move, with its lock: nobody else moves it meanwhile.
+struct Ready {
+    name: ContainerName,
+    container: Box<dyn SourceContainer>,
+    plan: Plan,
+    lock: ContainerLock,
+}
+
+/// What is the same for all that move together.
+struct Whole<'a> {
+    args: &'a Args,
+    command: &'a MigrateArgs,
+    show: &'a Show<'a>,
+    cancel: &'a Cancel,
+    tried: Tried,
+    /// Where to, as it is written down.
+    to: String,
+    request: OpenRequest,
+    hooks: Hooks,
+    tracker: Option<Tracker>,
+    facts: HostFacts,
+}
+
 fn attempt(
     args: &Args,
     command: &MigrateArgs,
@@ -79,28 +105,19 @@ fn attempt(
     cancel: &Cancel,
     tried: Tried,
 ) -> Result<u8, Trouble> {
-    let about = |failure| Trouble::about(failure, &command.container, Some(&command.destination));
+    let to = way::written(&command.destination, command.via.as_ref());
+    let about = |failure| Trouble::about(failure, &command.container, Some(&to));
     // everything that can be wrong is looked at before anything is touched
-    let address = destination(command).map_err(about)?;
-    if address.is_exposed() {
-        show.note(format!("warning: `{address}` is neither encrypted nor authenticated"));
+    let way = destination(command).map_err(about)?;
+    if way.address.is_exposed() {
+        show.note(format!("warning: `{way}` is neither encrypted nor authenticated"));
     }
     super::witness::examine(command).map_err(about)?;
     check_privilege().map_err(about)?;
     let hooks = super::hooks::checked(command.hooks.hooks()).map_err(about)?;
     let criu = usable_criu().map_err(about)?;
-    let is_restart = Strategy::from(command.strategy) == Strategy::Restart;
     settle_earlier(&args.global.root, &command.container, &mut |text| show.note(text))?;
-    let (engine, _) = find(&command.container)?;
-    let request = OpenRequest {
-        carry: command.carry.carry(),
-        volumes: super::parting::more_trees(command, engine.kind()),
-        no_copy: command.no_copy.clone(),
-        network_plan: command.network_plan.clone(),
-        keep: command.keep_source,
-        ip_change: command.ip_change == IpChangeArg::Allow,
-        restart: is_restart.then_some(command.stop_timeout),
-    };
+    let request = request(command)?;
     let containers = open_group(&command.container, &request)?;
     let tracker = tracker(command, &criu, show).map_err(about)?;
     let facts = host_facts(&criu).map_err(|error| {
@@ -109,89 +126,36 @@ fn attempt(
     if containers.len() > 1 {
         super::together::refuse(command).map_err(about)?;
     }
-    let mut ready = Vec::new();
-    for (number, (name, container)) in containers.into_iter().enumerate() {
-        if number > 0 {
-            settle_earlier(&args.global.root, &name.to_string(), &mut |text| show.note(text))?;
-        }
-        let labels = &container.facts().annotations;
-        // those of the command line are of the whole, and called once
-        let given = if number == 0 { hooks.clone() } else { Hooks::default() };
-        let hooks = super::hooks::with_labels(given, &command.hooks, labels).map_err(about)?;
-        let parting = super::parting::of(command, container.facts()).map_err(about)?;
-        for warning in &container.facts().warnings {
-            show.note(format!("warning: {warning}"));
-        }
-        let plan = Plan {
-            container: if number == 0 { command.container.clone() } else { name.to_string() },
-            destination: command.destination.clone(),
-            strategy: command.strategy.into(),
-            tracker,
-            limits: command.limits(show.can_ask()),
-            carry: request.carry,
-            network_plan: request.network_plan.clone(),
-            bandwidth: command.bandwidth.unwrap_or(0),
-            connections: command.connections,
-            outgrown: tried.outgrown,
-            cooperates: command.cooperative == CooperativeArg::Auto,
-            watches_files: command.file_watch == FileWatchArg::Auto,
-            compress: command.compress,
-            restoration: command.restore.into(),
-            gentle: command.pace == PaceArg::Gentle,
-            highest_rung: command.highest_rung.map(Into::into),
-            witness: command.witness.clone(),
-            hooks,
-            facts: facts.clone(),
-            parting,
-        };
-        let Some(lock) = lock(args, &name, show, cancel).map_err(about)? else {
-            return Err(about(
-                Failure::new(FailureKind::Locked, format!("another migration of `{name}` is under way"))
-                    .hint("`godwit status` shows it"),
-            ));
-        };
-        for told in super::limits::put_back(&args.global.root, Some(&name.to_string())) {
-            show.note(told);
-        }
-        ready.push((name, container, plan, lock));
-    }
-    let mut called = Vec::new();
-    for (name, container, plan, lock) in ready {
-        let wire = call(&address, command, cancel.clone()).map_err(|mut failure| {
-            if tried.lost > 0 || tried.outgrown > 0 {
-                // it could be reached before
-                failure.kind = FailureKind::LinkLost;
-            }
-            about(failure)
-        })?;
-        called.push((name, container, plan, lock, wire));
-    }
-    let dial = || connect(&address, &command.remote_command);
+    let whole = Whole { args, command, show, cancel, tried, to: to.clone(), request, hooks, tracker, facts };
+    let members = containers.into_iter().enumerate();
+    let ready = members
+        .map(|(number, (name, container))| whole.ready(number, name, container))
+        .collect::<Result<Vec<_>, _>>()?;
+
+    let way = way.open(cancel).map_err(about)?;
+    let wires = ready.iter().map(|_| whole.call(&way)).collect::<Result<Vec<_>, _>>().map_err(about)?;
+
+    let dial = way.dial(&command.remote_command);
+    let dial = dial.as_ref().map(|dial| dial as &Dial<'_>);
+    let is_restart = Strategy::from(command.strategy) == Strategy::Restart;
     let dumper: &dyn Dumper = if is_restart { &NothingToDump } else { &criu };
     let mut group: Option<Arc<Group>> = None;
-    let size = called.len();
-    let mut moves = Vec::new();
-    let mut locks = Vec::new();
-    for (number, (name, container, plan, lock, wire)) in called.into_iter().enumerate() {
-        let (job, mut journal) = begin(args, command, &name).map_err(about)?;
+    let (mut moves, mut locks) = (Vec::new(), Vec::new());
+    let size = ready.len();
+    for (number, (Ready { name, container, plan, lock }, wire)) in ready.into_iter().zip(wires).enumerate() {
+        let (job, mut journal) = begin(args, &to, &name).map_err(about)?;
         if size > 1 {
             let group = group.get_or_insert_with(|| Group::of(size, job.id.clone()));
             follow(&mut journal, group, number).map_err(about)?;
         }
         let member = group.as_ref().map(|group| group.member(number));
-        let (container, reader) = (container, reader(tracker).map_err(about)?);
-        let parties = Parties {
-            container,
-            criu: dumper,
-            wire,
-            dial: Some(&dial),
-            reader,
-            observer: show,
-            cancel: cancel.clone(),
-        };
+        let reader = reader(tracker).map_err(about)?;
+        let cancel = cancel.clone();
+        let parties = Parties { container, criu: dumper, wire, dial, reader, observer: show, cancel };
         moves.push((name, parties, Order { plan, job, journal, member }));
         locks.push(lock);
     }
+
     if command.dry_run {
         for (name, parties, order) in moves {
             let dir = order.job.dir.clone();
@@ -200,7 +164,7 @@ fn attempt(
             let _ = std::fs::remove_dir_all(dir);
             show.done();
             answer.map_err(about)?;
-            draw.talk(&format!("{} would take {name}; nothing was done", command.destination));
+            draw.talk(&format!("{to} would take {name}; nothing was done"));
         }
         return Ok(0);
     }
@@ -222,6 +186,88 @@ fn attempt(
     Ok(if summary.leftovers.is_empty() { 0 } else { FailureKind::Leftovers.exit_code() })
 }
 
+/// What is asked of the engine.
+fn request(command: &MigrateArgs) -> Result<OpenRequest, Trouble> {
+    let (engine, _) = find(&command.container)?;
+    let is_restart = Strategy::from(command.strategy) == Strategy::Restart;
+    Ok(OpenRequest {
+        carry: command.carry.carry(),
+        volumes: super::parting::more_trees(command, engine.kind()),
+        no_copy: command.no_copy.clone(),
+        network_plan: command.network_plan.clone(),
+        keep: command.keep_source,
+        ip_change: command.ip_change == IpChangeArg::Allow,
+        restart: is_restart.then_some(command.stop_timeout),
+    })
+}
+
+impl Whole<'_> {
+    /// One of them, looked at and locked. The first one leads.
+    fn ready(
+        &self,
+        number: usize,
+        name: ContainerName,
+        container: Box<dyn SourceContainer>,
+    ) -> Result<Ready, Trouble> {
+        let Self { args, command, show, .. } = self;
+        let about = |failure| Trouble::about(failure, &command.container, Some(&self.to));
+        if number > 0 {
+            settle_earlier(&args.global.root, &name.to_string(), &mut |text| show.note(text))?;
+        }
+        let facts = container.facts();
+        // those of the command line are of the whole, and called once
+        let hooks = if number == 0 { self.hooks.clone() } else { Hooks::default() };
+        let hooks = super::hooks::with_labels(hooks, &command.hooks, &facts.annotations).map_err(about)?;
+        let parting = super::parting::of(command, facts).map_err(about)?;
+        for warning in &facts.warnings {
+            show.note(format!("warning: {warning}"));
+        }
+        let plan = Plan {
+            container: if number == 0 { command.container.clone() } else { name.to_string() },
+            destination: self.to.clone(),
+            strategy: command.strategy.into(),
+            tracker: self.tracker,
+            limits: command.limits(show.can_ask()),
+            carry: self.request.carry,
+            network_plan: self.request.network_plan.clone(),
+            bandwidth: command.bandwidth.unwrap_or(0),
+            connections: command.connections,
+            outgrown: self.tried.outgrown,
+            cooperates: command.cooperative == CooperativeArg::Auto,
+            watches_files: command.file_watch == FileWatchArg::Auto,
+            compress: command.compress,
+            restoration: command.restore.into(),
+            gentle: command.pace == PaceArg::Gentle,
+            highest_rung: command.highest_rung.map(Into::into),
+            witness: command.witness.clone(),
+            hooks,
+            facts: self.facts.clone(),
+            parting,
+        };
+        let Some(lock) = lock(args, &name, show, self.cancel).map_err(about)? else {
+            return Err(about(
+                Failure::new(FailureKind::Locked, format!("another migration of `{name}` is under way"))
+                    .hint("`godwit status` shows it"),
+            ));
+        };
+        for told in super::limits::put_back(&args.global.root, Some(&name.to_string())) {
+            show.note(told);
+        }
+        Ok(Ready { name, container, plan, lock })
+    }
+
+    /// The destination, called for one of them.
+    fn call(&self, way: &OpenWay) -> Result<Wire, Failure> {
+        call(way, self.command, self.cancel.clone()).map_err(|mut failure| {
+            if self.tried.lost > 0 || self.tried.outgrown > 0 {
+                // it could be reached before
+                failure.kind = FailureKind::LinkLost;
+            }
+            failure
+        })
+    }
+}
+
 /// Notes in the journal of one that follows whom it follows.
 fn follow(journal: &mut Journal, group: &Group, number: usize) -> Result<(), Failure> {
     if number == 0 {
@@ -232,20 +278,19 @@ fn follow(journal: &mut Journal, group: &Group, number: usize) -> Result<(), Fai
     })
 }
 
-fn destination(command: &MigrateArgs) -> Result<Address, Failure> {
-    let address: Address =
-        command.destination.parse().map_err(|error| Failure::new(FailureKind::Usage, format!("{error}")))?;
-    if address.is_exposed() && !command.insecure {
+fn destination(command: &MigrateArgs) -> Result<Way, Failure> {
+    let way = Way::new(&command.destination, command.via.clone())?;
+    if way.address.is_exposed() && !command.insecure {
         return Err(Failure::new(
             FailureKind::Usage,
-            format!("`{address}` is neither encrypted nor authenticated: memory and files would be readable on the way"),
+            format!("`{way}` is neither encrypted nor authenticated: memory and files would be readable on the way"),
         )
         .hint("use `ssh://` or `tls://`, or add `--insecure` if the network between the hosts is yours alone"));
     }
-    if let Address::Tls { .. } = address {
+    if let Address::Tls { .. } = way.address {
         Identity::load(&config_dir()).map_err(|error| super::keys::failure(&error))?;
     }
-    Ok(address)
+    Ok(way)
 }
 
 /// The tracker, and why.
@@ -313,18 +358,20 @@ fn is_settling(args: &Args, name: &ContainerName) -> bool {
         .any(|found| found.state == JournalState::Running)
 }
 
-fn call(address: &Address, command: &MigrateArgs, cancel: Cancel) -> Result<Wire, Failure> {
+fn call(way: &OpenWay, command: &MigrateArgs, cancel: Cancel) -> Result<Wire, Failure> {
+    let what = || format!("{way} cannot be reached");
     let unreachable = |error: &(dyn std::error::Error + 'static)| {
-        let known = TlsError::within(error);
-        let hint = match address {
+        let hint = match way.address() {
             Address::Ssh { .. } => {
                 "is godwit installed there, and does `ssh` log in without a password?".into()
             }
-            _ => format!("is `godwit receive --listen {}` running there?", listening(address)),
+            address => {
+                format!("is `godwit receive {}` running there?", listening(address, command.via.as_ref()))
+            }
         };
         // the cause says it all where it is one of ours
-        let failure = Failure::new(FailureKind::Refused, format!("{address} cannot be reached"));
-        match known {
+        let failure = Failure::new(FailureKind::Refused, what());
+        match TlsError::within(error) {
             Some(known) => {
                 let failure = failure.because(known);
                 known.hint().into_iter().fold(failure, Failure::hint)
@@ -332,21 +379,27 @@ fn call(address: &Address, command: &MigrateArgs, cancel: Cancel) -> Result<Wire
             None => failure.because_of(error).hint(hint),
         }
     };
-    let transport = connect(address, &command.remote_command).map_err(|error| unreachable(&error))?;
+    let transport = way.connect(&command.remote_command).map_err(|error| match error {
+        NotReached::Place(error) => {
+            super::object_storage::failure(&what(), &error, Path::new("")).at(Disposition::Untouched)
+        }
+        NotReached::Other(error) => unreachable(&error),
+    })?;
     Wire::open(transport, cancel, FIRST_WORD).map_err(|error| unreachable(&error))
 }
 
-/// Where the other side must listen to be reached at an address.
-fn listening(address: &Address) -> String {
-    match address {
-        Address::Tls { port, .. } => format!("tls://0.0.0.0:{port}"),
-        Address::Tcp { port, .. } => format!("tcp://0.0.0.0:{port} --insecure"),
-        other => other.to_string(),
+/// Where the other side must wait to be reached.
+fn listening(address: &Address, via: Option<&PlaceName>) -> String {
+    match (address, via) {
+        (_, Some(place)) => format!("--via {place}"),
+        (Address::Tls { port, .. }, _) => format!("--listen tls://0.0.0.0:{port}"),
+        (Address::Tcp { port, .. }, _) => format!("--listen tcp://0.0.0.0:{port} --insecure"),
+        (other, _) => format!("--listen {other}"),
     }
 }
 
 /// The migration's directory and journal; from here on `godwit status` shows it.
-fn begin(args: &Args, command: &MigrateArgs, name: &ContainerName) -> Result<(Job, Journal), Failure> {
+fn begin(args: &Args, to: &str, name: &ContainerName) -> Result<(Job, Journal), Failure> {
     let cannot = |error: &(dyn std::error::Error + 'static)| {
         Failure::new(FailureKind::Missing, format!("cannot write to `{}`", args.global.root.display()))
             .because_of(error)
@@ -360,7 +413,7 @@ fn begin(args: &Args, command: &MigrateArgs, name: &ContainerName) -> Result<(Jo
         migration: id,
         role: Role::Source,
         container: name.to_string(),
-        peer: command.destination.clone(),
+        peer: to.to_owned(),
         godwit: env!("CARGO_PKG_VERSION").into(),
     };
     journal.append(planned).map_err(|error| cannot(&error))?;

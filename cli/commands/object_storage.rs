@@ -54,6 +54,7 @@ pub fn failure(what: &str, error: &PlaceError, root: &Path) -> Failure {
             (FailureKind::Usage, "name the identity of one of the recipients that it was written for")
         }
         PlaceError::Unusable(_) => (FailureKind::Usage, ""),
+        PlaceError::Silent(_) => (FailureKind::Refused, "is `godwit receive --via` running there?"),
         PlaceError::Locked => (FailureKind::Locked, "wait until it is done"),
         PlaceError::Io { .. } => (FailureKind::Failed, ""),
         PlaceError::Interrupted => (FailureKind::Interrupted, "the same command again goes on where it was"),

@@ -46,13 +46,19 @@ pub fn run(args: &Args, command: &ReceiveArgs, draw: &Draw) -> Result<u8, Troubl
     if command.stdio {
         return over_stdio(&host, cancel);
     }
-    let Some(address) = &command.listen else {
-        let unsaid = Failure::new(FailureKind::Usage, "where to listen was not said");
-        return Err(unsaid.hint("`--listen URL`, or `--stdio`").into());
+    let (listener, place) = match (&command.listen, &command.via) {
+        (Some(address), _) => {
+            let listener = reception::listen(address, command.insecure, DANGER, draw)?;
+            (listener, format!("on {address}"))
+        }
+        (None, Some(place)) => (reception::listen_at(place, &cancel, draw)?, format!("at {place}")),
+        (None, None) => {
+            let unsaid = Failure::new(FailureKind::Usage, "where to listen was not said");
+            return Err(unsaid.hint("`--listen URL`, `--via PLACE`, or `--stdio`").into());
+        }
     };
-    let listener = reception::listen(address, command.insecure, DANGER, draw)?;
     let what = if command.forever { "migrations" } else { "one migration" };
-    draw.talk(&format!("waiting for {what} on {address}"));
+    draw.talk(&format!("waiting for {what} {place}"));
     let (give, calls) = sync_channel(1);
     let desk = Arc::new(Desk { joins: joins.clone(), cancel: cancel.clone(), busy: AtomicBool::new(false) });
     let clerk = desk.clone();

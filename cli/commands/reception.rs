@@ -1,11 +1,14 @@
 //! Where callers are received, each in a thread of its own: whoever stops in the midst of its first words holds nobody up.
 
+use super::object_storage;
 use crate::draw::Draw;
 use godwit_migration::{Cancel, Failure, FailureKind};
+use godwit_object_storage::{PlaceName, Post};
 use godwit_restore::Policy;
-use godwit_transfer::tls::{Identity, TlsError, config_dir};
+use godwit_transfer::tls::{Fingerprint, Identity, TlsError, config_dir};
 use godwit_transfer::{Address, Caller, Descriptors, Listener, Peer, Transport};
 use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -49,8 +52,7 @@ pub fn of_ssh() -> Result<(Descriptors, Peer), Failure> {
 /// When it is exposed and nobody said that it may be, or cannot be had.
 pub fn listen(address: &Address, insecure: bool, danger: &str, draw: &Draw) -> Result<Listener, Failure> {
     if let Address::Tls { .. } = address {
-        let identity = Identity::load(&config_dir()).map_err(|error| super::keys::failure(&error))?;
-        draw.talk(&format!("this host's key is {}", identity.fingerprint));
+        own_key(draw)?;
     }
     if address.is_exposed() {
         let exposed = format!(
@@ -65,6 +67,26 @@ pub fn listen(address: &Address, insecure: bool, danger: &str, draw: &Draw) -> R
     Listener::bind(address).map_err(|error| {
         Failure::new(FailureKind::Failed, format!("cannot listen on `{address}`")).because_of(&error)
     })
+}
+
+/// This host's key, which whoever calls must know.
+fn own_key(draw: &Draw) -> Result<Fingerprint, Failure> {
+    let identity = Identity::load(&config_dir()).map_err(|error| super::keys::failure(&error))?;
+    draw.talk(&format!("this host's key is {}", identity.fingerprint));
+    Ok(identity.fingerprint)
+}
+
+/// Waits at a place for calls to this host's key.
+///
+/// # Errors
+/// When the host has none, or the place says no.
+pub fn listen_at(place: &PlaceName, cancel: &Cancel, draw: &Draw) -> Result<Listener, Failure> {
+    let key = own_key(draw)?;
+    let letterbox = Post::open(place, cancel.clone()).and_then(|post| post.listen(key));
+    let letterbox = letterbox.map_err(|error| {
+        object_storage::failure(&format!("cannot wait for calls at `{place}`"), &error, Path::new(""))
+    })?;
+    Ok(Listener::Elsewhere(Box::new(letterbox)))
 }
 
 /// Has `answer` done for each caller that has proved who it is, until `cancel` is raised. `most`: callers at once. Whoever is turned away

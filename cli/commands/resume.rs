@@ -1,6 +1,7 @@
 //! `godwit resume`: brings what a crash or a lost link has left to one end.
 
 use super::journals::{self, Found, all, find};
+use super::way::{NotReached, OpenWay, Way};
 use super::{Trouble, scratch};
 use crate::args::{Args, KeepArg, ResumeArgs};
 use crate::draw::Draw;
@@ -9,7 +10,7 @@ use godwit_checkpoint::resume::{Answer, ask, needs_nobody, resume};
 use godwit_migration::ownership::{Presence, Standing, has_given_word, is_held, may_have_run};
 use godwit_migration::{Cancel, Disposition, Failure, FailureKind, MigrationId, Role, host_name};
 use godwit_restore::recovery::Orphan;
-use godwit_transfer::{Address, Wire, connect};
+use godwit_transfer::Wire;
 use godwit_witness::Witness;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -141,7 +142,10 @@ fn at_source(
     let is_settled = here.is_settled();
     let witness = command.witness.clone().or_else(|| here.witness().cloned());
     let witness = witness.as_ref().map(|witness| witness as &dyn Witness);
-    let answer = call(id, &peer, command, is_settled || needs_nobody(here.standing()), draw);
+    // until what was asked over it is answered, and the answer is used
+    let way = Way::parse(&peer).and_then(|way| way.open(&Cancel::default()));
+    let is_short = is_settled || needs_nobody(here.standing());
+    let answer = way.as_ref().map_err(Clone::clone).and_then(|way| call(id, way, command, is_short, draw));
     let end = resume(&mut here, answer, keep(command), witness).map_err(|mut failure| {
         if failure.kind == FailureKind::InDoubt {
             failure.message = format!("`{name}`: {}", failure.message);
@@ -202,18 +206,16 @@ fn into_checkpoint(mut here: Interrupted, checkpoint: &Path) -> Result<Told, Tro
 /// once does not wait long.
 fn call(
     id: &MigrationId,
-    peer: &str,
+    way: &OpenWay,
     command: &ResumeArgs,
     needs_nobody: bool,
     draw: &Draw,
 ) -> Result<Answer, Failure> {
-    let address: Address =
-        peer.parse().map_err(|error| Failure::new(FailureKind::Usage, format!("{error}")))?;
     let limit = if needs_nobody { command.timeout.min(SHORT) } else { command.timeout };
     let until = Instant::now() + limit;
     let mut pause = PAUSES.0;
     loop {
-        let failure = match call_once(&address, id, command) {
+        let failure = match call_once(way, id, command) {
             Ok(answer) => return Ok(answer),
             Err(failure) => failure,
         };
@@ -226,11 +228,14 @@ fn call(
     }
 }
 
-fn call_once(address: &Address, id: &MigrationId, command: &ResumeArgs) -> Result<Answer, Failure> {
+fn call_once(way: &OpenWay, id: &MigrationId, command: &ResumeArgs) -> Result<Answer, Failure> {
     let unreachable = |error: &(dyn std::error::Error + 'static)| {
-        Failure::new(FailureKind::Failed, format!("{address} cannot be asked")).because_of(error)
+        Failure::new(FailureKind::Failed, format!("{way} cannot be asked")).because_of(error)
     };
-    let transport = connect(address, &command.remote_command).map_err(|error| unreachable(&error))?;
+    let transport = way.connect(&command.remote_command).map_err(|error| match error {
+        NotReached::Place(error) => unreachable(&error),
+        NotReached::Other(error) => unreachable(&error),
+    })?;
     let wire = Wire::open(transport, Cancel::default(), PATIENCE).map_err(|error| unreachable(&error))?;
     ask(wire, id, &host_name(), command.forget).map_err(|error| unreachable(&error))
 }

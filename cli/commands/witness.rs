@@ -51,7 +51,8 @@ pub fn decide(
     doubt: Failure,
     draw: &Draw,
 ) -> Result<u8, Trouble> {
-    let about = |failure| Trouble::about(failure, &command.container, Some(&command.destination));
+    let to = super::way::written(&command.destination, command.via.as_ref());
+    let about = |failure| Trouble::about(failure, &command.container, Some(&to));
     draw.talk(&format!("{doubt}; asking the witness"));
     let order = ResumeArgs {
         migration: Some(id.to_string()),

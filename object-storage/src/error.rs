@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use godwit_store::StoreError;
 
@@ -65,6 +66,9 @@ pub enum PlaceError {
     /// This host's store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Who was called there has not answered for so long.
+    #[error("nobody has answered for {} s", .0.as_secs())]
+    Silent(Duration),
     /// Whoever wanted it does not any more.
     #[error("it was interrupted")]
     Interrupted,

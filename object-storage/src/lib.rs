@@ -6,7 +6,9 @@
 //! - What an upload has put where is in a *ledger* on this host ([`ledger`]): the next one only puts what is not there yet, also
 //!   where it cannot read what is there, since it is encrypted.
 //!
-//! All that is read is verified: an index is named by the digest of its manifest, that names the chunks. `docs/object-storage.md`
+//! - The *post* ([`post`]) is something else: a place carries a stream of bytes between two hosts, and keeps nothing of it.
+//!
+//! All that is read of images is verified: an index is named by the digest of its manifest, that names the chunks. `docs/object-storage.md`
 //! describes the format.
 
 pub mod download;
@@ -16,6 +18,7 @@ pub mod ledger;
 pub mod name;
 pub mod pack;
 pub mod place;
+pub mod post;
 pub mod upload;
 
 pub use download::{Downloaded, download, verify};
@@ -23,4 +26,5 @@ pub use error::PlaceError;
 pub use index::{Index, Kind};
 pub use name::PlaceName;
 pub use place::Place;
+pub use post::{Exchange, Letterbox, Post};
 pub use upload::{Order, Uploaded, upload};

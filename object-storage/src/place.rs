@@ -7,7 +7,7 @@
 //! snapshots/DIGEST          and of volumes
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::DirBuilder;
 use std::future::Future;
 use std::os::unix::fs::DirBuilderExt;
@@ -54,6 +54,9 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Where an own server is.
 const ENDPOINTS: [&str; 3] = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
 
+/// Variables `AWS_…` by their names.
+pub type Environment = BTreeMap<String, String>;
+
 /// An open place.
 pub struct Place {
     name: PlaceName,
@@ -78,6 +81,16 @@ impl Place {
     /// # Errors
     /// When the environment says nothing that can be used.
     pub fn open(name: &PlaceName, cancel: Cancel) -> Result<Place, PlaceError> {
+        Place::open_in(&environment(), name, cancel, true)
+    }
+
+    /// The same in an environment. `outlives_crashes`: whether anybody wants to find there what was put before one.
+    pub(crate) fn open_in(
+        environment: &Environment,
+        name: &PlaceName,
+        cancel: Cancel,
+        outlives_crashes: bool,
+    ) -> Result<Place, PlaceError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -87,12 +100,13 @@ impl Place {
             At::Bucket { bucket, prefix } => {
                 // a second one finds the first
                 let _ = rustls::crypto::ring::default_provider().install_default();
-                let bucket = s3(bucket).build().map(Arc::new).map_err(|error| unusable(&error))?;
+                let bucket =
+                    s3(environment, bucket).build().map(Arc::new).map_err(|error| unusable(&error))?;
                 Objects { store: bucket.clone(), parts: Some(bucket), root: Path::from(prefix.as_str()) }
             }
             At::Directory(path) => {
                 let root = Path::from_absolute_path(path).map_err(|error| unusable(&error))?;
-                let store = Arc::new(LocalFileSystem::new().with_fsync(true));
+                let store = Arc::new(LocalFileSystem::new().with_fsync(outlives_crashes));
                 Objects { store, parts: None, root }
             }
         };
@@ -224,6 +238,12 @@ impl Place {
 }
 
 impl Objects {
+    /// Of a store that a test has made.
+    #[cfg(test)]
+    pub fn of(store: Arc<dyn ObjectStore>) -> Objects {
+        Objects { store, parts: None, root: Path::default() }
+    }
+
     /// The whole name of an object.
     pub fn path(&self, object: &str) -> Path {
         object.split('/').fold(self.root.clone(), |path, part| path.join(part))
@@ -235,9 +255,32 @@ impl Objects {
         put.map(drop).map_err(PlaceError::object("write", &path))
     }
 
+    /// What they are kept in.
+    pub fn store(&self) -> &dyn ObjectStore {
+        &*self.store
+    }
+
+    /// Whether that is a directory.
+    pub fn is_directory(&self) -> bool {
+        self.parts.is_none()
+    }
+
+    /// Takes an object away, if it is there.
+    pub async fn delete(&self, path: &Path) -> Result<(), PlaceError> {
+        match self.store.delete(path).await.map_err(PlaceError::object("remove", path)) {
+            Err(error) if error.is_missing() => Ok(()),
+            deleted => deleted,
+        }
+    }
+
     /// Reads an object, one of at most [`LARGEST`] bytes.
     pub async fn get(&self, path: Path) -> Result<Vec<u8>, PlaceError> {
-        let is_fit = |size| if size > LARGEST { Err(format!("it has {size} bytes")) } else { Ok(()) };
+        self.get_at_most(path, LARGEST).await
+    }
+
+    /// Reads an object, one of at most so many bytes.
+    pub async fn get_at_most(&self, path: Path, most: u64) -> Result<Vec<u8>, PlaceError> {
+        let is_fit = |size| if size > most { Err(format!("it has {size} bytes")) } else { Ok(()) };
         self.get_if(path, is_fit).await
     }
 
@@ -277,9 +320,16 @@ fn unusable(error: &dyn std::error::Error) -> PlaceError {
     PlaceError::Unusable(why)
 }
 
+/// What this process's environment says of object storage.
+pub(crate) fn environment() -> Environment {
+    let known = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    known.filter(|(name, _)| name.starts_with("AWS_")).collect()
+}
+
 /// A bucket as the environment has it.
-fn s3(bucket: &str) -> AmazonS3Builder {
-    let endpoint = ENDPOINTS.iter().find_map(|name| std::env::var(name).ok());
+fn s3(environment: &Environment, bucket: &str) -> AmazonS3Builder {
+    let endpoint = ENDPOINTS.iter().find_map(|name| environment.get(*name));
     let is_plain = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
     let retry = RetryConfig {
         backoff: BackoffConfig {
@@ -296,5 +346,13 @@ fn s3(bucket: &str) -> AmazonS3Builder {
         .with_connect_timeout(CONNECT_LIMIT)
         .with_allow_http(is_plain)
         .with_no_system_certificates(is_plain);
-    AmazonS3Builder::from_env().with_client_options(client).with_retry(retry).with_bucket_name(bucket)
+    let known =
+        environment.iter().filter_map(|(name, value)| Some((name.to_lowercase().parse().ok()?, value)));
+    // single objects are removed one by one: not every server knows the request for many
+    known
+        .fold(AmazonS3Builder::new(), |builder, (key, value)| builder.with_config(key, value))
+        .with_client_options(client)
+        .with_retry(retry)
+        .with_bucket_name(bucket)
+        .with_disable_bulk_delete(true)
 }

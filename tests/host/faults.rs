@@ -22,7 +22,7 @@ use crate::bed::{Bed, DST, Lent, SRC, bed, skip};
 use crate::container::runc_state;
 
 /// Where a build with faults looks for its orders (migration/src/fault.rs).
-const ORDER: &str = "/run/godwit-fault";
+pub const ORDER: &str = "/run/godwit-fault";
 /// Where one that holds waits.
 const HOLD: &str = "/run/test.hold";
 
@@ -57,7 +57,7 @@ fn runners(bed: &Bed) -> Vec<&'static str> {
 }
 
 /// The bed, if the program under test has the points.
-fn bed_with_points() -> Option<Lent> {
+pub fn bed_with_points() -> Option<Lent> {
     let bed = bed()?;
     if is_built_in(&bed) {
         return Some(bed);

@@ -31,6 +31,7 @@ mod parting;
 mod parting_docker;
 mod places;
 mod pods;
+mod post;
 mod postgres;
 mod probe;
 mod program;

@@ -7,11 +7,13 @@ use crate::sealed::{IDENTITY, RECIPIENT};
 use godwit_s3_server::{KEYS, PROGRAM};
 use serde_json::Value;
 
-const URL: &str = "http://10.77.0.3:9000";
-const BUCKETS: &str = "/srv/buckets";
+/// Where the server listens, in the third place.
+pub const URL: &str = "http://10.77.0.3:9000";
+/// Its directory of buckets.
+pub const BUCKETS: &str = "/srv/buckets";
 
-/// The server, with an empty bucket on a disk of so many MiB.
-fn serve(bed: &Bed, mib: u32) -> Background<'_> {
+/// The server, with the empty bucket `of-tests` on a disk of so many MiB.
+pub fn serve(bed: &Bed, mib: u32) -> Background<'_> {
     let made = format!("mount -t tmpfs -o size={mib}M buckets {BUCKETS} && mkdir {BUCKETS}/of-tests");
     bed.sh(CLIENT, &format!("umount -l {BUCKETS} 2> /dev/null; mkdir -p {BUCKETS} && {made}"));
     std::fs::copy(&*PROGRAM, bed.path(CLIENT, "/srv/s3-server")).unwrap();
@@ -25,7 +27,8 @@ fn serve(bed: &Bed, mib: u32) -> Background<'_> {
     server
 }
 
-fn godwit(bed: &Bed, host: &str, words: &[&str]) -> Said {
+/// Runs godwit on a host that knows the server.
+pub fn godwit(bed: &Bed, host: &str, words: &[&str]) -> Said {
     let keys = KEYS.map(|(name, key)| format!("{name}={key}"));
     let url = format!("AWS_ENDPOINT_URL={URL}");
     godwit_with(bed, host, &[&keys[0], &keys[1], &url], &[&["--json"], words].concat())

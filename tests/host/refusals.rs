@@ -4,6 +4,7 @@ use crate::bed::{Bed, CLIENT, DST, SRC, Said, bed};
 use crate::container::{IDLE, Redis, add_bind, make_bundle, run_bundle};
 use crate::godwit::{Background, godwit_with};
 use crate::state::State;
+use godwit_transfer::wire::{NEWEST, OLDEST};
 
 /// Both hosts before an attempt.
 pub struct Hosts<'a> {
@@ -207,7 +208,7 @@ fn a_destination_that_is_not_one() {
     for (hello, words) in [
         (
             "b'godwit\\r\\n' + bytes([9, 0, 9, 0]) + bytes(4)",
-            "speaks versions 9 to 9 of the wire, this one 2 to 4",
+            &*format!("speaks versions 9 to 9 of the wire, this one {OLDEST} to {NEWEST}"),
         ),
         ("b'HTTP/1.1 400 Bad Request\\r\\n\\r\\n'", "not godwit"),
     ] {

@@ -192,7 +192,7 @@ fn who_else_uses_the_volume_is_named() {
     assert_eq!(snapshot(&["--freeze", "runc:nobody"]).code, 10);
     assert_eq!(state(&bed), "running");
     // it takes longer than it may
-    let said = snapshot(&["--freeze", "runc:writer", "--freeze-limit", "20ms"]);
+    let said = snapshot(&["--freeze", "runc:writer", "--freeze-limit", "1ms"]);
     assert_eq!(said.code, 1, "{}", said.err);
     assert_goes_on(&bed);
     // stood still for by another one

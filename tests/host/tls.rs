@@ -7,14 +7,15 @@ use serde_json::Value;
 use std::time::{Duration, Instant};
 
 /// Makes a host's key; its fingerprint.
-fn make_key(bed: &Bed, host: &str) -> String {
+pub fn make_key(bed: &Bed, host: &str) -> String {
     let said = godwit_with(bed, host, &[], &["--json", "keys", "new"]);
     assert_eq!(said.code, 0, "{}", said.err);
     let key: Value = serde_json::from_str(said.out.trim()).unwrap();
     key["fingerprint"].as_str().unwrap().to_owned()
 }
 
-fn trust(bed: &Bed, host: &str, name: &str, key: &str) {
+/// Has a host trust another.
+pub fn trust(bed: &Bed, host: &str, name: &str, key: &str) {
     let said = godwit_with(bed, host, &[], &["keys", "trust", name, key]);
     assert_eq!(said.code, 0, "{}", said.err);
 }
@@ -29,10 +30,11 @@ fn await_port(bed: &Bed, host: &str) {
 }
 
 /// Both hosts without keys, also when a test fails.
-struct Keys<'a>(&'a Bed);
+pub struct Keys<'a>(&'a Bed);
 
 impl<'a> Keys<'a> {
-    fn none(bed: &'a Bed) -> Self {
+    /// Neither host has any.
+    pub fn none(bed: &'a Bed) -> Self {
         let keys = Self(bed);
         keys.remove();
         keys

@@ -9,7 +9,7 @@
 //! - `hostile`: a half that lies.
 //! - `images`: who may read memory images.
 //! - `keys`: the keys of hosts, and the policy.
-//! - `places`: object storage, with a real server.
+//! - `places`: object storage, with a real server; `post`: a place that carries what two hosts say.
 //! - `store`: the content store's commands; `volume`: those of volumes' past, `volume_nodes`: of several nodes.
 //! - `cli`: flags, errors and exit codes of the binary.
 
@@ -25,6 +25,7 @@ mod keys;
 mod link;
 mod phases;
 mod places;
+mod post;
 mod question;
 mod resume;
 mod stage;

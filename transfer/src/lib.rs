@@ -18,5 +18,5 @@ pub use compression::Compression;
 pub use limit::Bandwidth;
 pub use message::{HostFacts, Message, Offer, Refusal, TreeBase, TreeId, TreeKind, TreeOffer};
 pub use streams::PageStreams;
-pub use transport::{Caller, Descriptors, Listener, Peer, Transport, connect, connect_tls};
+pub use transport::{Caller, Descriptors, Elsewhere, Listener, Peer, Transport, connect, connect_tls};
 pub use wire::{Incoming, Wire, WireError};

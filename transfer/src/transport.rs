@@ -238,6 +238,17 @@ pub enum Listener {
     Tls(TcpListener),
     /// On a unix socket; its file is removed when the listener is dropped.
     Unix(UnixListener, PathBuf),
+    /// Somewhere else, for TLS.
+    Elsewhere(Box<dyn Elsewhere>),
+}
+
+/// Where callers come by that are no sockets of this host. All of them speak TLS.
+pub trait Elsewhere: Send {
+    /// Waits at most `limit` for the next: what carries its bytes, and where it calls from.
+    ///
+    /// # Errors
+    /// `TimedOut` when nobody came, and whatever is wrong there.
+    fn accept(&self, limit: Duration) -> io::Result<(Box<dyn tls::Carrier>, String)>;
 }
 
 /// Somebody who calls, and has not proved who it is.
@@ -249,7 +260,7 @@ pub struct Caller {
 
 enum Socket {
     Plain(Descriptors),
-    Tls(TcpStream),
+    Tls(Box<dyn tls::Carrier>),
 }
 
 /// Who is at the other end of a connection.
@@ -304,6 +315,7 @@ impl Listener {
         match &listener {
             Self::Tcp(socket) | Self::Tls(socket) => socket.set_nonblocking(true)?,
             Self::Unix(socket, _) => socket.set_nonblocking(true)?,
+            Self::Elsewhere(_) => {}
         }
         Ok(listener)
     }
@@ -319,7 +331,7 @@ impl Listener {
                 let (stream, peer) = listener.accept()?;
                 tune(&stream)?;
                 if matches!(self, Self::Tls(_)) {
-                    return Ok(Caller { socket: Socket::Tls(stream), place: format!("tls://{peer}") });
+                    return Ok(Caller { socket: Socket::Tls(stream.into()), place: format!("tls://{peer}") });
                 }
                 let place = format!("tcp://{peer}");
                 Ok(Caller { socket: Socket::Plain(Descriptors::socket(stream.into())?), place })
@@ -329,6 +341,10 @@ impl Listener {
                 let (stream, _) = listener.accept()?;
                 let place = format!("unix://{}", path.display());
                 Ok(Caller { socket: Socket::Plain(Descriptors::socket(stream.into())?), place })
+            }
+            Self::Elsewhere(callers) => {
+                let (carrier, place) = callers.accept(limit)?;
+                Ok(Caller { socket: Socket::Tls(carrier), place })
             }
         }
     }

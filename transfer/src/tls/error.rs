@@ -63,6 +63,9 @@ pub enum TlsError {
         /// This host's.
         ours: Fingerprint,
     },
+    /// A host that is to be called, and that this one does not know.
+    #[error("this host trusts nobody called `{0}`")]
+    NoPeer(String),
     /// Another host than the one that was called.
     #[error("`{place}` shows the key {theirs} of `{is}`, not that of `{expected}`")]
     Another {
@@ -126,6 +129,9 @@ impl TlsError {
             }
             TlsError::Unknown { name, theirs, .. } => format!(
                 "if `godwit keys show` there prints the same, run here: `godwit keys trust {name} {theirs}`"
+            ),
+            TlsError::NoPeer(name) => format!(
+                "`godwit keys show` there prints its key; run here: `godwit keys trust {name} sha256:…`"
             ),
             TlsError::Another { is, place, expected, .. } => format!(
                 "if `{is}` is meant, write `{}`",

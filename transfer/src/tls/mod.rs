@@ -3,6 +3,7 @@
 //!
 //! Only TLS 1.3, both sides show a certificate, nothing is resumed and nothing sent before the handshake is over.
 
+mod carrier;
 mod error;
 mod fingerprint;
 mod identity;
@@ -10,6 +11,7 @@ mod peers;
 mod pinning;
 mod stream;
 
+pub use carrier::Carrier;
 pub use error::TlsError;
 pub use fingerprint::{Fingerprint, InvalidFingerprint};
 pub use identity::{Identity, config_dir};

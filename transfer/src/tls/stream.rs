@@ -1,13 +1,13 @@
 //! A TLS connection as a [`Transport`].
 
 use super::pinning::{self, Pinned};
-use super::{Fingerprint, Identity, TlsError};
+use super::{Carrier, Fingerprint, Identity, TlsError};
 use crate::transport::{Transport, wait};
 use nix::poll::PollFlags;
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, CertificateError, ClientConnection, Connection, Error, ServerConnection};
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ const READ_AHEAD: usize = 256 << 10;
 
 /// An authenticated, encrypted connection.
 pub struct TlsStream {
-    socket: TcpStream,
+    socket: Box<dyn Carrier>,
     session: Connection,
     /// What came and was not looked at yet.
     ahead: Box<[u8]>,
@@ -57,24 +57,33 @@ impl std::fmt::Debug for TlsStream {
 ///
 /// # Errors
 /// [`TlsError`] (within) when it is somebody else, and whatever the kernel says.
-pub fn call(socket: TcpStream, place: &str, expected: &str, identity: &Identity) -> io::Result<TlsStream> {
+pub fn call(
+    socket: impl Into<Box<dyn Carrier>>,
+    place: &str,
+    expected: &str,
+    identity: &Identity,
+) -> io::Result<TlsStream> {
     let protocol = |error: Error| TlsError::Protocol { place: place.into(), why: error.to_string() };
     let (config, pinned) = pinning::client(identity, expected).map_err(protocol)?;
     // no names are looked at
     let name = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
     let session = ClientConnection::new(Arc::new(config), name).map_err(protocol)?;
-    shake(socket, session.into(), place, identity, &pinned, Some(expected))
+    shake(socket.into(), session.into(), place, identity, &pinned, Some(expected))
 }
 
 /// Answers whoever calls, if it is trusted: its name and the connection. `place` is for errors.
 ///
 /// # Errors
 /// [`TlsError`] (within) when it is not, and whatever the kernel says.
-pub fn answer(socket: TcpStream, place: &str, identity: &Identity) -> io::Result<(String, TlsStream)> {
+pub fn answer(
+    socket: impl Into<Box<dyn Carrier>>,
+    place: &str,
+    identity: &Identity,
+) -> io::Result<(String, TlsStream)> {
     let protocol = |error: Error| TlsError::Protocol { place: place.into(), why: error.to_string() };
     let (config, pinned) = pinning::server(identity).map_err(protocol)?;
     let session = ServerConnection::new(Arc::new(config)).map_err(protocol)?;
-    let stream = shake(socket, session.into(), place, identity, &pinned, None)?;
+    let stream = shake(socket.into(), session.into(), place, identity, &pinned, None)?;
     let theirs = stream.about.theirs;
     let name = identity.peers.name_of(theirs).map(str::to_owned);
     Ok((name.ok_or_else(|| TlsError::Nobody(place.into()))?, stream))
@@ -82,7 +91,7 @@ pub fn answer(socket: TcpStream, place: &str, identity: &Identity) -> io::Result
 
 /// The handshake.
 fn shake(
-    mut socket: TcpStream,
+    mut socket: Box<dyn Carrier>,
     mut session: Connection,
     place: &str,
     identity: &Identity,
@@ -140,7 +149,7 @@ fn shake(
 }
 
 /// Tells the other side why, and waits until it has heard: closing at once, with something unread, would take the words back.
-fn part(socket: &mut TcpStream, session: &mut Connection) {
+fn part(socket: &mut Box<dyn Carrier>, session: &mut Connection) {
     let until = Instant::now() + LAST_WORDS;
     while session.wants_write() && session.write_tls(socket).is_ok() {}
     let _ = socket.shutdown(Shutdown::Write);
@@ -327,6 +336,10 @@ impl Transport for TlsStream {
                 Err(error) => return Err(self.last_words(error)),
             }
         }
+    }
+
+    fn post_mortem(&mut self) -> Option<String> {
+        self.socket.post_mortem()
     }
 }
 
