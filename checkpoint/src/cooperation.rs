@@ -1,6 +1,6 @@
 //! What the destination can have of the container's files from its own store or from its neighbours need not come from here: it is
 //! told what they are made of, says what it has got, and the first round is compared with that. So it is with memory, where there is
-//! an earlier checkpoint of the container.
+//! an earlier checkpoint of the container, and with the container's image.
 
 use crate::files::Meter;
 use crate::source::{Source, SourceError};
@@ -9,8 +9,9 @@ use godwit_migration::quantity::{show_bytes, show_duration};
 use godwit_migration::report::CooperationReport;
 use godwit_store::StoreError;
 use godwit_store::manifest::{Manifest, Tree};
+use godwit_transfer::tree::TreeIndex;
 use godwit_transfer::wire::unexpected;
-use godwit_transfer::{Incoming, Message};
+use godwit_transfer::{Incoming, Message, TreeId};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -29,24 +30,47 @@ impl Source<'_> {
         }
         let mut told = Vec::new();
         for (tree, root, bytes) in self.files.to_be_filled(WORTH_ASKING) {
-            let Some(manifest) = self.contents(&root, bytes)? else { continue };
-            self.wire.say(&Message::Contents { tree, bytes: manifest.len() as u64 })?;
-            for piece in manifest.chunks(PIECE) {
-                self.wire.send_bytes(piece)?;
+            if self.tell_contents(tree, &root, bytes)? {
+                told.push(tree);
             }
-            told.push(tree);
         }
-        self.wire.say(&Message::Gather { source_bytes_per_s: self.plan.bandwidth })?;
-        let report = self.gathered()?;
+        self.have_gathered()?;
         for tree in told {
             let index = self.hear_index(tree)?;
             self.files.rebase(tree, index)?;
         }
+        Ok(())
+    }
+
+    /// The same for the container's image, which was written into a directory; what the destination has of it then.
+    pub(crate) fn cooperate_on_image(&mut self, dir: &Path, bytes: u64) -> Result<TreeIndex, SourceError> {
+        let is_worth_it = self.plan.cooperates && self.peer_gathers_image && bytes >= WORTH_ASKING;
+        if !is_worth_it || !self.tell_contents(TreeId::CONTAINER_IMAGE, dir, bytes)? {
+            return Ok(TreeIndex::default());
+        }
+        self.have_gathered()?;
+        self.hear_index(TreeId::CONTAINER_IMAGE)
+    }
+
+    /// Tells what a tree is made of; false when that cannot be said.
+    fn tell_contents(&mut self, tree: TreeId, root: &Path, bytes: u64) -> Result<bool, SourceError> {
+        let Some(manifest) = self.contents(root, bytes)? else { return Ok(false) };
+        self.wire.say(&Message::Contents { tree, bytes: manifest.len() as u64 })?;
+        for piece in manifest.chunks(PIECE) {
+            self.wire.send_bytes(piece)?;
+        }
+        Ok(true)
+    }
+
+    /// Has the destination get what was told of.
+    fn have_gathered(&mut self) -> Result<(), SourceError> {
+        self.wire.say(&Message::Gather { source_bytes_per_s: self.plan.bandwidth })?;
+        let report = self.gathered()?;
         if report.wanted_bytes > 0 {
             self.say_who_gave(&report);
         }
         self.kept_pages += report.pages;
-        self.cooperation = Some(report);
+        self.cooperation.get_or_insert_default().add(report);
         Ok(())
     }
 

@@ -107,7 +107,7 @@ impl Group {
     /// Waits until something holds of the meeting, or somebody gave up.
     fn wait_until(
         &self,
-        cancel: Option<&Cancel>,
+        cancel: &Cancel,
         mut holds: impl FnMut(&Meeting) -> bool,
     ) -> Result<(), SourceError> {
         let mut meeting = self.meeting();
@@ -118,7 +118,7 @@ impl Group {
             if holds(&meeting) {
                 return Ok(());
             }
-            if cancel.is_some_and(Cancel::is_raised) && meeting.word == Word::NotYet {
+            if cancel.is_raised() && meeting.word == Word::NotYet {
                 return Err(WireError::Interrupted.into());
             }
             let waited = self.moved.wait_timeout(meeting, LOOK);
@@ -161,7 +161,7 @@ impl Member {
 
     fn wait_for(&self, point: Point, how_many: usize, cancel: &Cancel) -> Result<(), SourceError> {
         let come = |meeting: &Meeting| meeting.come.get(&point).copied().unwrap_or(0) >= how_many;
-        self.group.wait_until(Some(cancel), come)
+        self.group.wait_until(cancel, come)
     }
 
     /// It gives up, and with it all others, if the word was not given yet.
@@ -197,7 +197,7 @@ impl Member {
 
     /// Waits for the leader's word.
     pub(crate) fn await_word(&self, cancel: &Cancel) -> Result<(), SourceError> {
-        self.group.wait_until(Some(cancel), |meeting| meeting.word == Word::Given)
+        self.group.wait_until(cancel, |meeting| meeting.word == Word::Given)
     }
 
     /// It has come to its end, whichever.

@@ -65,8 +65,10 @@ impl Source<'_> {
                 kept_pages,
                 lacks_image,
                 cooperates,
+                gathers_image,
             }) => {
                 self.peer_cooperates = cooperates;
+                self.peer_gathers_image = gathers_image;
                 self.lacks_image = lacks_image;
                 self.kept_pages = kept_pages;
                 self.process_start = Duration::from_micros(process_start_us);

@@ -421,10 +421,22 @@ impl Source<'_> {
         memory_bytes: u64,
         phase: Phase,
     ) -> Result<u64, SourceError> {
+        self.send_tree(dir, tree, TreeIndex::default(), memory_bytes, phase)
+    }
+
+    /// Sends a directory that is not the container's, of which `there` is at the destination.
+    pub(crate) fn send_tree(
+        &mut self,
+        dir: &Path,
+        tree: TreeId,
+        there: TreeIndex,
+        bytes: u64,
+        phase: Phase,
+    ) -> Result<u64, SourceError> {
         let unreadable = |source| crate::files::FilesError::Tree { path: dir.display().to_string(), source };
-        let mut source =
-            TreeSource::new(dir, TreeIndex::default(), Options::default()).map_err(unreadable)?;
-        let mut meter = Meter::new(self.observer, phase, "memory", memory_bytes);
+        let mut source = TreeSource::new(dir, there, Options::default()).map_err(unreadable)?;
+        let what = if tree == TreeId::CONTAINER_IMAGE { "the container's image" } else { "memory" };
+        let mut meter = Meter::new(self.observer, phase, what, bytes);
         let stats = send_round(&mut source, tree, dir, &HashSet::new(), &mut self.wire, &mut meter)?;
         Ok(stats.bytes_sent)
     }

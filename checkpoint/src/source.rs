@@ -82,6 +82,8 @@ pub(crate) struct Source<'a> {
     pub(crate) lacks_image: Option<String>,
     /// The destination can have content from elsewhere.
     pub(crate) peer_cooperates: bool,
+    /// That of the container's image, too.
+    pub(crate) peer_gathers_image: bool,
     /// What it had from there.
     pub(crate) cooperation: Option<CooperationReport>,
 }
@@ -145,6 +147,7 @@ impl<'a> Source<'a> {
             kept_pages: 0,
             lacks_image: None,
             peer_cooperates: false,
+            peer_gathers_image: false,
             cooperation: None,
             container,
             criu,
@@ -214,7 +217,8 @@ impl<'a> Source<'a> {
         self.container.bring_image(lacks, &dir)?;
         let bytes = size_of(&dir);
         self.wire.say(&Message::BringImage { bytes })?;
-        self.send_images(&dir, TreeId::CONTAINER_IMAGE, bytes, Phase::Prepare)?;
+        let there = self.cooperate_on_image(&dir, bytes)?;
+        self.send_tree(&dir, TreeId::CONTAINER_IMAGE, there, bytes, Phase::Prepare)?;
         self.wire.say(&Message::ImageBrought)?;
         match self.wire.hear()? {
             Incoming::Message(Message::ImageTaken) => {}

@@ -22,7 +22,7 @@ pub enum StoreCommand {
     },
     /// Show how much there is, and what keeps it
     Stats,
-    /// Put a directory, a file or a checkpoint into it
+    /// Put a directory, a file, a checkpoint or an engine's image into it
     Add(StoreAddArgs),
     /// Make a directory of what a manifest describes
     Get(StoreGetArgs),
@@ -39,6 +39,9 @@ pub enum StoreCommand {
 pub struct StoreAddArgs {
     /// What to put into it
     pub path: PathBuf,
+    /// PATH is an image of an engine's: `podman:NAME`, `docker:NAME`
+    #[arg(long)]
+    pub image: bool,
     /// Keep it under this name; otherwise it stays until room is needed or is collected
     #[arg(long, value_name = "KIND/NAME", value_parser = pin_name)]
     pub pin: Option<PinName>,

@@ -6,7 +6,7 @@ use crate::draw::{Draw, table};
 use godwit_checkpoint::inspect::{self, Contents};
 use godwit_migration::quantity::show_bytes;
 use godwit_migration::{Failure, FailureKind};
-use godwit_store::{Checked, Digest, Goal, PinName, Store, StoreError, store_of};
+use godwit_store::{Added, Checked, Digest, Goal, Lease, PinName, Store, StoreError, store_of};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -187,6 +187,14 @@ impl Place {
     fn add(&self, add: &StoreAddArgs, draw: &Draw) -> Result<u8, Failure> {
         let shown = add.path.display();
         let what = format!("`{shown}` could not be put into the store");
+        if add.image {
+            let mut lease = Store::open(&self.root, add.quota)
+                .and_then(|store| store.lease())
+                .map_err(|error| self.failure(&what, &error))?;
+            let image = self.unpack(&add.path, &lease)?;
+            let put = self.put(&mut lease, &image, None, add);
+            return Ok(self.say_added(add, false, put.map_err(|error| self.failure(&what, &error))?, draw));
+        }
         let path = add.path.canonicalize().map_err(|error| {
             Failure::new(FailureKind::NotFound, format!("cannot read `{shown}`")).because_of(&error)
         })?;
@@ -202,19 +210,50 @@ impl Place {
         } else {
             None
         };
+        let is_checkpoint = facts.is_some();
+        let added = Store::open(&self.root, add.quota)
+            .and_then(|store| self.put(&mut store.lease()?, &path, facts, add))
+            .map_err(|error| self.failure(&what, &error))?;
+        Ok(self.say_added(add, is_checkpoint, added, draw))
+    }
+
+    /// Writes an engine's image into a directory of the lease's.
+    fn unpack(&self, image: &Path, lease: &Lease) -> Result<PathBuf, Failure> {
+        let text = image.to_string_lossy();
+        let usage = |why: String| {
+            Failure::new(FailureKind::Usage, why).hint("an image is `podman:NAME` or `docker:NAME`")
+        };
+        let (kind, name) =
+            text.split_once(':').ok_or_else(|| usage(format!("`{text}` is no image of an engine")))?;
+        let engine = godwit_engine::all().into_iter().find(|engine| engine.kind() == kind);
+        let engine = engine.ok_or_else(|| usage(format!("there is no engine `{kind}`")))?;
+        let failed = |error: &(dyn Error + 'static)| {
+            Failure::new(FailureKind::NotFound, format!("the image `{text}` cannot be had")).because_of(error)
+        };
+        let dir = lease.workplace().map_err(|error| failed(&error))?;
+        self.bar.set_prefix("Unpacking");
+        engine.write_image(name, &dir).map_err(|error| failed(&error))?;
+        Ok(dir)
+    }
+
+    fn put(
+        &self,
+        lease: &mut Lease,
+        path: &Path,
+        checkpoint: Option<BTreeMap<String, String>>,
+        add: &StoreAddArgs,
+    ) -> Result<Added, StoreError> {
         self.bar.set_prefix("Adding");
         let mut progress = |read| self.bar.set_message(show_bytes(read));
-        let is_checkpoint = facts.is_some();
-        let put = || {
-            let mut lease = Store::open(&self.root, add.quota)?.lease()?;
-            let added = match facts {
-                Some(facts) => lease.add_checkpoint(&path, facts, &mut progress)?,
-                None => lease.add_tree(&path, &mut progress)?,
-            };
-            add.pin.iter().try_for_each(|pin| lease.pin(pin, added.manifest))?;
-            Ok(added)
+        let added = match checkpoint {
+            Some(facts) => lease.add_checkpoint(path, facts, &mut progress)?,
+            None => lease.add_tree(path, &mut progress)?,
         };
-        let added = put().map_err(|error: StoreError| self.failure(&what, &error))?;
+        add.pin.iter().try_for_each(|pin| lease.pin(pin, added.manifest))?;
+        Ok(added)
+    }
+
+    fn say_added(&self, add: &StoreAddArgs, is_checkpoint: bool, added: Added, draw: &Draw) -> u8 {
         self.bar.finish_and_clear();
         if draw.is_json() {
             draw.json_line(&json!({
@@ -235,7 +274,7 @@ impl Place {
             added.entries,
             show_bytes(added.written_bytes)
         ));
-        Ok(0)
+        0
     }
 
     fn get(&self, get: &StoreGetArgs, draw: &Draw) -> Result<u8, Failure> {

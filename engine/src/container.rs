@@ -440,6 +440,15 @@ pub trait Engine: Send + Sync {
         Ok(())
     }
 
+    /// Writes an image of the engine's into a directory, as [`SourceContainer::bring_image`] does where nothing of it is there.
+    ///
+    /// # Errors
+    /// When there is no such image, or the engine has none at all.
+    fn write_image(&self, image: &str, _dir: &Path) -> Result<(), EngineError> {
+        let what = format!("has no images, and so no `{image}`");
+        Err(EngineError::Tool { program: self.kind().into(), what })
+    }
+
     /// Makes everything of it that can exist before its memory arrives. Before anything is made, and when more of it is
     /// known, `note` is given all that another process must know to go on or to undo, for [`Engine::reopen_destination`].
     ///

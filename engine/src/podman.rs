@@ -206,6 +206,10 @@ impl Engine for Podman {
         examination::take_image(self, shipment, dir)
     }
 
+    fn write_image(&self, image: &str, dir: &Path) -> Result<(), EngineError> {
+        self.export(image, "[]", dir)
+    }
+
     fn prepare(
         &self,
         shipment: &Shipment,

@@ -121,6 +121,23 @@ impl CooperationReport {
     pub fn gathered_bytes(&self) -> u64 {
         self.own_bytes + self.neighbours.iter().map(|neighbour| neighbour.bytes).sum::<u64>()
     }
+
+    /// What was gathered later is counted, too.
+    pub fn add(&mut self, later: Self) {
+        self.wanted_bytes += later.wanted_bytes;
+        self.pages += later.pages;
+        self.own_bytes += later.own_bytes;
+        self.duration += later.duration;
+        for neighbour in later.neighbours {
+            match self.neighbours.iter_mut().find(|known| known.neighbour == neighbour.neighbour) {
+                Some(known) => {
+                    known.bytes += neighbour.bytes;
+                    known.failed = neighbour.failed.or(known.failed.take());
+                }
+                None => self.neighbours.push(neighbour),
+            }
+        }
+    }
 }
 
 /// The whole migration.

@@ -44,8 +44,10 @@ impl Destination<'_> {
     /// What a tree is made of.
     pub(crate) fn take_contents(&mut self, tree: TreeId, bytes: u64) -> Result<(), DestinationError> {
         let job = self.job()?;
-        let at = job.offer.trees.iter().position(|offer| offer.id == tree);
-        let is_empty = at.is_some_and(|at| job.bases[at] == TreeBase::Empty);
+        let is_empty = match job.offer.trees.iter().position(|offer| offer.id == tree) {
+            Some(at) => job.bases[at] == TreeBase::Empty,
+            None => tree == TreeId::CONTAINER_IMAGE && job.trees.knows(tree),
+        };
         if !is_empty || self.contents.iter().any(|(told, _)| *told == tree) || bytes > MAX_MANIFEST as u64 {
             return Err(WireError::Malformed("contents that nobody waits for".into()).into());
         }

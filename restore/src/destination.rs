@@ -264,6 +264,14 @@ impl Destination<'_> {
                 Incoming::Operation(TreeId::CONTAINER_IMAGE, op) => {
                     self.job()?.trees.apply(TreeId::CONTAINER_IMAGE, op)?;
                 }
+                Incoming::Message(Message::Contents { tree: TreeId::CONTAINER_IMAGE, bytes }) => {
+                    self.take_contents(TreeId::CONTAINER_IMAGE, bytes)?;
+                }
+                // there is no room for memory yet: of that nothing is looked for
+                Incoming::Message(Message::Gather { source_bytes_per_s }) => {
+                    self.gather(source_bytes_per_s)?;
+                }
+                Incoming::Message(Message::Alive { .. }) => {}
                 Incoming::Message(Message::ImageBrought) => break,
                 other => return Err(unexpected(&other, "the container's image").into()),
             }

@@ -165,6 +165,7 @@ impl Destination<'_> {
         let accept = Message::Accept {
             lacks_image,
             cooperates: has_other_sources(self.host),
+            gathers_image: has_other_sources(self.host),
             bases: bases.clone(),
             process_start_us: micros(process_start),
             restoration,

@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::digest::Shard;
-use crate::disk::{make_directory, remove, remove_directory, replace, sync_all, sync_directory, write_new};
+use crate::disk::{
+    entries, make_directory, remove, remove_directory, replace, sync_all, sync_directory, write_new,
+};
 use crate::{Digest, Goal, Kind, Manifest, ObjectId, PinName, Store, StoreError, object, pin};
 
 /// Bytes of an object's name in a lease: its kind, its digest.
@@ -98,6 +100,16 @@ impl Lease {
     /// A path for a file that is moved to its place when it is whole.
     pub(crate) fn file_in_progress(&self, what: &str) -> PathBuf {
         self.tmp.join(format!("{what}-{}", self.files.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// A private directory for what is put together before it is added. It goes with the lease.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn workplace(&self) -> Result<PathBuf, StoreError> {
+        let path = self.file_in_progress("work");
+        make_directory(&path)?;
+        Ok(path)
     }
 
     /// Adds a chunk of at most [`object::MAX_CHUNK`] bytes, if it is not there; its digest. It is on disk when
@@ -283,12 +295,23 @@ impl Lease {
         let written = self.write_files(batch);
         if written.is_err() {
             // a part may have got its place: then the number is too large until it is counted again
-            let _ = remove_directory(&self.tmp).and_then(|()| make_directory(&self.tmp));
+            self.clear();
             if let Err(error) = self.store.change_usage(|_| self.store.bytes().ok()) {
                 tracing::debug!(%error, "usage was not counted");
             }
         }
         written
+    }
+
+    /// Takes away the files that were being written; what is in a workplace stays.
+    fn clear(&self) {
+        for entry in entries(&self.tmp).into_iter().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_file())
+                && let Err(error) = remove(&entry.path())
+            {
+                tracing::debug!(%error, "it goes with the lease");
+            }
+        }
     }
 
     fn write_files(&self, batch: &[(ObjectId, Vec<u8>)]) -> Result<(), StoreError> {

@@ -227,6 +227,47 @@ fn memory_begins_with_an_earlier_checkpoint() {
 }
 
 #[test]
+fn layers_of_the_image_that_a_neighbour_has_come_from_there() {
+    let Some(bed) = bed() else { return };
+    crate::engines::podman_redis(&bed, "crun");
+    let (image, extra) = ("localhost/near:1", 8 * MIB);
+    bed.sh(DST, &format!("podman rmi -f {image} 2> /dev/null; true"));
+    bed.sh(
+        SRC,
+        &format!(
+            "podman rm -f -t 0 -v web; podman volume rm -f data; podman create --name seed localhost/redis:test true
+             head -c {extra} /dev/urandom > /root/extra; podman cp /root/extra seed:/extra; rm /root/extra
+             podman commit -q seed {image}; podman rm seed
+             podman run -d --name web --network none {image} tail -f /dev/null
+             env {ROOT} godwit store add --image podman:{image} --pin image/near"
+        ),
+    );
+    let unknown = bed.try_sh(SRC, "godwit store add --image podman:localhost/nobody:1");
+    assert_eq!(unknown.code, 10, "{}", unknown.err);
+    assert!(unknown.err.contains("the image `podman:localhost/nobody:1` cannot be had"), "{}", unknown.err);
+    assert_eq!(bed.try_sh(SRC, "godwit store add --image /srv").code, 2);
+    let (from, to) = (bed.path(SRC, "/srv/neighbour"), bed.path(CLIENT, "/srv/neighbour"));
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    bed.sh(SRC, "rm -r /srv/neighbour");
+    let node = serve(&bed);
+    let words = ["--json", "migrate", "podman:web", "ssh://dst", "--max-downtime", "60s", "--remote-command"];
+    let summary = godwit(&bed, &[&words[..], &[RECEIVE]].concat()).summary();
+    let report = &summary["cooperation"];
+    assert_eq!(report["neighbours"].as_array().unwrap().len(), 1, "{report}");
+    assert!(report["neighbours"][0]["bytes"].as_u64().unwrap() >= extra, "{report}");
+    let from_source = summary["wire_bytes"].as_u64().unwrap();
+    assert!(from_source < extra / 2, "{from_source} bytes came from the source: {report}");
+    let id = format!("podman image inspect -f '{{{{.Id}}}}' {image}");
+    assert_eq!(bed.sh(DST, &id), bed.sh(SRC, &id));
+    assert_eq!(bed.sh(DST, "podman exec web wc -c /extra"), format!("{extra} /extra"));
+    node.signal("TERM");
+    node.finish();
+    for host in [SRC, DST] {
+        bed.sh(host, &format!("podman rm -a -f -t 0; podman rmi -f {image}"));
+    }
+}
+
+#[test]
 fn a_neighbour_that_ssh_reaches_needs_no_listener() {
     let Some(bed) = bed() else { return };
     make_container(&bed);

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod chaos;
+mod kept;
 mod kernels;
 mod machines;
 mod podman;

@@ -242,8 +242,11 @@ pub enum Message {
         /// It can have content from elsewhere: `Contents` tell what there is.
         #[serde(default)]
         cooperates: bool,
+        /// That of the container's image, too: `Contents` and `Gather` may follow `BringImage`.
+        #[serde(default)]
+        gathers_image: bool,
     },
-    /// Source, when all is prepared: what a tree is made of follows, as bytes in pieces.
+    /// Source, when all is prepared, or of the image behind `BringImage`: what a tree is made of follows, as bytes in pieces.
     Contents {
         /// Which tree.
         tree: TreeId,

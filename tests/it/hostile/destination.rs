@@ -24,6 +24,7 @@ fn accept() -> Message {
     Message::Accept {
         lacks_image: None,
         cooperates: false,
+        gathers_image: false,
         bases: vec![godwit_transfer::TreeBase::Empty],
         process_start_us: 0,
         restoration: Restoration::Eager,
@@ -65,6 +66,7 @@ fn a_destination_that_runs_ahead_of_its_answers_does_not_get_the_container() {
             Message::Accept {
                 lacks_image: None,
                 cooperates: false,
+                gathers_image: false,
                 bases: vec![godwit_transfer::TreeBase::Empty; 500],
                 process_start_us: u64::MAX,
                 restoration: Restoration::Eager,
