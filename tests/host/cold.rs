@@ -21,8 +21,8 @@ fn checkpoint(bed: &Bed, container: &str, more: &[&str]) -> Value {
     line
 }
 
-/// Brings the checkpoint to the other host as a user would: owners, modes and attributes stay, times do not quite.
-fn copy(bed: &Bed) {
+/// Brings checkpoints to the other host as a user would: owners, modes and attributes stay, times do not quite.
+pub fn copy(bed: &Bed) {
     let (from, to) = (bed.path(SRC, "/srv"), bed.path(DST, "/srv"));
     let script = "tar --create --xattrs --xattrs-include='*' --file=- --directory \"$0\" cp | \
         tar --extract --xattrs --xattrs-include='*' --same-owner --same-permissions --file=- --directory \"$1\"";

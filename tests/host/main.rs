@@ -9,6 +9,7 @@ mod bed;
 mod cgroup_v1;
 mod chaos;
 mod cold;
+mod connection;
 mod container;
 mod cooperative;
 mod engines;
