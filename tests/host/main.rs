@@ -34,6 +34,7 @@ mod places;
 mod pods;
 mod post;
 mod postgres;
+mod postgres_engines;
 mod probe;
 mod program;
 mod recovery;

@@ -147,6 +147,15 @@ fn only_the_volumes_of_docker_that_are_named_move() {
     let here = format!("cat /var/lib/docker/volumes/other/_data/file {anonymous}/file");
     assert_eq!(bed.sh(SRC, &here), "b\nd");
     assert_nothing_left(&bed, SRC);
+
+    // what docker itself removes when the container ends cannot stay
+    bed.sh(SRC, "docker run -d --rm --name odd --network none -v /anonymous localhost/redis:test tail -f /dev/null");
+    let anonymous = "docker inspect -f '{{range .Mounts}}{{.Source}}{{end}}' odd";
+    let said = migrate(&bed, SRC, "docker:odd", &["--skip-volume", &bed.sh(SRC, anonymous)]);
+    assert_eq!(said.code, 13, "{}{}", said.out, said.err);
+    assert!(said.out.contains("with it the volume without a name"), "{}", said.out);
+    assert_eq!(bed.sh(SRC, "docker inspect -f '{{.State.Status}}' odd"), "running");
+    assert_eq!(bed.sh(DST, "docker ps -aq --filter name=odd"), "");
 }
 
 #[test]
