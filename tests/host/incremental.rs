@@ -214,7 +214,10 @@ fn a_container_of_docker_shares_its_layer_its_volumes_and_its_image() {
         "echo newer > /newer; rm /new; echo changed > /anonymous/file; echo noted > /data/note; rm /bin/wget";
     bed.sh(SRC, &format!("docker exec web sh -c '{change}'"));
     let last = state(SRC);
-    assert!(last.1.ends_with("newer\nchanged\nnoted") && first.1.ends_with("new\nkept"), "{last:?} {first:?}");
+    assert!(
+        last.1.ends_with("newer\nchanged\nnoted") && first.1.ends_with("new\nkept"),
+        "{last:?} {first:?}"
+    );
     let line = written(&checkpoint(
         &bed,
         "docker:web",
@@ -237,7 +240,10 @@ fn a_container_of_docker_shares_its_layer_its_volumes_and_its_image() {
     assert_eq!(state(DST), last);
     held.assert_goes_on();
     // the first of the chain is as good as it was, and has the image, too
-    bed.sh(DST, "docker rm -f -v web; docker volume rm data; docker rmi -f localhost/redis:test; rm -r /srv/ro");
+    bed.sh(
+        DST,
+        "docker rm -f -v web; docker volume rm data; docker rmi -f localhost/redis:test; rm -r /srv/ro",
+    );
     engines_docker::assert_nothing_left(&bed, DST);
     restored("whole");
     assert_eq!(state(DST), first);

@@ -163,7 +163,8 @@ fn what_has_no_name_stays(bed: &Bed) {
     let here = format!("podman volume ls -q; cat /var/lib/containers/storage/volumes/{name}/_data/file");
     assert_eq!(bed.sh(SRC, &here), format!("{name}\na"));
     // back, without the file that it has open: what was made is taken away again, and the volume was not
-    let back = ["--json", "migrate", "podman:web", "ssh://src", "--max-downtime", "60s", "--skip-volume", &name];
+    let back =
+        ["--json", "migrate", "podman:web", "ssh://src", "--max-downtime", "60s", "--skip-volume", &name];
     let said = godwit_with(bed, DST, &[], &[&back[..], &["--layer", "skip"]].concat());
     assert_eq!(said.code, 1, "{}{}", said.out, said.err);
     assert_eq!(bed.sh(SRC, &here), format!("{name}\na"), "{}", said.out);

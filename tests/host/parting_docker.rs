@@ -149,7 +149,10 @@ fn only_the_volumes_of_docker_that_are_named_move() {
     assert_nothing_left(&bed, SRC);
 
     // what docker itself removes when the container ends cannot stay
-    bed.sh(SRC, "docker run -d --rm --name odd --network none -v /anonymous localhost/redis:test tail -f /dev/null");
+    bed.sh(
+        SRC,
+        "docker run -d --rm --name odd --network none -v /anonymous localhost/redis:test tail -f /dev/null",
+    );
     let anonymous = "docker inspect -f '{{range .Mounts}}{{.Source}}{{end}}' odd";
     let said = migrate(&bed, SRC, "docker:odd", &["--skip-volume", &bed.sh(SRC, anonymous)]);
     assert_eq!(said.code, 13, "{}{}", said.out, said.err);

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 const IP: &str = "10.77.0.100";
 const MOVES: usize = 5;
-/// Seconds that the clients work: longer than the moves take.
-const LOAD: u32 = 60;
+/// Seconds that the clients would work; they are told to end before.
+const LOAD: u32 = 170;
 
 /// What is different with each engine.
 struct Kept {
@@ -58,16 +58,20 @@ impl Kept {
                 self.volumes
             ),
         );
-        let volumes = "-v pg-data:/data -v /anonymous -v fixed:/fixed:ro -v /srv/ro:/ro:ro -v /srv/passwd:/etc/passwd:ro -v /usr:/usr:ro";
+        let volumes = "-v pg-data:/data -v /anonymous -v fixed:/fixed:ro -v /srv/ro:/ro:ro -v /usr:/usr:ro";
         self.ask(
             bed,
             SRC,
             &format!(
-                "run -d --name web --user 1000 --restart always {} {volumes} localhost/redis:test sh /data/serve {LOAD}",
+                "create --name web --user 1000 --restart always {} {volumes} localhost/redis:test sh /data/serve {LOAD}",
                 self.network
             ),
         );
-        let change = "echo new > /new; rm /root/.*rc /bin/wget; chmod 700 /srv; cp -a /fixed /anonymous/of-fixed";
+        // PostgreSQL wants its user to have a name
+        self.ask(bed, SRC, "cp /srv/passwd web:/etc/passwd");
+        self.ask(bed, SRC, "start web");
+        let change =
+            "echo new > /new; rm /root/.*rc /bin/wget; chmod 700 /srv; cp -a /fixed /anonymous/of-fixed";
         self.ask(bed, SRC, &format!("exec -u 0 web sh -c '{change}'"));
         assert_at_work(bed, &data);
     }
@@ -88,7 +92,23 @@ fn loses_no_transaction(bed: &Bed, kept: &Kept) {
     let of_fixed = format!("{}/fixed/_data", kept.volumes);
     bed.sh(SRC, &format!("cp -a {of_fixed} /srv/fixed; cp -a {} /srv/anonymous", kept.anonymous(bed, SRC)));
     let load = LOAD.to_string();
-    let words = ["/usr/lib/postgresql/17/bin/pgbench", "-n", "-c", "2", "-T", &load, "-R", "60", "-P", "1", "-h", IP, "-U", "keeper", "bench"];
+    let words = [
+        "/usr/lib/postgresql/17/bin/pgbench",
+        "-n",
+        "-c",
+        "2",
+        "-T",
+        &load,
+        "-R",
+        "60",
+        "-P",
+        "1",
+        "-h",
+        IP,
+        "-U",
+        "keeper",
+        "bench",
+    ];
     let elsewhere = Background::start(bed, CLIENT, &words);
     let reference = format!("{}:web", kept.engine);
     let mut host = SRC;
@@ -105,6 +125,9 @@ fn loses_no_transaction(bed: &Bed, kept: &Kept) {
         assert_eq!(kept.ask(bed, host, "exec web cat /new /ro/file"), "new\nbound");
         assert_eq!(kept.ask(bed, host, "volume inspect -f '{{.Labels}}' pg-data"), "map[team:blue]");
     }
+    // as at the end of their time (pgbench: handle_sig_alarm)
+    bed.sh(host, "pkill -ALRM -x pgbench");
+    elsewhere.signal("ALRM");
     let said = elsewhere.finish();
     assert_eq!(said.code, 0, "{}{}", said.out, said.err);
     let data = format!("{}/pg-data/_data", kept.volumes);
