@@ -170,6 +170,12 @@ fn what_has_no_name_stays(bed: &Bed) {
     assert_eq!(bed.sh(SRC, &here), format!("{name}\na"), "{}", said.out);
     godwit_with(bed, DST, &[], &back).summary();
     assert_eq!(bed.sh(SRC, "podman exec web cat /stays/file /moves/file"), "a\nb");
+    // and where it is stopped here and started there
+    bed.sh(DST, "podman volume rm -a -f");
+    migrate(bed, "podman:web", &["--skip-volume", &name, "--strategy", "restart", "--stop-timeout", "1s"])
+        .summary();
+    assert_eq!(bed.sh(DST, "podman exec web sh -c 'ls /stays; cat /moves/file'"), "b");
+    assert_eq!(bed.sh(SRC, &here), format!("{name}\na"));
     bed.wipe();
 }
 
