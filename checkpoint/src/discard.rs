@@ -20,6 +20,7 @@ pub(crate) fn discard(
     let mut trees = Vec::new();
     if let Some(container) = container {
         leftovers.extend(volumes::pass(container.facts(), parting, to, job));
+        leftovers.extend(container.spare(&parting.skipped).err().map(|error| error.to_string()));
         leftovers.extend(if parting.keep { container.retire() } else { container.discard() });
         // what was read out of a checkpoint is no copy that the container left, nor is what has never left this host
         let left = container.facts().trees.iter().filter(|tree| {

@@ -312,7 +312,8 @@ impl Interrupted {
             return Ok(());
         }
         if let Some(container) = &mut self.container {
-            for leftover in container.discard() {
+            let spared = container.spare(&self.parting.skipped).err().map(|error| error.to_string());
+            for leftover in spared.into_iter().chain(container.discard()) {
                 tracing::warn!(%leftover, "could not be removed");
             }
         }

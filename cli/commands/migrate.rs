@@ -207,7 +207,7 @@ impl Whole<'_> {
         &self,
         number: usize,
         name: ContainerName,
-        container: Box<dyn SourceContainer>,
+        mut container: Box<dyn SourceContainer>,
     ) -> Result<Ready, Trouble> {
         let Self { args, command, show, .. } = self;
         let about = |failure| Trouble::about(failure, &command.container, Some(&self.to));
@@ -222,6 +222,9 @@ impl Whole<'_> {
         for warning in &facts.warnings {
             show.note(format!("warning: {warning}"));
         }
+        container
+            .spare(&parting.skipped)
+            .map_err(|error| about(super::describe(&command.container, &error)))?;
         let plan = Plan {
             container: if number == 0 { command.container.clone() } else { name.to_string() },
             destination: self.to.clone(),

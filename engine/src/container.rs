@@ -251,6 +251,14 @@ pub trait SourceContainer: Send {
     /// When something could not be put back.
     fn leave_as_found(&mut self) -> Result<(), EngineError>;
 
+    /// What is at these paths stays here when the container goes, also where its engine would remove it with it.
+    ///
+    /// # Errors
+    /// When it cannot stay; the reason says why, and nothing was touched.
+    fn spare(&mut self, _volumes: &[PathBuf]) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// Removes the frozen copy, none of which runs an instruction. After the destination said that it runs.
     /// Returns what could not be removed.
     fn discard(&mut self) -> Vec<String>;

@@ -11,6 +11,7 @@ mod layer;
 mod network;
 mod offer;
 mod record;
+mod removal;
 mod restart;
 mod source;
 
@@ -183,11 +184,6 @@ impl Docker {
     /// Has docker leave a container alone when it ends, or start it again, as `policy` says.
     fn set_restart_policy(&self, id: &str, policy: &Value) -> Result<(), EngineError> {
         self.api.post(&format!("/containers/{id}/update"), Some(&json!({"RestartPolicy": policy}))).map(drop)
-    }
-
-    /// Removes a container with its anonymous volumes, whatever its state. Idempotent.
-    fn remove(&self, id: &str) -> Result<(), EngineError> {
-        self.api.delete(&format!("/containers/{id}?force=true&v=true"))
     }
 }
 

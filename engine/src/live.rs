@@ -71,6 +71,11 @@ pub(crate) trait Kin: Send {
         Ok(())
     }
 
+    /// What is at these paths outlasts [`Kin::forget`].
+    fn spare(&mut self, _volumes: &[PathBuf]) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// After all tasks are gone: forgets the container.
     fn forget(&mut self) -> Result<(), EngineError>;
 
@@ -483,6 +488,10 @@ impl SourceContainer for LiveContainer {
     fn leave_as_found(&mut self) -> Result<(), EngineError> {
         self.freezer = None;
         self.kin.relent()
+    }
+
+    fn spare(&mut self, volumes: &[PathBuf]) -> Result<(), EngineError> {
+        self.kin.spare(volumes)
     }
 
     fn discard(&mut self) -> Vec<String> {

@@ -11,6 +11,7 @@ mod image;
 mod pod;
 mod pod_here;
 mod record;
+mod removal;
 mod restart;
 mod source;
 mod start;

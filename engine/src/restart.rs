@@ -45,6 +45,11 @@ pub(crate) trait Startable: Send {
     /// Starts it when it is stopped.
     fn start(&self) -> Result<(), EngineError>;
 
+    /// What is at these paths outlasts [`Startable::remove`].
+    fn spare(&mut self, _volumes: &[PathBuf]) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// Removes it, whatever it does.
     fn remove(&self) -> Result<(), EngineError>;
 
@@ -257,6 +262,10 @@ impl SourceContainer for Stoppable {
 
     fn leave_as_found(&mut self) -> Result<(), EngineError> {
         self.startable.release()
+    }
+
+    fn spare(&mut self, volumes: &[PathBuf]) -> Result<(), EngineError> {
+        self.startable.spare(volumes)
     }
 
     fn discard(&mut self) -> Vec<String> {

@@ -3,7 +3,7 @@
 use crate::container::{OpenRequest, Tree};
 use crate::error::EngineError;
 use crate::runtime::config::BindMount;
-use godwit_transfer::message::TreeKind;
+use godwit_transfer::message::{Refusal, TreeKind};
 use godwit_transfer::tree::empty_plainly;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
@@ -90,6 +90,22 @@ pub(crate) fn add_tree(
         }),
         _ => warnings.push(format!("`{}` is not copied: the destination must have it", path.display())),
     }
+}
+
+/// The names of volumes that go with their container, where those at `spared` stay.
+pub(crate) fn remain(volumes: Vec<(String, PathBuf)>, spared: &[PathBuf]) -> impl Iterator<Item = String> {
+    volumes.into_iter().filter(|(_, path)| !spared.contains(path)).map(|(name, _)| name)
+}
+
+/// Why a volume that has no name cannot stay where its container was.
+pub(crate) fn gone_with(engine: &str, container: &str, volume: &Path) -> EngineError {
+    let reason = format!(
+        "{engine} removes the container when it ends (`--rm`), and with it the volume without a name at `{}`, which is to stay",
+        volume.display()
+    );
+    let hint = "copy what is in it, or let it move: name it with `--volume`, or leave `--skip-volume` out";
+    let blockers = vec![Refusal::new(reason).hint(hint)];
+    EngineError::Blocked { name: format!("{engine}:{}", container.trim_start_matches('/')), blockers }
 }
 
 /// What an engine may change of a volume that it gives to a container for the first time: a new one gets the owner and mode of

@@ -2,10 +2,12 @@
 //! there, more than once.
 
 use crate::bed::{Bed, DST, SRC, Said, bed};
+use crate::connection::Held;
 use crate::container::Redis;
 use crate::engines::{assert_nothing_left, diff, difference, inspected, podman_redis};
 use crate::engines_docker::docker_redis;
 use crate::godwit::godwit_with;
+use crate::pods::{self, POD};
 use crate::state::State;
 use serde_json::Value;
 use std::process::Command;
@@ -21,8 +23,8 @@ fn checkpoint(bed: &Bed, container: &str, more: &[&str]) -> Value {
     line
 }
 
-/// Brings the checkpoint to the other host as a user would: owners, modes and attributes stay, times do not quite.
-fn copy(bed: &Bed) {
+/// Brings checkpoints to the other host as a user would: owners, modes and attributes stay, times do not quite.
+pub fn copy(bed: &Bed) {
     let (from, to) = (bed.path(SRC, "/srv"), bed.path(DST, "/srv"));
     let script = "tar --create --xattrs --xattrs-include='*' --file=- --directory \"$0\" cp | \
         tar --extract --xattrs --xattrs-include='*' --same-owner --same-permissions --file=- --directory \"$1\"";
@@ -118,6 +120,68 @@ fn a_container_of_docker_is_restored_twice_on_another_host() {
         bed.sh(DST, "docker rmi -f localhost/redis:test");
     }
     assert_eq!(bed.sh(DST, "docker ps -aq; docker volume ls -q"), "");
+}
+
+/// With what the pod has, under other ids of the pod and of its infra container; its client notices a pause.
+#[test]
+fn a_pod_of_one_container_is_restored_on_another_host() {
+    let Some(bed) = bed() else { return };
+    let redis = pods::make_pod(&bed, "crun");
+    let (pod, member) = (pods::pod_shown(&bed, SRC), pods::member_shown(&bed, SRC));
+    let layer = diff(&bed, SRC);
+    let held = Held::begin(&bed, &redis);
+    let data = redis.digest(&bed);
+    checkpoint(&bed, POD, &["--with-image"]);
+    pods::assert_no_half(&bed, SRC);
+    copy(&bed);
+    assert_eq!(verify(&bed, DST, "/srv/cp").code, 0);
+    assert_restored(&restore(&bed));
+    assert_eq!((redis.digest(&bed), diff(&bed, DST)), (data.clone(), layer.clone()));
+    held.assert_goes_on();
+    assert_eq!(difference("", &pod, &pods::pod_shown(&bed, DST)), [""; 0]);
+    assert_eq!(difference("", &member, &pods::member_shown(&bed, DST)), [""; 0]);
+    pods::assert_namespaces_are_shared(&bed, DST);
+    let seen = "podman exec web sh -c 'cat /new /dev/shm/file; hostname; grep -c friend /etc/hosts'";
+    assert_eq!(bed.sh(DST, seen), "new\nshared\nshop\n1");
+    let again = restore(&bed);
+    assert_eq!(again.code, 12, "{}{}", again.out, again.err);
+    assert!(again.out.contains("has a pod `shop` there already"), "{}", again.out);
+    assert_eq!(redis.ask(&bed, "ping"), "PONG");
+    // it is podman's, and the checkpoint is no worse for it
+    bed.sh(
+        DST,
+        "podman pod stop -t 1 shop; podman pod start shop; podman pod rm -f -t 0 shop; podman volume rm data",
+    );
+    pods::assert_no_half(&bed, DST);
+    assert_restored(&restore(&bed));
+    assert_eq!((redis.digest(&bed), diff(&bed, DST)), (data, layer));
+}
+
+#[test]
+fn a_pod_that_cannot_be_written_or_stopped_whole_is_refused_and_nothing_is_touched() {
+    let Some(bed) = bed() else { return };
+    let redis = pods::make_pod(&bed, "crun");
+    let restart = ["--json", "migrate", POD, "ssh://dst", "--strategy", "restart"];
+    let write = ["--json", "checkpoint", POD, "--to", "/srv/cp", "--tcp-established"];
+    let refuse = |words: &[&str], why: &str| {
+        let states = [SRC, DST].map(|host| (host, State::of(&bed, host)));
+        let said = godwit_with(&bed, SRC, &[], words);
+        assert_eq!(said.code, 13, "{words:?}: {}{}", said.out, said.err);
+        let error = said.lines("exit_error").remove(0);
+        assert_eq!(error["disposition"], "untouched", "{words:?}: {error}");
+        assert!(error.to_string().contains(why), "{words:?}: {error}");
+        states.into_iter().for_each(|(host, state)| state.assert_unchanged(&bed, host));
+        assert_eq!(redis.ask(&bed, "ping"), "PONG");
+    };
+    refuse(&restart, "only single containers can be stopped here and started there yet");
+    pods::add_replica(&bed, "crun");
+    let several = "it is a pod of more than one container: only `godwit migrate` takes them all";
+    refuse(&write, several);
+    refuse(&[&write[..], &["--leave-running", "--with-image"]].concat(), several);
+    refuse(&restart, "only single containers can be stopped here and started there yet");
+    // and none of its containers by itself
+    let one = ["--json", "checkpoint", "podman:zweit", "--to", "/srv/cp", "--tcp-established"];
+    refuse(&one, "move the pod, with all that is in it");
 }
 
 #[test]

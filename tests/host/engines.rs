@@ -124,6 +124,17 @@ pub fn diff(bed: &Bed, host: &str) -> String {
     bed.sh(host, &format!("podman diff {NAME} | sort"))
 }
 
+/// Moves it once more, when nobody writes: what has come of the directory of a volume is what has stayed here, by rsync's judgement.
+/// Gives where the container is then.
+#[track_caller]
+pub fn assert_a_volume_goes_whole(bed: &Bed, from: &str, container: &str, dir: &str) -> &'static str {
+    migrate(bed, from, container, &[]).summary();
+    let to = other(from);
+    let judge = "rsync -aHAX --checksum --dry-run --delete --itemize-changes";
+    assert_eq!(bed.sh(from, &format!("ls -A {dir} | grep -q . && {judge} {dir}/ {to}:{dir}/")), "");
+    to
+}
+
 /// Moves it so often, under load, and looks at it whole each time.
 pub fn goes_there_and_back(bed: &Bed, runtime: &str, moves: usize) {
     let redis = podman_redis(bed, runtime);
@@ -149,6 +160,8 @@ pub fn goes_there_and_back(bed: &Bed, runtime: &str, moves: usize) {
         assert!(bed.sh(host, "podman logs web").contains("Ready to accept connections"));
     }
     probe.assert_nothing_lost();
+    let host =
+        assert_a_volume_goes_whole(bed, host, "podman:web", "/var/lib/containers/storage/volumes/data/_data");
     // it is podman's: a dead container is started again, and a removed one is gone
     bed.sh(host, "kill -9 $(podman inspect -f '{{.State.Pid}}' web)");
     let again = format!("timeout 20 sh -c 'until redis-cli -h {IP} ping | grep -q PONG; do sleep 0.1; done'");

@@ -2,7 +2,7 @@
 
 use crate::bed::{Bed, CLIENT, DST, SRC, bed};
 use crate::container::Redis;
-use crate::engines::{difference, migrate, other};
+use crate::engines::{assert_a_volume_goes_whole, difference, migrate, other};
 use crate::faults::{ORDER, bed_with_points};
 use crate::godwit::{Background, godwit_with};
 use crate::probe::Probe;
@@ -157,6 +157,7 @@ pub fn goes_there_and_back(bed: &Bed, moves: usize) {
         );
     }
     probe.assert_nothing_lost();
+    let host = assert_a_volume_goes_whole(bed, host, "docker:web", "/var/lib/docker/volumes/data/_data");
     // it is docker's: a dead container is started again, writes to the same log, and a removed one is gone
     bed.sh(host, &format!("kill -9 $({PID})"));
     let again = format!("timeout 20 sh -c 'until redis-cli -h {IP} ping | grep -q PONG; do sleep 0.1; done'");

@@ -1,12 +1,14 @@
 //! Checkpoints that share content with an earlier one: small, restored from anywhere in the chain, and useless without it.
 
 use crate::bed::{Bed, DST, SRC, Said, bed};
+use crate::cold::copy;
+use crate::connection::Held;
 use crate::container::{Redis, assert_runs_only_on};
 use crate::engines::podman_redis;
+use crate::engines_docker::{self, docker_redis};
 use crate::godwit::godwit_with;
 use crate::state::State;
 use serde_json::Value;
-use std::process::Command;
 
 fn checkpoint(bed: &Bed, container: &str, to: &str, more: &[&str]) -> Said {
     let words = ["--json", "checkpoint", container, "--to", to, "--tcp-established"];
@@ -17,15 +19,6 @@ fn checkpoint(bed: &Bed, container: &str, to: &str, more: &[&str]) -> Said {
 fn written(said: &Said) -> Value {
     assert_eq!(said.code, 0, "{}{}", said.out, said.err);
     said.lines("checkpoint").remove(0)
-}
-
-/// Brings all checkpoints to the other host.
-fn copy(bed: &Bed) {
-    let (from, to) = (bed.path(SRC, "/srv"), bed.path(DST, "/srv"));
-    let script = "tar --create --xattrs --xattrs-include='*' --file=- --directory \"$0\" cp | \
-        tar --extract --xattrs --xattrs-include='*' --same-owner --same-permissions --file=- --directory \"$1\"";
-    let status = Command::new("sh").args(["-c", script]).arg(from).arg(to).status().unwrap();
-    assert!(status.success());
 }
 
 fn restore(bed: &Bed, path: &str) -> Said {
@@ -200,4 +193,59 @@ fn a_container_of_podman_shares_its_layer_its_volumes_and_its_image() {
     assert_eq!((redis.digest(&bed), bed.sh(DST, "podman diff web | sort")), (data, layer));
     assert_eq!(bed.sh(DST, "podman exec web cat /newer /anonymous/file /ro/file"), "newer\nkept\nfixed");
     bed.sh(DST, "podman rm -a -f -t 0 -v; podman rmi -a -f; testbed-container image");
+}
+
+/// Its client does not notice but a pause: what was acknowledged is in the last one of the chain, and so is the connection.
+#[test]
+fn a_container_of_docker_shares_its_layer_its_volumes_and_its_image() {
+    let Some(bed) = bed() else { return };
+    let redis = docker_redis(&bed);
+    let held = Held::begin(&bed, &redis);
+    bed.sh(SRC, "mkdir -m 700 /srv/cp");
+    let told = |host: &str| {
+        let config = "docker inspect -f '{{json .Config}} {{json .HostConfig.RestartPolicy}}' web; docker diff web | sort";
+        bed.sh(host, &format!("{config}; docker exec web sh -c 'cat /new /newer /anonymous/file /data/note' 2> /dev/null; true"))
+    };
+    let state = |host: &str| (redis.digest(&bed), told(host));
+    let first = state(SRC);
+    written(&checkpoint(&bed, "docker:web", "/srv/cp/whole", &["--leave-running", "--with-image"]));
+    redis.ask(&bed, "set later 1");
+    let change =
+        "echo newer > /newer; rm /new; echo changed > /anonymous/file; echo noted > /data/note; rm /bin/wget";
+    bed.sh(SRC, &format!("docker exec web sh -c '{change}'"));
+    let last = state(SRC);
+    assert!(
+        last.1.ends_with("newer\nchanged\nnoted") && first.1.ends_with("new\nkept"),
+        "{last:?} {first:?}"
+    );
+    let line = written(&checkpoint(
+        &bed,
+        "docker:web",
+        "/srv/cp/part",
+        &["--with-image", "--parent", "/srv/cp/whole"],
+    ));
+    assert_eq!(line["leftovers"], Value::Array(vec![]), "{line}");
+    engines_docker::assert_nothing_left(&bed, SRC);
+    let sizes = ["whole", "part"].map(|name| kib(&bed, &format!("/srv/cp/{name}")));
+    eprintln!("KiB on the disk: {sizes:?}");
+    assert!(sizes[0] > 60 << 10 && sizes[1] < 6 << 10, "{sizes:?}");
+    copy(&bed);
+    bed.sh(DST, "docker rmi -f localhost/redis:test");
+    let restored = |name: &str| {
+        let said = restore(&bed, &format!("/srv/cp/{name}"));
+        assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+        assert_eq!(said.lines("restored")[0]["leftovers"], Value::Array(vec![]), "{}", said.out);
+    };
+    restored("part");
+    assert_eq!(state(DST), last);
+    held.assert_goes_on();
+    // the first of the chain is as good as it was, and has the image, too
+    bed.sh(
+        DST,
+        "docker rm -f -v web; docker volume rm data; docker rmi -f localhost/redis:test; rm -r /srv/ro",
+    );
+    engines_docker::assert_nothing_left(&bed, DST);
+    restored("whole");
+    assert_eq!(state(DST), first);
+    bed.sh(DST, "docker rm -f -v web; docker rmi -f localhost/redis:test");
 }

@@ -136,6 +136,49 @@ fn what_was_skipped_is_not_overwritten_on_any_way_back() {
     assert_eq!(bed.sh(DST, "podman exec web cat /data/file"), "a");
 }
 
+/// A volume that podman would remove with the container stays where it is asked to, whatever becomes of a move back.
+fn what_has_no_name_stays(bed: &Bed) {
+    bed.wipe();
+    let run = |options: &str| {
+        bed.sh(
+            SRC,
+            &format!(
+                "podman run -d --name web --network none {options} -v /stays -v /moves localhost/redis:test \
+                    sh -c 'exec 3> /open; echo x >&3; exec tail -f /dev/null'
+                 podman exec web sh -c 'echo a > /stays/file; echo b > /moves/file'"
+            ),
+        );
+        let name = "{{range .Mounts}}{{if eq .Destination \"/stays\"}}{{.Name}}{{end}}{{end}}";
+        bed.sh(SRC, &format!("podman inspect -f '{name}' web"))
+    };
+    let name = run("--rm");
+    // podman itself removes it when the container ends
+    let said = migrate(bed, "podman:web", &["--skip-volume", &name]);
+    assert_eq!(said.code, 13, "{}{}", said.out, said.err);
+    assert!(said.out.contains("with it the volume without a name"), "{}", said.out);
+    assert_eq!(bed.sh(SRC, "podman exec web cat /stays/file; podman rm -f -v -t 0 web"), "a\nweb");
+    let name = run("");
+    migrate(bed, "podman:web", &["--skip-volume", &name]).summary();
+    assert_eq!(bed.sh(DST, "podman exec web sh -c 'ls /stays; cat /moves/file'"), "b");
+    let here = format!("podman volume ls -q; cat /var/lib/containers/storage/volumes/{name}/_data/file");
+    assert_eq!(bed.sh(SRC, &here), format!("{name}\na"));
+    // back, without the file that it has open: what was made is taken away again, and the volume was not
+    let back =
+        ["--json", "migrate", "podman:web", "ssh://src", "--max-downtime", "60s", "--skip-volume", &name];
+    let said = godwit_with(bed, DST, &[], &[&back[..], &["--layer", "skip"]].concat());
+    assert_eq!(said.code, 1, "{}{}", said.out, said.err);
+    assert_eq!(bed.sh(SRC, &here), format!("{name}\na"), "{}", said.out);
+    godwit_with(bed, DST, &[], &back).summary();
+    assert_eq!(bed.sh(SRC, "podman exec web cat /stays/file /moves/file"), "a\nb");
+    // and where it is stopped here and started there
+    bed.sh(DST, "podman volume rm -a -f");
+    migrate(bed, "podman:web", &["--skip-volume", &name, "--strategy", "restart", "--stop-timeout", "1s"])
+        .summary();
+    assert_eq!(bed.sh(DST, "podman exec web sh -c 'ls /stays; cat /moves/file'"), "b");
+    assert_eq!(bed.sh(SRC, &here), format!("{name}\na"));
+    bed.wipe();
+}
+
 #[test]
 fn only_the_volumes_that_are_named_move() {
     let Some(bed) = bed() else { return };
@@ -157,6 +200,8 @@ fn only_the_volumes_that_are_named_move() {
     assert_eq!(bed.sh(DST, "podman exec web sh -c 'cat /data/file /new; ls /other'"), "a\nnew");
     let here = "cd /var/lib/containers/storage/volumes; cat other/_data/file";
     assert_eq!(bed.sh(SRC, here), "b");
+
+    what_has_no_name_stays(&bed);
 
     // of another engine, by path; a single file moves all the same
     make_bundle(&bed, "idle", IDLE, |config| {

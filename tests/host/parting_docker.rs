@@ -111,6 +111,56 @@ fn a_volume_of_docker_that_is_skipped_is_made_and_stays_empty() {
     }
 }
 
+/// Named or not: what stays is not removed with the container.
+#[test]
+fn only_the_volumes_of_docker_that_are_named_move() {
+    let Some(bed) = bed() else { return };
+    set_up(&bed);
+    bed.sh(
+        SRC,
+        "mkdir /srv/bound; echo c > /srv/bound/file
+         docker run -d --name web --network none -v data:/data -v other:/other -v /anonymous -v /srv/bound:/bound \
+            localhost/redis:test tail -f /dev/null
+         docker exec web sh -c 'echo new > /new; echo a > /data/file; echo b > /other/file; echo d > /anonymous/file'",
+    );
+    let anonymous = bed.sh(
+        SRC,
+        "docker inspect -f '{{range .Mounts}}{{if eq .Destination \"/anonymous\"}}{{.Source}}{{end}}{{end}}' web",
+    );
+    let pid = bed.sh(SRC, PID);
+    for (more, why) in [
+        (&["--volume", "nothing"][..], "the container has no volume `nothing`"),
+        (&["--volume", "/srv"], "the container has no volume `/srv`"),
+        (&["--volume", "data", "--skip-volume", "data"], "shall move, and stay"),
+    ] {
+        let said = migrate(&bed, SRC, "docker:web", more);
+        assert_eq!(said.code, 2, "{}{}", said.out, said.err);
+        assert!(said.out.contains(why), "{}", said.out);
+    }
+    assert_eq!(bed.sh(SRC, PID), pid);
+    assert_eq!(bed.sh(DST, "docker ps -aq; docker volume ls -q"), "");
+    // by name, and by path
+    let said = migrate(&bed, SRC, "docker:web", &["--volume", "data", "--volume", "/srv/bound"]);
+    assert_eq!(said.summary()["leftovers"], Value::Array(vec![]), "{}", said.out);
+    let there = "docker exec web sh -c 'cat /data/file /bound/file /new; ls /other /anonymous'";
+    assert_eq!(bed.sh(DST, there), "a\nc\nnew\n/anonymous:\n\n/other:");
+    let here = format!("cat /var/lib/docker/volumes/other/_data/file {anonymous}/file");
+    assert_eq!(bed.sh(SRC, &here), "b\nd");
+    assert_nothing_left(&bed, SRC);
+
+    // what docker itself removes when the container ends cannot stay
+    bed.sh(
+        SRC,
+        "docker run -d --rm --name odd --network none -v /anonymous localhost/redis:test tail -f /dev/null",
+    );
+    let anonymous = "docker inspect -f '{{range .Mounts}}{{.Source}}{{end}}' odd";
+    let said = migrate(&bed, SRC, "docker:odd", &["--skip-volume", &bed.sh(SRC, anonymous)]);
+    assert_eq!(said.code, 13, "{}{}", said.out, said.err);
+    assert!(said.out.contains("with it the volume without a name"), "{}", said.out);
+    assert_eq!(bed.sh(SRC, "docker inspect -f '{{.State.Status}}' odd"), "running");
+    assert_eq!(bed.sh(DST, "docker ps -aq --filter name=odd"), "");
+}
+
 #[test]
 fn a_layer_of_docker_that_is_skipped_stays() {
     let Some(bed) = bed() else { return };

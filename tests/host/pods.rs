@@ -8,13 +8,13 @@ use crate::probe::Probe;
 use serde_json::{Value, json};
 
 const IP: &str = "10.77.0.100";
-const POD: &str = "podman:pod/shop";
+pub const POD: &str = "podman:pod/shop";
 /// podman's own image for infra containers needs catatonit, which the test hosts do not have.
 const CREATE: &str =
     "podman pod create --infra-image localhost/redis:test --infra-command 'tail -f /dev/null'";
 
 /// A pod on the source with a redis in it, which has a volume, a changed layer, and a file in the shared memory of the pod.
-fn make_pod(bed: &Bed, runtime: &str) -> Redis {
+pub fn make_pod(bed: &Bed, runtime: &str) -> Redis {
     for host in [SRC, DST] {
         bed.sh(host, "testbed-container image");
     }
@@ -34,7 +34,7 @@ fn make_pod(bed: &Bed, runtime: &str) -> Redis {
 }
 
 /// What `podman pod inspect` says, without what differs by nature (docs/engines.md).
-fn pod_shown(bed: &Bed, host: &str) -> Value {
+pub fn pod_shown(bed: &Bed, host: &str) -> Value {
     let text = bed.sh(host, "podman pod inspect shop");
     let mut shown = serde_json::from_str::<Vec<Value>>(&text).unwrap().remove(0);
     let id = shown["Id"].as_str().unwrap().to_owned();
@@ -51,7 +51,7 @@ fn pod_shown(bed: &Bed, host: &str) -> Value {
 }
 
 /// What `podman inspect` says of the container in it, without what differs by nature (docs/engines.md).
-fn member_shown(bed: &Bed, host: &str) -> Value {
+pub fn member_shown(bed: &Bed, host: &str) -> Value {
     let id = |format: &str| bed.sh(host, &format!("podman pod inspect -f '{{{{{format}}}}}' shop"));
     let (pod, infra) = (id(".Id"), id(".InfraContainerID"));
     let text = bed.sh(host, "podman container inspect web");
@@ -81,7 +81,7 @@ fn member_shown(bed: &Bed, host: &str) -> Value {
 
 /// Nothing of the pod is left on a host, by podman's word and the kernel's.
 #[track_caller]
-fn assert_no_half(bed: &Bed, host: &str) {
+pub fn assert_no_half(bed: &Bed, host: &str) {
     assert_nothing_left(bed, host, "podman");
     let left = "podman pod ps -q; ls -d /sys/fs/cgroup/libpod_parent/*/ /run/godwit* 2> /dev/null; pgrep -ax tail; true";
     assert_eq!(bed.sh(host, left), "", "{host}");
@@ -89,7 +89,7 @@ fn assert_no_half(bed: &Bed, host: &str) {
 
 /// Its container is in the namespaces of its infra container.
 #[track_caller]
-fn assert_namespaces_are_shared(bed: &Bed, host: &str) {
+pub fn assert_namespaces_are_shared(bed: &Bed, host: &str) {
     let script = "for c in web $(podman pod inspect -f '{{.InfraContainerID}}' shop); do
         p=$(podman inspect -f '{{.State.Pid}}' $c); echo $(readlink /proc/$p/ns/net /proc/$p/ns/ipc /proc/$p/ns/uts)
     done | uniq | wc -l";
@@ -212,7 +212,7 @@ fn what_is_in_a_group_is_refused_with_its_names_and_nothing_is_touched() {
 }
 
 /// A replica beside the redis: it follows that over the loopback of the pod, and both write to one volume.
-fn add_replica(bed: &Bed, runtime: &str) {
+pub fn add_replica(bed: &Bed, runtime: &str) {
     bed.sh(
         SRC,
         &format!(

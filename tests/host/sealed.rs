@@ -1,8 +1,10 @@
 //! Encrypted checkpoints: nobody but the holder of the key has any of it, and what is not whole is not restored.
 
 use crate::bed::{Bed, DST, SRC, Said, bed};
+use crate::connection::Held;
 use crate::container::{Redis, assert_runs_only_on, runc_state};
 use crate::engines::podman_redis;
+use crate::engines_docker::{self, docker_redis};
 use crate::godwit::{Background, godwit, godwit_with};
 use crate::state::State;
 use serde_json::Value;
@@ -167,6 +169,46 @@ fn an_encrypted_checkpoint_carries_its_image() {
     assert_nothing_staged(&bed, DST);
     assert_eq!((redis.digest(&bed), bed.sh(DST, image)), (data, id));
     bed.sh(DST, "podman rm -a -f -t 0 -v; podman rmi -a -f; testbed-container image");
+}
+
+#[test]
+fn an_encrypted_checkpoint_of_dockers_carries_its_image_and_its_connections() {
+    let Some(bed) = bed() else { return };
+    let redis = docker_redis(&bed);
+    assert_eq!(redis.ask(&bed, &format!("set password {SECRET}")), "OK");
+    let held = Held::begin(&bed, &redis);
+    let (data, layer) = (redis.digest(&bed), bed.sh(SRC, "docker diff web | sort"));
+    let image = "docker image inspect -f '{{.Id}}' localhost/redis:test";
+    let id = bed.sh(SRC, image);
+    bed.sh(SRC, "mkdir -m 700 /srv/sealed");
+    let words = ["--json", "checkpoint", "docker:web", "--to", "/srv/sealed/web.age", "--tcp-established"];
+    let said =
+        godwit_with(&bed, SRC, &[], &[&words[..], &["--with-image", "--recipient", RECIPIENT]].concat());
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    assert_eq!(said.lines("checkpoint")[0]["leftovers"], Value::Array(vec![]), "{}", said.out);
+    assert_nothing_staged(&bed, SRC);
+    engines_docker::assert_nothing_left(&bed, SRC);
+    assert!(!bed.holds(SRC, "grep -qa battery-staple /srv/sealed/web.age"));
+    bed.sh(DST, "mkdir -m 700 /srv/sealed; docker rmi -f localhost/redis:test");
+    std::fs::copy(bed.path(SRC, "/srv/sealed/web.age"), bed.path(DST, "/srv/sealed/web.age")).unwrap();
+    for (name, identity) in [("key", IDENTITY), ("other-key", OTHER)] {
+        bed.write(DST, &format!("/srv/sealed/{name}"), identity);
+        bed.sh(DST, &format!("chmod 600 /srv/sealed/{name}"));
+    }
+    let restore = |key: &str| {
+        godwit_with(&bed, DST, &[], &["--json", "restore", "/srv/sealed/web.age", "--identity", key])
+    };
+    let said = restore("/srv/sealed/other-key");
+    assert_eq!(said.code, 2, "{}{}", said.out, said.err);
+    assert_eq!(bed.sh(DST, "docker ps -aq; docker volume ls -q; docker image ls -q"), "");
+    let said = restore("/srv/sealed/key");
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    assert_nothing_staged(&bed, DST);
+    assert_eq!((redis.digest(&bed), bed.sh(DST, image)), (data, id));
+    assert_eq!(bed.sh(DST, "docker diff web | sort"), layer);
+    assert_eq!(bed.sh(DST, "docker exec web cat /new /anonymous/file /ro/file"), "new\nkept\nfixed");
+    held.assert_goes_on();
+    bed.sh(DST, "docker rm -f -v web; docker rmi -f localhost/redis:test");
 }
 
 /// Waits until half of the checkpoint has been sealed.

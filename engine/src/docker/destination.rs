@@ -1,6 +1,7 @@
 //! A container of docker at the destination.
 
 use super::offer::{is_id, parse_known};
+use super::removal::Removal;
 use super::restart::{DockerStartable, Known};
 use super::{Docker, KIND, QUESTION, Recipe, layer, network};
 use crate::arrival::Arrival;
@@ -520,7 +521,7 @@ impl DestinationContainer for DockerArrival {
             match self.found() {
                 Ok(Some(shown)) => {
                     let id = shown["Id"].as_str().unwrap_or_default().to_owned();
-                    keep("container", self.docker.remove(&id));
+                    keep("container", Removal::of(&self.docker, &id).run());
                     self.id = Some(id);
                 }
                 Ok(None) => {}

@@ -1,12 +1,13 @@
 //! A container of docker's that is stopped and started by docker.
 
+use super::removal::Removal;
 use super::{Docker, KIND, no_restart};
 use crate::error::EngineError;
 use crate::network::{Namespace, announce};
 use crate::restart::{Startable, Status};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Time that docker may take for a start or a stop beyond what the container takes.
@@ -16,6 +17,7 @@ const WORK: Duration = Duration::from_secs(120);
 pub(super) struct DockerStartable {
     docker: Docker,
     known: Known,
+    removal: Removal,
 }
 
 /// What outlasts a process.
@@ -31,7 +33,7 @@ pub(super) struct Known {
 
 impl DockerStartable {
     pub(super) fn new(docker: &Docker, known: Known) -> Self {
-        Self { docker: docker.clone(), known }
+        Self { docker: docker.clone(), removal: Removal::of(docker, &known.id), known }
     }
 
     fn restart(&self, policy: &Value) -> Result<(), EngineError> {
@@ -102,8 +104,12 @@ impl Startable for DockerStartable {
         Ok(())
     }
 
+    fn spare(&mut self, volumes: &[PathBuf]) -> Result<(), EngineError> {
+        self.removal.spare(volumes)
+    }
+
     fn remove(&self) -> Result<(), EngineError> {
-        self.docker.remove(&self.known.id)
+        self.removal.run()
     }
 
     fn bring_image(&self, lacks: &str, dir: &Path) -> Result<(), EngineError> {

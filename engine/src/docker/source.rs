@@ -1,6 +1,7 @@
 //! A container of docker at the source.
 
 use super::record::Record;
+use super::removal::Removal;
 use super::restart::{DockerStartable, Known};
 use super::{Docker, KIND, Recipe, Setting, no_restart};
 use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
@@ -42,6 +43,7 @@ struct DockerKin {
     descriptors: Vec<String>,
     /// The id of the image that it was made of.
     image: String,
+    removal: Removal,
 }
 
 pub(super) fn open(
@@ -177,6 +179,7 @@ pub(super) fn open(
         },
         descriptors: descriptors.clone(),
         image: image_id.to_owned(),
+        removal: Removal::of(docker, id),
     };
     let known = Known { id: id.into(), policy: record.restart_policy().cloned(), image: image_id.to_owned() };
     let recipe = Recipe {
@@ -238,6 +241,7 @@ pub(super) fn reopen(docker: &Docker, remains: &str) -> Result<Box<dyn SourceCon
         external: Vec::new(),
         descriptors: Vec::new(),
         image: String::new(),
+        removal: Removal::of(docker, remains.kin.as_str().unwrap_or(&remains.name)),
     };
     Ok(Box::new(remains.reopen(KIND, Box::new(kin))))
 }
@@ -420,7 +424,11 @@ impl Kin for DockerKin {
         }
     }
 
+    fn spare(&mut self, volumes: &[PathBuf]) -> Result<(), EngineError> {
+        self.removal.spare(volumes)
+    }
+
     fn forget(&mut self) -> Result<(), EngineError> {
-        self.docker.remove(&self.id)
+        self.removal.run()
     }
 }

@@ -508,7 +508,8 @@ impl DestinationContainer for PodmanArrival {
             tracing::debug!(%error, "podman gave up, as it should");
         }
         if std::mem::take(&mut self.begun_to_make) {
-            let args = ["rm", "--force", "--time", "0", "--volumes", "--ignore", &self.recipe.id];
+            // its volumes are gone through below: one without a name may have been there before
+            let args = ["rm", "--force", "--time", "0", "--ignore", &self.recipe.id];
             keep("container", self.podman.run(&args).map(drop));
             // what podman leaves of a start that fails (libpod, `PersistDir`)
             let _ = std::fs::remove_dir_all(Path::new("/run/libpod/persist").join(&self.recipe.id));

@@ -1,18 +1,20 @@
 //! A container of podman's that is stopped and started by podman.
 
+use super::removal::Removal;
 use super::{KIND, Podman, QUESTION};
 use crate::error::EngineError;
 use crate::restart::{Startable, Status};
 use crate::tool;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How podman knows it.
 pub(super) struct PodmanStartable {
     podman: Podman,
     known: Known,
+    removal: Removal,
 }
 
 /// What outlasts a process.
@@ -26,7 +28,7 @@ pub(super) struct Known {
 
 impl PodmanStartable {
     pub(super) fn new(podman: &Podman, known: Known) -> Self {
-        Self { podman: podman.clone(), known }
+        Self { podman: podman.clone(), removal: Removal::of(podman, &known.id), known }
     }
 
     fn restart(&self, policy: &str) -> Result<(), EngineError> {
@@ -76,9 +78,12 @@ impl Startable for PodmanStartable {
         self.podman.run(&["start", &self.known.id]).map(drop)
     }
 
+    fn spare(&mut self, volumes: &[PathBuf]) -> Result<(), EngineError> {
+        self.removal.spare(volumes)
+    }
+
     fn remove(&self) -> Result<(), EngineError> {
-        // with its anonymous volumes, as `podman rm` of a container that was started with `--rm` has it
-        self.podman.run(&["rm", "--force", "--time", "0", "--volumes", "--ignore", &self.known.id]).map(drop)
+        self.removal.run()
     }
 
     fn bring_image(&self, lacks: &str, dir: &Path) -> Result<(), EngineError> {

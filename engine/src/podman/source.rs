@@ -2,6 +2,7 @@
 
 use super::pod::{Found, Member, Pod, SELECTOR, is_empty};
 use super::record::{Address, Record, group_of};
+use super::removal::Removal;
 use super::restart::{Known, PodmanStartable};
 use super::{KIND, Podman, Recipe};
 use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
@@ -38,6 +39,7 @@ struct PodmanKin {
     image: String,
     /// The id of the pod that goes with it.
     pod: Option<String>,
+    removal: Removal,
 }
 
 /// What outlasts a process of a container that goes with its pod; of any other it is the id alone.
@@ -263,6 +265,7 @@ fn open_container(
         descriptors: descriptors.clone(),
         image: image_id.clone(),
         pod: pod.as_ref().map(|pod| pod.id.clone()),
+        removal: Removal::of(podman, id),
     };
     let policy = record.restart_policy();
     let recipe = Recipe {
@@ -323,6 +326,7 @@ pub(super) fn reopen(podman: &Podman, remains: &str) -> Result<Box<dyn SourceCon
     };
     let kin = PodmanKin {
         podman: podman.clone(),
+        removal: Removal::of(podman, &id),
         id,
         pid: remains.born.pid(),
         external: Vec::new(),
@@ -535,9 +539,12 @@ impl Kin for PodmanKin {
         }
     }
 
+    fn spare(&mut self, volumes: &[PathBuf]) -> Result<(), EngineError> {
+        self.removal.spare(volumes)
+    }
+
     fn forget(&mut self) -> Result<(), EngineError> {
-        // with its anonymous volumes, as `podman rm` of a container that was started with `--rm` has it
-        self.podman.run(&["rm", "--force", "--time", "0", "--volumes", "--ignore", &self.id])?;
+        self.removal.run()?;
         self.pod.as_ref().map_or(Ok(()), |pod| self.podman.remove_empty_pod(pod).map(drop))
     }
 }
