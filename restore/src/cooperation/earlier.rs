@@ -134,3 +134,39 @@ fn ask_all(
         asked.into_iter().map(|asked| asked.join().unwrap_or_default()).collect()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(names: &[&str]) -> Found {
+        let known = Known { tree: Digest::of(b"tree"), made_unix_s: 7 };
+        let of_image =
+            names.iter().map(|name| OfImage { container: (*name).to_owned(), known: known.clone() });
+        Found { itself: vec![known.clone()], of_image: of_image.collect() }
+    }
+
+    /// What counts of these for a sender of `runc:web`.
+    fn counts(policy: &str, names: &[&str]) -> Vec<(Of, String)> {
+        let policy = Policy::parse(policy).unwrap();
+        let wish = Wish { container: "runc:web", image: Some("sha256:1f"), policy: &policy, peer: "rack2" };
+        let candidates = wish.candidates(found(names), Distance::Here, None);
+        candidates.map(|candidate| (candidate.of, candidate.container)).collect()
+    }
+
+    #[test]
+    fn another_containers_checkpoint_counts_only_for_those_who_may_send_it() {
+        let rule = |containers: &str| {
+            format!("[[allow]]\nrule = \"a\"\npeers = [\"rack2\"]\ncontainers = [{containers}]\n")
+        };
+        let itself = (Of::Itself, "runc:web".to_owned());
+        let names = ["runc:web", "runc:web-2", "podman:db"];
+        let other = |name: &str| (Of::SameImage, name.to_owned());
+        assert_eq!(counts(&rule("\"runc:web\""), &names), [itself.clone()]);
+        assert_eq!(counts(&rule("\"runc:*\""), &names), [itself.clone(), other("runc:web-2")]);
+        assert_eq!(counts(&rule("\"*\""), &names), [itself.clone(), other("runc:web-2"), other("podman:db")]);
+        // somebody else's rule is not this one's
+        let others = "[[allow]]\nrule = \"b\"\npeers = [\"rack3\"]\n";
+        assert_eq!(counts(&(rule("\"runc:web\"") + others), &names), [itself]);
+    }
+}
