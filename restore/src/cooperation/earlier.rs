@@ -162,7 +162,7 @@ mod tests {
         let itself = (Of::Itself, "runc:web".to_owned());
         let names = ["runc:web", "runc:web-2", "podman:db"];
         let other = |name: &str| (Of::SameImage, name.to_owned());
-        assert_eq!(counts(&rule("\"runc:web\""), &names), [itself.clone()]);
+        assert_eq!(counts(&rule("\"runc:web\""), &names), vec![itself.clone()]);
         assert_eq!(counts(&rule("\"runc:*\""), &names), [itself.clone(), other("runc:web-2")]);
         assert_eq!(counts(&rule("\"*\""), &names), [itself.clone(), other("runc:web-2"), other("podman:db")]);
         // somebody else's rule is not this one's
