@@ -273,8 +273,8 @@ pub struct CheckpointArgs {
     /// The container: `runc:NAME`, `pid:PID`, or a name that only one engine knows
     pub container: String,
     /// The directory to write, or with `--recipient` the file; must not exist yet. Or a place in object storage, `s3://BUCKET/PREFIX` or
-    /// `file:///PATH`, which may have earlier ones of the container
-    #[arg(long, value_name = "PATH|PLACE", value_parser = Location::parser())]
+    /// `file:///PATH`, which may have earlier ones of the container. Or `store`: this host's store keeps it beside earlier ones
+    #[arg(long, value_name = "PATH|PLACE|store", value_parser = Location::parser())]
     pub to: Location,
     /// Encrypt it, so that only the holder of this key of age's can read it: `age1…`, or `@FILE` with one a line; repeatable
     #[arg(long = "recipient", value_name = "RECIPIENT")]
@@ -288,6 +288,11 @@ pub struct CheckpointArgs {
     /// An earlier checkpoint of the same container: what this one has in common with it is not stored again. It must be kept
     #[arg(long, value_name = "DIR")]
     pub parent: Option<PathBuf>,
+    /// How much the store may have on disk: what nothing needs goes, the least recently used first, and then it is refused
+    #[arg(long, env = "GODWIT_STORE_QUOTA", value_parser = quantity::bytes, value_name = "SIZE")]
+    pub quota: Option<u64>,
+    #[command(flatten)]
+    pub keep: KeepArgs,
     #[command(flatten)]
     pub carry: CarryArgs,
     /// A directory or file to take along, besides those that the engine knows
@@ -301,8 +306,9 @@ pub struct CheckpointArgs {
 /// `godwit restore`.
 #[derive(Debug, ClapArgs)]
 pub struct RestoreArgs {
-    /// The directory or file that `godwit checkpoint` wrote; or the place that it was put into: the newest there, or `PLACE#IMAGE`
-    #[arg(value_name = "PATH|PLACE", value_parser = Location::parser())]
+    /// The directory or file that `godwit checkpoint` wrote; or the place that it was put into: the newest there, or `PLACE#IMAGE`; or
+    /// one that this host's store keeps: `store:ID`, `store:CONTAINER@latest`
+    #[arg(value_name = "PATH|PLACE|store:ID", value_parser = Location::parser())]
     pub checkpoint: Location,
     /// A file with the secret key that opens it, when it is encrypted; repeatable
     #[arg(long = "identity", value_name = "KEYFILE")]
@@ -317,21 +323,41 @@ pub struct RestoreArgs {
 pub enum ImagesCommand {
     /// List checkpoints: these, or those that lie in a directory or a place
     Ls {
-        /// A checkpoint, a directory with some, or a place in object storage: `s3://BUCKET/PREFIX`, `file:///PATH`
-        #[arg(required = true, value_name = "PATH|PLACE", value_parser = Location::parser())]
+        /// A checkpoint, a directory with some, a place in object storage: `s3://BUCKET/PREFIX`, `file:///PATH`, or `store`: those that this
+        /// host's store keeps
+        #[arg(required = true, value_name = "PATH|PLACE|store", value_parser = Location::parser())]
         paths: Vec<Location>,
     },
     /// Show what is in one: processes, files, sockets, mounts, sizes
     Inspect(ImageArgs),
     /// Read all of one, and say what is missing or damaged; nothing is restored
     Verify(ImageArgs),
+    /// Let go of checkpoints that this host's store keeps: of some by name, or of those of a container that nothing of `--keep-…` keeps
+    Forget(ImagesForgetArgs),
+}
+
+/// `godwit images forget`.
+#[derive(Debug, ClapArgs)]
+pub struct ImagesForgetArgs {
+    /// Which: `store:ID`
+    #[arg(value_name = "store:ID", required_unless_present = "container", conflicts_with = "container", value_parser = Location::parser())]
+    pub images: Vec<Location>,
+    /// All of this container but what the policy keeps; what was pinned by hand only goes by its name
+    #[arg(long, value_name = "ENGINE:NAME")]
+    pub container: Option<String>,
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// Only say what would go
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// One checkpoint.
 #[derive(Debug, ClapArgs)]
 pub struct ImageArgs {
-    /// A directory, an encrypted checkpoint, or podman's archive (.tar, .tar.gz, .tar.zst). To `verify` also a place in object storage
-    #[arg(value_name = "PATH|PLACE", value_parser = Location::parser())]
+    /// A directory, an encrypted checkpoint, podman's archive (.tar, .tar.gz, .tar.zst), or `store:ID`. To `verify` also a place in object
+    /// storage
+    #[arg(value_name = "PATH|PLACE|store:ID", value_parser = Location::parser())]
     pub image: Location,
     /// A file with the secret key that opens it, when it is encrypted; repeatable
     #[arg(long = "identity", value_name = "KEYFILE")]

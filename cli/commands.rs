@@ -13,6 +13,8 @@ mod hooks;
 mod host;
 mod images;
 mod journals;
+mod keep;
+mod kept;
 mod keys;
 mod limits;
 mod log;

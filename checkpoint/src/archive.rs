@@ -78,6 +78,9 @@ pub(crate) struct Manifest {
     pub(crate) engine_version: Option<String>,
     #[serde(default)]
     pub(crate) image: Option<String>,
+    /// What names that image's content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) image_id: Option<String>,
     #[serde(default)]
     starts_slowly: bool,
 }
@@ -359,6 +362,7 @@ fn manifest(facts: &Facts, order: &Order<'_>, id: &MigrationId) -> Result<Manife
         made_unix_s: now.ok().map(|since| since.as_secs()),
         engine_version: engine.and_then(|engine| engine.usable().ok()),
         image: facts.image.clone(),
+        image_id: facts.image_id.clone(),
         starts_slowly: facts.starts_slowly,
     })
 }
@@ -492,6 +496,7 @@ pub fn open(dir: &Path) -> Result<Archived, ArchiveError> {
         annotations: std::collections::BTreeMap::new(),
         starts_slowly: manifest.starts_slowly,
         image: manifest.image,
+        image_id: manifest.image_id,
     };
     let image = Some(dir.join(CONTAINER_IMAGE)).filter(|image| image.is_dir());
     Ok(Archived { facts, host: manifest.facts, carry: manifest.carry, images: dir.join("images"), image })

@@ -128,6 +128,10 @@ impl Source<'_> {
             let failed = neighbour.failed.as_ref().map(|why| format!(" ({why})"));
             format!("{} {}{}", neighbour.neighbour, show_bytes(neighbour.bytes), failed.unwrap_or_default())
         }));
+        if let Some(earlier) = report.earlier.as_ref().filter(|earlier| **earlier != self.name) {
+            self.observer
+                .note(format!("memory begins with a checkpoint of `{earlier}`, which is of the same image"));
+        }
         self.observer.note(format!(
             "{} has gathered {} of {} within {}: {}",
             self.plan.destination,

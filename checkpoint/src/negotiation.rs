@@ -105,6 +105,7 @@ impl Source<'_> {
             migration: self.job.id.clone(),
             engine: facts.engine.into(),
             name: facts.name.clone(),
+            image_id: facts.image_id.clone(),
             recipe: facts.recipe.clone(),
             network: network.map_err(|error| WireError::Malformed(error.to_string()))?,
             network_plan: self.plan.network_plan.to_string(),

@@ -81,6 +81,7 @@ mod tests {
             starts_slowly: false,
             annotations: Default::default(),
             image: None,
+            image_id: None,
         };
         let parting = Parting { keep: false, skipped: vec!["/srv/skipped".into()] };
         let told = passing(&facts, &parting, &job);

@@ -16,12 +16,21 @@ pub enum Location {
     Path(PathBuf),
     /// `s3://…` or `file://…`.
     Place(PlaceName),
+    /// This host's store: `store`, or one that it keeps, `store:ID`.
+    Store(Option<String>),
 }
+
+/// What means this host's store; a directory of that name is `./store`.
+const STORE: &str = "store";
 
 impl Location {
     fn parse(text: OsString) -> Result<Self, NotAPlace> {
         match text.to_str() {
             Some(place) if PlaceName::is_meant_by(place) => place.parse().map(Self::Place),
+            Some(STORE) => Ok(Self::Store(None)),
+            Some(text) if text.starts_with("store:") => {
+                Ok(Self::Store(Some(text[STORE.len() + 1..].to_owned())))
+            }
             _ => Ok(Self::Path(text.into())),
         }
     }
@@ -36,6 +45,8 @@ impl fmt::Display for Location {
         match self {
             Self::Path(path) => write!(f, "{}", path.display()),
             Self::Place(place) => write!(f, "{place}"),
+            Self::Store(None) => f.write_str(STORE),
+            Self::Store(Some(id)) => write!(f, "{STORE}:{id}"),
         }
     }
 }

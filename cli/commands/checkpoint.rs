@@ -1,8 +1,10 @@
-//! `godwit checkpoint`: into a directory or a file. What goes to a place goes there from an [outbox](super::outbox).
+//! `godwit checkpoint`: into a directory or a file. What goes to a place goes there from an [outbox](super::outbox), and so does what
+//! the store [keeps](super::keep).
 
 use super::earlier::settle_earlier;
+use super::volume::policy;
 use super::{Trouble, cancel_on_signal, open};
-use super::{outbox, parent, sealing};
+use super::{keep, outbox, parent, sealing};
 use crate::args::{Args, CheckpointArgs, Location};
 use crate::draw::Draw;
 use crate::progress::Show;
@@ -21,6 +23,17 @@ use std::path::Path;
 pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Trouble> {
     let cancel = cancel_on_signal();
     match &command.to {
+        Location::Store(Some(_)) => Err(refused(
+            command,
+            &format!("`{}` names a checkpoint that the store has, or could have", command.to),
+            "write `--to store`: it gets a name of its own",
+        )),
+        Location::Store(None) => keep::run(args, command, draw, &cancel),
+        _ if !policy(&command.keep).is_empty() => Err(refused(
+            command,
+            "`--keep-…` is for the checkpoints of the store",
+            "write `--to store`, or leave it out",
+        )),
         Location::Place(place) => outbox::run(args, command, place, draw, &cancel),
         Location::Path(path) => {
             let checkpoint = write(args, command, path, draw, &cancel)?;
@@ -28,6 +41,11 @@ pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Tro
             Ok(checkpoint.exit_code())
         }
     }
+}
+
+/// What cannot be meant; the container was not looked at.
+fn refused(command: &CheckpointArgs, message: &str, hint: &str) -> Trouble {
+    Trouble::about(Failure::new(FailureKind::Usage, message).hint(hint), &command.container, None)
 }
 
 /// A checkpoint that was written.

@@ -1,10 +1,12 @@
 //! `godwit images`: what is in checkpoints, and whether they are whole.
 
+mod forget;
+mod kept;
 mod place;
 
 use super::journals::show_age;
-use super::sealing;
-use super::{Trouble, cancel_on_signal};
+use super::kept::{Unpacked, unpack_kept};
+use super::{Trouble, cancel_on_signal, sealing, store};
 use crate::args::{Args, ImageArgs, ImagesCommand, Location};
 use crate::draw::{Draw, table};
 use godwit_checkpoint::archive::ArchiveError;
@@ -23,30 +25,27 @@ const ARCHIVES: [&str; 5] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".age"];
 
 pub fn run(args: &Args, command: &ImagesCommand, draw: &Draw) -> Result<u8, Trouble> {
     match command {
-        ImagesCommand::Ls { paths } => ls(paths, draw),
+        ImagesCommand::Ls { paths } => ls(args, paths, draw),
+        ImagesCommand::Forget(wanted) => Ok(forget::forget(args, wanted, draw)?),
         ImagesCommand::Inspect(image) => {
-            let path = match &image.image {
-                Location::Path(path) => path,
-                Location::Place(name) => {
-                    let message = format!("`{name}` cannot be looked into where it is");
-                    return Err(Failure::new(FailureKind::Usage, message)
-                        .hint("`godwit images ls` shows what is there")
-                        .into());
-                }
-            };
-            let opened = open(args, path, image, draw)?;
+            if let Location::Place(name) = &image.image {
+                let message = format!("`{name}` cannot be looked into where it is");
+                return Err(Failure::new(FailureKind::Usage, message)
+                    .hint("`godwit images ls` shows what is there")
+                    .into());
+            }
+            let path = &PathBuf::from(image.image.to_string());
+            let opened = open(args, image, draw)?;
             let contents = inspect::inspect(&opened.path).map_err(|error| failure(path, &error))?;
             show(path, &contents, draw);
             Ok(0)
         }
         ImagesCommand::Verify(image) => {
-            let path = match &image.image {
-                Location::Path(path) => path,
-                Location::Place(name) => {
-                    return Ok(place::verified(args, name, &image.identities, draw, &cancel_on_signal())?);
-                }
-            };
-            let opened = open(args, path, image, draw)?;
+            if let Location::Place(name) = &image.image {
+                return Ok(place::verified(args, name, &image.identities, draw, &cancel_on_signal())?);
+            }
+            let path = &PathBuf::from(image.image.to_string());
+            let opened = open(args, image, draw)?;
             let verified = inspect::verify(&opened.path);
             let (contents, digests) = verified.map_err(|error| failure(path, &error))?;
             let against = match (digests, contents.writer) {
@@ -73,14 +72,32 @@ pub fn run(args: &Args, command: &ImagesCommand, draw: &Draw) -> Result<u8, Trou
 struct Opened {
     path: PathBuf,
     staging: Option<Staging>,
+    _unpacked: Option<Unpacked>,
 }
 
-fn open(args: &Args, path: &Path, image: &ImageArgs, draw: &Draw) -> Result<Opened, Failure> {
+fn open(args: &Args, image: &ImageArgs, draw: &Draw) -> Result<Opened, Failure> {
+    let path = match &image.image {
+        Location::Path(path) => path,
+        Location::Place(name) => return Err(unnamed(&name.to_string())),
+        Location::Store(None) => return Err(unnamed("store")),
+        Location::Store(Some(text)) => {
+            let unpacked = unpack_kept(&args.global.root, text, &store::bar(args))?;
+            return Ok(Opened { path: unpacked.tree.clone(), staging: None, _unpacked: Some(unpacked) });
+        }
+    };
     let Some(identities) = sealing::identities_for(path, &image.identities)? else {
-        return Ok(Opened { path: path.to_owned(), staging: None });
+        return Ok(Opened { path: path.clone(), staging: None, _unpacked: None });
     };
     let staging = sealing::open(path, &identities, &args.global.root, draw, &cancel_on_signal())?;
-    Ok(Opened { path: staging.path().join(sealing::OPENED), staging: Some(staging) })
+    let path = staging.path().join(sealing::OPENED);
+    Ok(Opened { path, staging: Some(staging), _unpacked: None })
+}
+
+/// Several may be meant.
+fn unnamed(what: &str) -> Failure {
+    Failure::new(FailureKind::Usage, format!("`{what}` does not name one checkpoint")).hint(format!(
+        "`godwit images ls {what}` shows those that are there; `godwit store check` reads all of the store"
+    ))
 }
 
 /// A damaged or missing checkpoint is none: exit code 10, as of `godwit restore`.
@@ -104,7 +121,7 @@ fn failure(path: &Path, error: &InspectError) -> Failure {
     }
 }
 
-fn ls(paths: &[Location], draw: &Draw) -> Result<u8, Trouble> {
+fn ls(args: &Args, paths: &[Location], draw: &Draw) -> Result<u8, Trouble> {
     let mut rows = Vec::new();
     let mut documents = Vec::new();
     let cancel = cancel_on_signal();
@@ -113,6 +130,13 @@ fn ls(paths: &[Location], draw: &Draw) -> Result<u8, Trouble> {
             Location::Path(path) => path,
             Location::Place(name) => {
                 for (row, document) in place::lines(name, &cancel)? {
+                    rows.push(row);
+                    documents.push(document);
+                }
+                continue;
+            }
+            Location::Store(id) => {
+                for (row, document) in kept::lines(args, id.as_deref())? {
                     rows.push(row);
                     documents.push(document);
                 }

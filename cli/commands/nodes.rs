@@ -137,9 +137,13 @@ pub fn find(what: &str, wanted: &CatalogArgs, draw: &Draw) -> Result<u8, Failure
     }
 }
 
-/// Checkpoints, snapshots, and holders of a digest.
+/// Checkpoints of a container or an image, snapshots, and holders of a digest.
 fn look_for(catalog: &Catalog, what: &str) -> Result<Vec<Value>, EtcdError> {
-    let kinds = [("checkpoint", catalog.checkpoints(what)?), ("snapshot", catalog.snapshots(what)?)];
+    let kinds = [
+        ("checkpoint", catalog.checkpoints(what)?),
+        ("checkpoint of the image", catalog.of_image(what)?),
+        ("snapshot", catalog.snapshots(what)?),
+    ];
     let mut found = Vec::new();
     for (kind, offered) in kinds {
         for offered in offered {

@@ -1,11 +1,11 @@
 //! Checkpoints in object storage: what commands say of places, and how a checkpoint comes from one.
 
-use super::scratch::Scratch;
+use super::kept::{self, Unpacked};
 use super::store;
 use crate::args::Args;
 use crate::draw::Draw;
 use godwit_migration::quantity::show_bytes;
-use godwit_migration::{Cancel, Failure, FailureKind, MigrationId};
+use godwit_migration::{Cancel, Failure, FailureKind};
 use godwit_object_storage::error::Refusal;
 use godwit_object_storage::index::Keys;
 use godwit_object_storage::{Index, Kind, Place, PlaceError, PlaceName, download};
@@ -117,7 +117,7 @@ pub fn find_checkpoint(place: &Place) -> Result<Index, PlaceError> {
 pub struct FetchedCheckpoint {
     /// The directory or file that `godwit checkpoint` wrote.
     pub path: PathBuf,
-    _scratch: Scratch,
+    _unpacked: Unpacked,
 }
 
 /// Brings a checkpoint of a place to this host's disk; an encrypted one stays encrypted.
@@ -146,16 +146,8 @@ pub fn fetch_checkpoint(
         show_bytes(come.received_bytes),
         show_bytes(come.needed_bytes)
     ));
-    let no_room = |error: &(dyn std::error::Error + 'static)| {
-        Failure::new(FailureKind::Missing, format!("cannot write to `{}`", root.display())).because_of(error)
-    };
-    let scratch = Scratch::make(&root).map_err(|error| no_room(&error))?;
-    let id = MigrationId::generate().map_err(|error| no_room(&error))?;
-    let tree = scratch.path.join(format!("fetched-{id}"));
-    lease
-        .materialise(index.manifest, &tree, &mut progress(&bar, "Making"))
-        .map_err(|error| failed(error.into()))?;
-    bar.finish_and_clear();
-    let sealed = tree.join(SEALED);
-    Ok(FetchedCheckpoint { path: if sealed.is_file() { sealed } else { tree }, _scratch: scratch })
+    let unpacked = kept::unpack(&root, &mut lease, index.manifest, &bar, &what)?;
+    let sealed = unpacked.tree.join(SEALED);
+    let path = if sealed.is_file() { sealed } else { unpacked.tree.clone() };
+    Ok(FetchedCheckpoint { path, _unpacked: unpacked })
 }

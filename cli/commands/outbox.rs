@@ -12,7 +12,7 @@ use godwit_migration::calendar::show_time;
 use godwit_migration::quantity::show_bytes;
 use godwit_migration::{Cancel, Disposition, Failure, FailureKind};
 use godwit_object_storage::{Kind, Order, Place, PlaceError, PlaceName, Uploaded, upload};
-use godwit_store::{Digest, Lease, Store, StoreError, store_of};
+use godwit_store::{Added, Digest, Lease, Store, StoreError, store_of};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -31,7 +31,7 @@ pub fn run(
     refuse(command, name).map_err(about)?;
     let root = std::path::absolute(&args.global.root).unwrap_or_else(|_| args.global.root.clone());
     settle_earlier(&root, &command.container, &mut |text| draw.talk(&text))?;
-    let outbox = Outbox::open(&root, command, name).map_err(about)?;
+    let outbox = Outbox::open(&root, command).map_err(about)?;
     let place = object_storage::open(name, cancel).map_err(about)?;
     let unfit = |error: PlaceError| {
         about(object_storage::failure(&format!("nothing can be put into `{name}`"), &error, &root))
@@ -99,7 +99,7 @@ fn put(args: &Args, root: &Path, path: &Path, place: &Place) -> Result<(Digest, 
     let bar = store::bar(args);
     let store = Store::open(&store_of(root), None)?;
     let mut lease = store.lease()?;
-    let manifest = add(&mut lease, path, &mut |read| bar.set_message(show_bytes(read)))?;
+    let manifest = add(&mut lease, path, &mut |read| bar.set_message(show_bytes(read)))?.manifest;
     let ledgers = object_storage::ledgers_of(root);
     // what is sealed is sealed already
     let order = Order { manifest, kind: Kind::Checkpoint, recipients: None, ledgers: &ledgers };
@@ -108,20 +108,27 @@ fn put(args: &Args, root: &Path, path: &Path, place: &Place) -> Result<(Digest, 
     Ok((manifest, uploaded?))
 }
 
-/// Of an encrypted one nothing is told but when it was made.
-fn add(lease: &mut Lease, path: &Path, progress: &mut dyn FnMut(u64)) -> Result<Digest, StoreError> {
+/// Puts a checkpoint into the store. Of an encrypted one nothing is told but when it was made.
+pub(super) fn add(
+    lease: &mut Lease,
+    path: &Path,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Added, StoreError> {
     if path.is_dir() {
         let facts = inspect::inspect(path).map(|contents| store::facts(&contents)).unwrap_or_default();
-        return Ok(lease.add_checkpoint(path, facts, progress)?.manifest);
+        return lease.add_checkpoint(path, facts, progress);
     }
-    let tree = lease.add_tree(path.parent().unwrap_or(path), progress)?.manifest;
-    let modified = path.metadata().and_then(|meta| meta.modified()).map_err(|source| StoreError::Io {
-        act: "read",
-        path: path.to_owned(),
-        source,
-    })?;
-    let made = (micros(modified) / 1_000_000).to_string();
-    lease.describe(tree, BTreeMap::from([("made_unix_s".to_owned(), made)]))
+    let tree = lease.add_tree(path.parent().unwrap_or(path), progress)?;
+    let made = (written_unix_us(path)? / 1_000_000).to_string();
+    let manifest = lease.describe(tree.manifest, BTreeMap::from([("made_unix_s".to_owned(), made)]))?;
+    Ok(Added { manifest, ..tree })
+}
+
+/// When a checkpoint was written that lies there since, µs after 1970.
+pub(super) fn written_unix_us(path: &Path) -> Result<u64, StoreError> {
+    let modified = path.metadata().and_then(|meta| meta.modified());
+    let failed = |source| StoreError::Io { act: "read", path: path.to_owned(), source };
+    Ok(micros(modified.map_err(failed)?))
 }
 
 fn micros(time: SystemTime) -> u64 {
@@ -173,15 +180,15 @@ fn say(command: &CheckpointArgs, made: Option<&Checkpoint>, image: Digest, uploa
 }
 
 /// Where one container's checkpoints wait for one place. Nobody else uses it as long as this lives.
-struct Outbox {
+pub(super) struct Outbox {
     path: PathBuf,
     is_sealed: bool,
     _lock: File,
 }
 
 impl Outbox {
-    fn open(root: &Path, command: &CheckpointArgs, place: &PlaceName) -> Result<Self, Failure> {
-        let container = &command.container;
+    pub(super) fn open(root: &Path, command: &CheckpointArgs) -> Result<Self, Failure> {
+        let (container, place) = (&command.container, &command.to);
         let cannot = |error: &std::io::Error| {
             Failure::new(FailureKind::Missing, format!("cannot write to `{}`", root.display()))
                 .because_of(error)
@@ -218,19 +225,19 @@ impl Outbox {
     }
 
     /// A checkpoint that is complete: it has its name only then.
-    fn waiting(&self) -> Option<PathBuf> {
+    pub(super) fn waiting(&self) -> Option<PathBuf> {
         Some(self.checkpoint()).filter(|path| path.exists())
     }
 
     /// Where one is to be written.
-    fn make(&self) -> Result<PathBuf, Failure> {
+    pub(super) fn make(&self) -> Result<PathBuf, Failure> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.path);
         made.map_err(|error| self.failure("cannot make", &error))?;
         Ok(self.checkpoint())
     }
 
     /// Takes away all that is in it.
-    fn clear(&self) -> Result<(), Failure> {
+    pub(super) fn clear(&self) -> Result<(), Failure> {
         match std::fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(self.failure("cannot remove", &error))

@@ -1,8 +1,7 @@
 //! `godwit restore`: a checkpoint is moved to this host's own destination half.
 
 use super::scratch::{self, Scratch};
-use super::sealing;
-use super::{Trouble, cancel_on_signal, object_storage};
+use super::{Trouble, cancel_on_signal, kept, object_storage, sealing, store};
 use crate::args::{Args, Location, RestoreArgs};
 use crate::draw::Draw;
 use crate::progress::Show;
@@ -37,6 +36,17 @@ pub fn run(args: &Args, command: &RestoreArgs, draw: &Draw) -> Result<u8, Troubl
             check_privilege()?;
             let fetched = object_storage::fetch_checkpoint(args, place, draw, &cancel)?;
             bring(args, command, &fetched.path, Path::new(&place.to_string()), draw, &cancel)
+        }
+        Location::Store(None) => Err(Failure::new(
+            FailureKind::Usage,
+            "which checkpoint of the store was not said",
+        )
+        .hint("name one: `store:ID`, or `store:ENGINE:NAME@latest`; `godwit images ls store` shows them")
+        .into()),
+        Location::Store(Some(text)) => {
+            check_privilege()?;
+            let unpacked = kept::unpack_kept(&args.global.root, text, &store::bar(args))?;
+            bring(args, command, &unpacked.tree, Path::new(&command.checkpoint.to_string()), draw, &cancel)
         }
     }
 }

@@ -372,6 +372,7 @@ pub(super) fn facts(contents: &Contents) -> BTreeMap<String, String> {
     let facts = [
         ("container", engine.map(|(engine, name)| format!("{engine}:{name}"))),
         ("image", contents.image.clone()),
+        ("image_id", contents.image_id.clone()),
         ("host", contents.host.clone()),
         ("made_unix_s", contents.made_unix_s.map(|at| at.to_string())),
     ];

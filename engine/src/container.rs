@@ -60,6 +60,8 @@ pub struct Facts {
     pub starts_slowly: bool,
     /// The image that it was made of, as its engine would be asked for it.
     pub image: Option<String>,
+    /// What names the content of that image, wherever it is: see [`IMAGE_NOTE`](crate::IMAGE_NOTE).
+    pub image_id: Option<String>,
     /// What whoever made it has noted for godwit: its labels or annotations that begin with `godwit.`.
     pub annotations: BTreeMap<String, String>,
 }

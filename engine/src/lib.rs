@@ -13,6 +13,7 @@ pub mod freezer;
 mod guardian;
 mod health;
 pub mod hold;
+pub mod image_id;
 pub mod live;
 pub mod network;
 mod obstacles;
@@ -36,5 +37,6 @@ pub use container::{
     Tree,
 };
 pub use error::EngineError;
+pub use image_id::{IMAGE_NOTE, engine_image_id, is_image_id};
 pub use registry::{ContainerName, all, by_kind, resolve};
 pub use tool::own_program;

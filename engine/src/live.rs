@@ -172,6 +172,7 @@ impl Remains {
             starts_slowly: false,
             annotations: std::collections::BTreeMap::new(),
             image: None,
+            image_id: None,
         };
         let opened = self.namespace.map(Namespace::open).and_then(Result::ok);
         let network = opened.and_then(|namespace| SourceNetwork::new(&facts, namespace).ok().flatten());

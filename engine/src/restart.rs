@@ -109,6 +109,7 @@ impl StoppableRemains {
             starts_slowly: false,
             annotations: BTreeMap::new(),
             image: None,
+            image_id: None,
         };
         let namespace = self.namespace.and_then(|path| Namespace::open(path).ok());
         let grace = Duration::from_secs(self.stop_grace_s);

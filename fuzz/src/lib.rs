@@ -123,6 +123,7 @@ pub fn question(bytes: &[u8]) {
         assert_eq!(Question::from_bytes(&question.to_bytes()).unwrap(), question);
     }
     let _ = (Answer::checkpoints(bytes), Answer::manifest(bytes), Answer::snapshots(bytes));
+    let _ = Answer::of_image(bytes);
     let _ = (Answer::offer(bytes), Answer::taken(bytes), Answer::kept(bytes));
     for count in [0, 1, 8, 32] {
         let _ = Answer::which(bytes, count);

@@ -99,6 +99,9 @@ pub struct CooperationReport {
     pub own_bytes: u64,
     /// What each neighbour gave.
     pub neighbours: Vec<NeighbourReport>,
+    /// Whose checkpoint memory began with, `ENGINE:NAME`: this container's, or that of another one of the same image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub earlier: Option<String>,
     /// From the first question to the last answer.
     #[serde(rename = "duration_us", with = "micros")]
     pub duration: Duration,

@@ -1,7 +1,7 @@
 //! A neighbour of whom only the address is known, until it is asked something.
 
 use crate::gather::Neighbour;
-use crate::question::Known;
+use crate::question::{Known, OfImage};
 use crate::visit::Visit;
 use godwit_migration::Cancel;
 use godwit_store::{Digest, Manifest};
@@ -59,6 +59,10 @@ impl Neighbour for Acquaintance {
 
     fn checkpoints(&mut self, container: &str) -> Result<Vec<Known>, String> {
         self.ask(|visit| visit.checkpoints(container))
+    }
+
+    fn of_image(&mut self, image: &str) -> Result<Vec<OfImage>, String> {
+        self.ask(|visit| visit.of_image(image))
     }
 
     fn manifest(&mut self, digest: Digest) -> Result<Option<Manifest>, String> {

@@ -1,7 +1,8 @@
 //! A neighbour's side: answers from the store until the visitor goes.
 
 use crate::custody::{Custody, Keeper};
-use crate::question::{Answer, Known, MOST_KNOWN, PIECE, Question, Verdict};
+use crate::question::{Answer, Known, MOST_KNOWN, OfImage, PIECE, Question, Verdict};
+use godwit_store::manifest::Described;
 use godwit_store::{Digest, Store, StoreError};
 use godwit_transfer::wire::unexpected;
 use godwit_transfer::{Compression, Incoming, Message, Wire, WireError};
@@ -32,18 +33,40 @@ fn opened<'a, 'b>(custody: &'a mut Result<Custody<'b>, String>) -> Result<&'a mu
 
 /// The checkpoints of a container that a store keeps, the newest first.
 pub fn checkpoints(store: &Store, container: &str) -> Vec<Known> {
-    let found = kept(store, "container", container, "made_unix_s");
-    found.into_iter().map(|(made_unix_s, _, tree)| Known { tree, made_unix_s }).collect()
+    kept(store, "container", container, "made_unix_s").iter().map(Kept::known).collect()
+}
+
+/// The checkpoints of containers of an image that a store keeps, the newest first.
+pub fn of_image(store: &Store, image: &str) -> Vec<OfImage> {
+    let found = kept(store, "image_id", image, "made_unix_s").into_iter();
+    let named = |kept: Kept| {
+        Some(OfImage { known: kept.known(), container: kept.described.facts.get("container")?.clone() })
+    };
+    found.filter_map(named).collect()
 }
 
 /// The snapshots of a volume, the newest first.
 fn snapshots(store: &Store, volume: &str) -> Vec<Digest> {
-    kept(store, "volume", volume, "made_unix_us").into_iter().map(|(_, manifest, _)| manifest).collect()
+    kept(store, "volume", volume, "made_unix_us").into_iter().map(|kept| kept.manifest).collect()
 }
 
-/// What a store keeps of which a fact is this one: when it was made, its manifest and its tree, the newest first. Of a volume that has
-/// changed hands the generation counts before the clock.
-fn kept(store: &Store, fact: &str, value: &str, made: &str) -> Vec<(u64, Digest, Digest)> {
+/// What a pin keeps.
+struct Kept {
+    /// The generation, and when it was made.
+    when: (u64, u64),
+    manifest: Digest,
+    described: Described,
+}
+
+impl Kept {
+    fn known(&self) -> Known {
+        Known { tree: self.described.tree, made_unix_s: self.when.1 }
+    }
+}
+
+/// What a store keeps of which a fact is this one, the newest first. Of a volume that has changed hands the generation counts before
+/// the clock.
+fn kept(store: &Store, fact: &str, value: &str, made: &str) -> Vec<Kept> {
     let pins = store.pins().unwrap_or_else(|error| {
         tracing::warn!(%error, "what the store keeps cannot be listed");
         Vec::new()
@@ -51,17 +74,16 @@ fn kept(store: &Store, fact: &str, value: &str, made: &str) -> Vec<(u64, Digest,
     let known = |manifest| {
         let described = store.described(manifest).ok()??;
         // its content is not in the store: a file system keeps it
-        if described.facts.contains_key("kept_by") {
+        if described.facts.contains_key("kept_by") || described.facts.get(fact).is_none_or(|is| is != value) {
             return None;
         }
         let number = |fact: &str| described.facts.get(fact).and_then(|text| text.parse().ok()).unwrap_or(0);
-        let when: (u64, u64) = (number("generation"), number(made));
-        (described.facts.get(fact).is_some_and(|is| is == value)).then_some((when, manifest, described.tree))
+        Some(Kept { when: (number("generation"), number(made)), manifest, described })
     };
-    let mut found: Vec<_> = pins.iter().filter_map(|pin| known(pin.manifest)).collect();
-    found.sort_by_key(|(when, ..)| std::cmp::Reverse(*when));
+    let mut found: Vec<Kept> = pins.iter().filter_map(|pin| known(pin.manifest)).collect();
+    found.sort_by_key(|kept| std::cmp::Reverse(kept.when));
     found.truncate(MOST_KNOWN);
-    found.into_iter().map(|((_, made), manifest, tree)| (made, manifest, tree)).collect()
+    found
 }
 
 /// Answers a visitor, whose first word has been heard and who may ask. `host`: this host's name. Without a store there is nothing to
@@ -109,9 +131,12 @@ pub fn attend(
                 attended.bytes += chunks.iter().flatten().map(|chunk| chunk.len() as u64).sum::<u64>();
                 Answer::Chunks(chunks)
             }
-            Question::Checkpoints(container) => {
-                Answer::Checkpoints(store.map(|store| checkpoints(store, &container)).unwrap_or_default())
-            }
+            Question::Checkpoints(asked) => match Question::image_meant(&asked) {
+                Some(image) => Answer::OfImage(store.map(|store| of_image(store, image)).unwrap_or_default()),
+                None => {
+                    Answer::Checkpoints(store.map(|store| checkpoints(store, &asked)).unwrap_or_default())
+                }
+            },
             Question::Snapshots(volume) => {
                 Answer::Snapshots(store.map(|store| snapshots(store, &volume)).unwrap_or_default())
             }

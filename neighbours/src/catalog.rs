@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `nodes/ADDRESS` | [`Node`] |
 //! | `checkpoints/ENGINE:NAME/MANIFEST/ADDRESS` | [`Offered`] |
+//! | `images/IMAGE/MANIFEST/ADDRESS`, for each checkpoint of a container of that image | [`Offered`] |
 //! | `snapshots/VOLUME/MANIFEST/ADDRESS`, and once more by the volume's path | [`Offered`] |
 //! | `digests/DIGEST/ADDRESS`, for each manifest and its tree | [`Node`] |
 
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) const NODES: &str = "nodes/";
 pub(crate) const CHECKPOINTS: &str = "checkpoints/";
+pub(crate) const IMAGES: &str = "images/";
 pub(crate) const SNAPSHOTS: &str = "snapshots/";
 pub(crate) const DIGESTS: &str = "digests/";
 
@@ -42,7 +44,7 @@ pub struct Node {
 /// Something of which a node has all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offered {
-    /// The container, `ENGINE:NAME`, or the volume.
+    /// The container, `ENGINE:NAME`, the image, or the volume.
     pub name: String,
     /// Who has it.
     pub address: String,
@@ -91,6 +93,14 @@ impl Catalog {
         self.offered(CHECKPOINTS, container)
     }
 
+    /// The checkpoints of containers of an image that a living node has, the newest first.
+    ///
+    /// # Errors
+    /// When etcd cannot be asked.
+    pub fn of_image(&self, image: &str) -> Result<Vec<Offered>, EtcdError> {
+        self.offered(IMAGES, image)
+    }
+
     /// The snapshots of a volume, by its name or its path, the newest first.
     ///
     /// # Errors
@@ -108,13 +118,14 @@ impl Catalog {
     }
 
     /// Whom to ask for a container's content, `most` at most: first who has the newest of its checkpoints and of snapshots of what lies
-    /// at `paths`, then anybody. `host` is left out: it is this one.
+    /// at `paths`, then who has checkpoints of other containers of its image, then anybody. `host` is left out: it is this one.
     ///
     /// # Errors
     /// When etcd cannot be asked.
     pub fn near(
         &self,
         container: &str,
+        image: Option<&str>,
         paths: &[PathBuf],
         host: &str,
         most: usize,
@@ -125,6 +136,7 @@ impl Catalog {
             offered.extend(self.snapshots(&path.display().to_string())?);
         }
         offered.sort_by_key(|offered| Reverse(offered.made_unix_us));
+        offered.extend(image.map(|image| self.of_image(image)).transpose()?.into_iter().flatten());
         let own: Vec<&str> =
             nodes.iter().filter(|node| node.host == host).map(|node| &*node.address).collect();
         let holders = offered.iter().map(|offered| &*offered.address);

@@ -5,7 +5,7 @@
 //! beforehand. What somebody else was asked for long ago is asked for again by whoever has nothing else to do; the first answer
 //! counts. A neighbour that fails, or gives what is not right, is asked no more, and what it was asked for is open again.
 
-use crate::question::{Known, MOST_ASKED, MOST_GIVEN};
+use crate::question::{Known, MOST_ASKED, MOST_GIVEN, OfImage};
 use godwit_migration::Cancel;
 use godwit_migration::report::{CooperationReport, NeighbourReport};
 use godwit_store::{Chunks, Digest, Manifest, ObjectId, Store, StoreError, object};
@@ -29,6 +29,12 @@ pub trait Neighbour: Send {
     /// # Errors
     /// Why it shall not be asked any more.
     fn checkpoints(&mut self, container: &str) -> Result<Vec<Known>, String>;
+
+    /// The checkpoints that it has of containers of an image, the newest first.
+    ///
+    /// # Errors
+    /// Why it shall not be asked any more.
+    fn of_image(&mut self, image: &str) -> Result<Vec<OfImage>, String>;
 
     /// A manifest, verified by its digest; none when it has it no more.
     ///
@@ -383,6 +389,7 @@ pub fn gather<T>(
         pages: 0,
         own_bytes,
         neighbours: state.reports,
+        earlier: None,
         duration: begun.elapsed(),
     };
     (worked, report)

@@ -23,7 +23,7 @@ pub mod registration;
 pub mod visit;
 
 pub use acquaintance::Acquaintance;
-pub use attend::{Attended, attend, checkpoints};
+pub use attend::{Attended, attend, checkpoints, of_image};
 pub use bring::{BringError, Brought, bring};
 pub use catalog::{Catalog, Node, Offered};
 pub use custody::Keeper;

@@ -24,6 +24,19 @@ pub struct Known {
     pub made_unix_s: u64,
 }
 
+/// A checkpoint of a container of some image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfImage {
+    /// Whose: `ENGINE:NAME`.
+    pub container: String,
+    /// It.
+    pub known: Known,
+}
+
+/// What is asked for in the place of a container where the checkpoints of all containers of an image are meant. Whoever knows no such
+/// question looks for a container of that name, and has none: `image` is no engine.
+const IMAGE: &str = "image:";
+
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Question {
@@ -31,7 +44,7 @@ pub enum Question {
     Has(Vec<Digest>),
     /// These chunks, please.
     Give(Vec<Digest>),
-    /// Which checkpoints of this container are there (`ENGINE:NAME`)?
+    /// Which checkpoints of this container are there (`ENGINE:NAME`)? Or of containers of this image: [`Question::of_image`].
     Checkpoints(String),
     /// A manifest, from this byte on.
     Manifest(Digest, u64),
@@ -66,6 +79,8 @@ pub enum Answer {
     Taken(Result<(), String>),
     /// It is kept, under this name; or it is not.
     Kept(Result<String, Unkept>),
+    /// The newest first.
+    OfImage(Vec<OfImage>),
 }
 
 /// Whether a snapshot is kept that somebody brings.
@@ -96,6 +111,16 @@ pub enum Unkept {
 pub struct Nonsense(pub String);
 
 impl Question {
+    /// Which checkpoints of containers of this image are there?
+    pub fn of_image(image: &str) -> Self {
+        Self::Checkpoints(format!("{IMAGE}{image}"))
+    }
+
+    /// Of which image containers are meant, if that is what was asked for in a container's place.
+    pub fn image_meant(container: &str) -> Option<&str> {
+        container.strip_prefix(IMAGE)
+    }
+
     /// Its bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         encode(self)
@@ -166,6 +191,18 @@ impl Answer {
     pub fn checkpoints(bytes: &[u8]) -> Result<Vec<Known>, Nonsense> {
         match decode(bytes)? {
             Self::Checkpoints(known) if known.len() <= MOST_KNOWN => Ok(known),
+            _ => Err(Nonsense("an answer to another question".into())),
+        }
+    }
+
+    /// Takes bytes as a list of checkpoints of containers of an image. Whoever does not know the question has none.
+    ///
+    /// # Errors
+    /// When they are none.
+    pub fn of_image(bytes: &[u8]) -> Result<Vec<OfImage>, Nonsense> {
+        match decode(bytes)? {
+            Self::OfImage(found) if found.len() <= MOST_KNOWN => Ok(found),
+            Self::Checkpoints(none) if none.is_empty() => Ok(Vec::new()),
             _ => Err(Nonsense("an answer to another question".into())),
         }
     }
@@ -261,6 +298,21 @@ mod tests {
     }
 
     #[test]
+    fn who_knows_nothing_of_images_has_no_checkpoints_of_one() {
+        // what every godwit understands
+        let Question::Checkpoints(asked) = Question::of_image("sha256:1f") else {
+            panic!("another question")
+        };
+        assert_eq!(Question::image_meant(&asked), Some("sha256:1f"));
+        assert_eq!(Question::image_meant("runc:image:x"), None);
+        assert_eq!(Answer::of_image(&Answer::Checkpoints(vec![]).to_bytes()), Ok(vec![]));
+        let known = Known { tree: Digest::of(b"tree"), made_unix_s: 7 };
+        assert!(Answer::of_image(&Answer::Checkpoints(vec![known.clone()]).to_bytes()).is_err());
+        let found = vec![OfImage { container: "runc:web".into(), known }];
+        assert_eq!(Answer::of_image(&Answer::OfImage(found.clone()).to_bytes()), Ok(found));
+    }
+
+    #[test]
     fn an_answer_of_another_length_is_refused() {
         let answer = Answer::has(&[true; 9]).to_bytes();
         assert_eq!(Answer::which(&answer, 9).unwrap(), [true; 9]);
@@ -286,6 +338,7 @@ mod tests {
             let _ = Answer::chunks(&bytes, count);
             let _ = (Answer::checkpoints(&bytes), Answer::manifest(&bytes), Answer::snapshots(&bytes));
             let _ = (Answer::offer(&bytes), Answer::taken(&bytes), Answer::kept(&bytes));
+            let _ = Answer::of_image(&bytes);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A node's own entries in the catalog: written under a lease, kept alive, and written again when the lease or etcd was lost.
 
-use crate::catalog::{CHECKPOINTS, DIGESTS, NODES, Node, Offered, SNAPSHOTS};
+use crate::catalog::{CHECKPOINTS, DIGESTS, IMAGES, NODES, Node, Offered, SNAPSHOTS};
 use godwit_etcd::{Client, EtcdError, Lease, Place};
 use godwit_migration::Cancel;
 use godwit_store::manifest::Described;
@@ -119,6 +119,7 @@ impl Registration {
             };
             let named = [
                 (CHECKPOINTS, fact("container"), made("made_unix_s", 1_000_000)),
+                (IMAGES, fact("container").and_then(|_| fact("image_id")), made("made_unix_s", 1_000_000)),
                 (SNAPSHOTS, fact("volume"), made("made_unix_us", 1)),
                 (SNAPSHOTS, fact("volume").and_then(|_| fact("path")), made("made_unix_us", 1)),
             ];

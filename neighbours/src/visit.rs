@@ -1,7 +1,7 @@
 //! A visit to a neighbour over the wire.
 
 use crate::gather::Neighbour;
-use crate::question::{Answer, Known, PIECE, Question, Unkept, Verdict};
+use crate::question::{Answer, Known, OfImage, PIECE, Question, Unkept, Verdict};
 use godwit_migration::Cancel;
 use godwit_store::object::MAX_MANIFEST;
 use godwit_store::{Digest, Manifest, ObjectId, object};
@@ -113,6 +113,11 @@ impl Neighbour for Visit {
     fn checkpoints(&mut self, container: &str) -> Result<Vec<Known>, String> {
         let answer = self.ask(&Question::Checkpoints(container.to_owned()))?;
         Answer::checkpoints(&answer).map_err(|error| error.to_string())
+    }
+
+    fn of_image(&mut self, image: &str) -> Result<Vec<OfImage>, String> {
+        let answer = self.ask(&Question::of_image(image))?;
+        Answer::of_image(&answer).map_err(|error| error.to_string())
     }
 
     fn manifest(&mut self, digest: Digest) -> Result<Option<Manifest>, String> {

@@ -61,6 +61,8 @@ fn what_a_node_keeps_is_found_until_it_keeps_it_no_more() {
         keep(&store, &tree, "snapshot/inner", &[("volume", "data/inner"), ("path", "/srv/data/inner")]);
     keep(&store, &tree, "checkpoint/web-1", &[("container", "runc:web"), ("made_unix_s", "1")]);
     let newest = keep(&store, &tree, "checkpoint/web-9", &[("container", "runc:web"), ("made_unix_s", "9")]);
+    let of_image = [("container", "podman:app"), ("made_unix_s", "9"), ("image_id", "sha256:1f")];
+    let of_image = keep(&Store::open(&other, None).unwrap(), &tree, "checkpoint/app", &of_image);
     keep(&store, &tree, "kept/other", &[]);
     let catalog = catalog(&etcd);
     let (mut first, mut second) = (
@@ -80,13 +82,19 @@ fn what_a_node_keeps_is_found_until_it_keeps_it_no_more() {
     assert_eq!((found.len(), &found[0]), (2, &newest.to_string()));
     assert_eq!(catalog.holders(snapshot).unwrap()[0].host, "rack1:7700");
     assert_eq!(catalog.checkpoints("runc:we").unwrap(), []);
+    let found = catalog.of_image("sha256:1f").unwrap();
+    assert_eq!((found.len(), &found[0].manifest), (1, &of_image.to_string()));
 
     // who has something comes first, and a host does not ask itself
     let text =
         |found: Vec<godwit_transfer::Address>| found.iter().map(ToString::to_string).collect::<Vec<_>>();
     let near = |name: &str, paths: &[PathBuf], host: &str, most| {
-        text(catalog.near(name, paths, host, most).unwrap())
+        text(catalog.near(name, None, paths, host, most).unwrap())
     };
+    // whoever has a checkpoint of the same image comes before who has nothing
+    let by_image = |image| text(catalog.near("runc:other", image, &[], "here", 1).unwrap());
+    assert_eq!(by_image(Some("sha256:1f")), ["tls://rack2:7700"]);
+    assert_eq!(by_image(None), ["tls://rack1:7700"]);
     assert_eq!(near("runc:web", &[], "here", 1), ["tls://rack1:7700"]);
     assert_eq!(
         near("runc:other", &["/srv/data".into()], "here", 9),

@@ -4,6 +4,7 @@
 //! neither a store nor a neighbour is believed anything. Of memory the pages of an earlier checkpoint are put where pages are kept
 //! that an earlier attempt has brought, and count as those: the source compares their digests with the pages that there are.
 
+mod choice;
 mod earlier;
 mod signs;
 
@@ -77,17 +78,20 @@ impl Destination<'_> {
         let Self { wire, job, .. } = self;
         let job = job.as_mut().ok_or_else(|| WireError::Malformed("contents before the offer".into()))?;
         let mut signs = Signs::new(wire);
-        let looked_up = look_up(self.host, job, &name, &mut signs)?;
+        let wish = earlier::Wish::of(job, self.host);
+        let looked_up = look_up(self.host, job, wish.image, &name, &mut signs)?;
         let acquaintance = |address: &Address| -> Box<dyn Neighbour> {
             Box::new(Acquaintance::new(address.clone(), &name, signs.over.clone()))
         };
         let mut neighbours: Vec<_> = looked_up.addresses.iter().map(acquaintance).collect();
-        let memory = match job.pages {
-            Some(_) if has_memory => earlier::find(&job.name, own.as_ref(), &mut neighbours, &mut signs)?,
-            _ => Vec::new(),
+        let found = match job.pages {
+            Some(_) if has_memory => earlier::find(&wish, own.as_ref(), &mut neighbours, &mut signs)?,
+            _ => None,
         };
-        let wanted = Wanted { contents, memory };
+        let (earlier, memory) = found.map(|found| (found.container, found.chunks)).unzip();
+        let wanted = Wanted { contents, memory: memory.unwrap_or_default() };
         let mut report = fill(job, &wanted, own.as_ref(), neighbours, source_bytes_per_s, &mut signs)?;
+        report.earlier = earlier;
         report.neighbours.extend(looked_up.failed);
         let mut indexes = Vec::new();
         for (id, _) in &wanted.contents {
@@ -105,12 +109,18 @@ struct LookedUp {
 }
 
 /// Those that are configured, and those that the catalog knows and that may have most.
-fn look_up(host: &Host, job: &Job, name: &str, signs: &mut Signs<'_>) -> Result<LookedUp, DestinationError> {
+fn look_up(
+    host: &Host,
+    job: &Job,
+    image: Option<&str>,
+    name: &str,
+    signs: &mut Signs<'_>,
+) -> Result<LookedUp, DestinationError> {
     let mut addresses = host.neighbours.clone();
     let Some(catalog) = &host.catalog else { return Ok(LookedUp { addresses, failed: None }) };
     let paths: Vec<_> = job.offer.trees.iter().map(|tree| tree.path.clone()).collect();
     let container = &*job.name;
-    let found = signs.meanwhile(|| catalog.near(container, &paths, name, MOST_LOOKED_UP))?;
+    let found = signs.meanwhile(|| catalog.near(container, image, &paths, name, MOST_LOOKED_UP))?;
     let failed = found.as_ref().err().map(|error| {
         tracing::warn!(%error, "the catalog cannot be asked");
         let failed = Some(error.to_string());

@@ -159,6 +159,11 @@ impl Policy {
             .hint("add `keep = true` to a rule for it in the policy.toml there, usually in /etc/godwit"))
     }
 
+    /// Whether somebody may send containers of this name, and so may learn what pages an earlier checkpoint of that name has.
+    pub fn may_know(&self, peer: &str, container: &str) -> bool {
+        self.has_rule(peer, |rule| rule.containers.iter().any(|glob| matches(glob, container)))
+    }
+
     fn has_rule(&self, peer: &str, allows: impl Fn(&Rule) -> bool) -> bool {
         let is_of = |rule: &Rule| rule.peers.iter().any(|glob| matches(glob, peer));
         self.rules.as_ref().is_none_or(|rules| rules.iter().any(|rule| allows(rule) && is_of(rule)))
@@ -385,6 +390,16 @@ mod tests {
         let policy = Policy::parse(policy).unwrap();
         assert!(policy.may_ask("rack3").is_ok());
         assert!(policy.may_ask("rack2").unwrap_err().reason.contains("lets `rack2` have nothing"));
+    }
+
+    #[test]
+    fn what_a_container_has_is_for_those_who_may_send_it() {
+        assert!(Policy::default().may_know("rack2", "runc:web"));
+        let policy = "[[allow]]\nrule = \"web\"\npeers = [\"rack2\"]\ncontainers = [\"runc:web-*\"]\n[[allow]]\nrule = \"db\"\npeers = [\"rack3\"]";
+        let policy = Policy::parse(policy).unwrap();
+        assert!(policy.may_know("rack2", "runc:web-1") && policy.may_know("rack3", "runc:web-1"));
+        assert!(!policy.may_know("rack2", "runc:db") && !policy.may_know("rack4", "runc:web-1"));
+        assert!(!Policy::parse("").unwrap().may_know("rack2", "runc:web-1"));
     }
 
     #[test]

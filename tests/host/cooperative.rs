@@ -1,7 +1,7 @@
 //! Content that does not come from the source: a neighbour has an earlier state of the volumes, or stops in the midst of it.
 
 use crate::bed::{Bed, CLIENT, DST, SRC, bed};
-use crate::container::{IDLE, add_bind, assert_runs_only_on, make_bundle, run_bundle};
+use crate::container::{IDLE, Redis, add_bind, assert_runs_only_on, make_bundle, run_bundle};
 use crate::etcd::Etcd;
 use crate::godwit::{Background, godwit};
 use serde_json::Value;
@@ -40,6 +40,19 @@ fn teach(bed: &Bed) {
         bed.sh(CLIENT, &format!("env {ROOT} godwit store add {copy} --pin snapshot/{number}"));
     }
     bed.sh(CLIENT, "rm -r /srv/copies");
+}
+
+/// The neighbour gets a checkpoint of a container of the source, which runs on.
+fn teach_checkpoint(bed: &Bed, container: &str) {
+    let checkpoint =
+        ["checkpoint", container, "--to", "/srv/coop-checkpoint", "--leave-running", "--tcp-established"];
+    let said = godwit(bed, &checkpoint);
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    std::fs::create_dir_all(bed.path(CLIENT, "/srv/copies")).unwrap();
+    let (from, to) = (bed.path(SRC, "/srv/coop-checkpoint"), bed.path(CLIENT, "/srv/copies"));
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    bed.sh(CLIENT, &format!("env {ROOT} godwit store add /srv/copies/coop-checkpoint --pin checkpoint/coop"));
+    bed.sh(SRC, "rm -r /srv/coop-checkpoint");
 }
 
 /// A twentieth of the writable volume becomes something else.
@@ -197,14 +210,7 @@ fn memory_begins_with_an_earlier_checkpoint() {
     let command = format!("/godwit-workload dirty --dir /data/w --size {size} --rate 200");
     bed.sh(SRC, &format!("testbed-container create coop --command '{command}'"));
     bed.sh(SRC, "timeout 60 sh -c 'until [ -e /srv/coop-data/w/ready ]; do sleep 0.1; done'");
-    let checkpoint = ["checkpoint", "runc:coop", "--to", "/srv/coop-checkpoint", "--leave-running"];
-    let said = godwit(&bed, &checkpoint);
-    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
-    std::fs::create_dir_all(bed.path(CLIENT, "/srv/copies")).unwrap();
-    let (from, to) = (bed.path(SRC, "/srv/coop-checkpoint"), bed.path(CLIENT, "/srv/copies"));
-    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
-    bed.sh(CLIENT, &format!("env {ROOT} godwit store add /srv/copies/coop-checkpoint --pin checkpoint/coop"));
-    bed.sh(SRC, "rm -r /srv/coop-checkpoint");
+    teach_checkpoint(&bed, "runc:coop");
     let node = serve(&bed);
     let words =
         ["--json", "migrate", "runc:coop", "ssh://dst", "--max-downtime", "60s", "--remote-command", RECEIVE];
@@ -221,6 +227,101 @@ fn memory_begins_with_an_earlier_checkpoint() {
     );
     let checked: Value = serde_json::from_str(&checked).unwrap();
     assert_eq!(checked["pass"], true, "{checked}");
+    node.signal("TERM");
+    node.finish();
+    end(&bed);
+}
+
+/// Two of redis with the same data, of the same image; a neighbour keeps a checkpoint of the first.
+const TWINS: [(&str, &str); 2] = [("first", "10.77.0.100"), ("second", "10.77.0.101")];
+/// MiB of the data of each.
+const TWIN: u64 = 24;
+
+/// Moves the second one to the destination; what came of it.
+fn migrate_twin(bed: &Bed, engine: &str) -> Value {
+    let second = format!("{engine}:second");
+    let words = ["--json", "migrate", &second, "ssh://dst", "--max-downtime", "60s", "--tcp-established"];
+    let summary = godwit(bed, &[&words[..], &["--remote-command", RECEIVE]].concat()).summary();
+    assert_eq!(summary["disposition"], "running_at_destination", "{summary}");
+    summary
+}
+
+#[track_caller]
+fn assert_begun_with_twin(summary: &Value, twin: &str) {
+    let report = &summary["cooperation"];
+    assert_eq!(report["earlier"], twin, "{summary}");
+    let neighbour = &report["neighbours"][0];
+    assert_eq!(neighbour["failed"], Value::Null, "{summary}");
+    // these values are alike, addresses and tables are not
+    let (pages, sent) =
+        (&report["pages"].as_u64().unwrap(), &summary["memory"]["pages_sent"].as_u64().unwrap());
+    assert!(pages * 4096 > TWIN * MIB * 9 / 10, "{summary}");
+    assert!(sent * 4096 < TWIN * MIB / 2, "{summary}");
+    eprintln!("gathered {} bytes, {pages} pages at hand, {sent} pages sent", neighbour["bytes"]);
+}
+
+#[test]
+fn memory_begins_with_a_checkpoint_of_another_container_of_the_same_image_where_the_policy_allows_it() {
+    let Some(bed) = bed() else { return };
+    let [_, second] = TWINS.map(|(name, ip)| {
+        let redis = Redis::create_on(&bed, SRC, name, ip, TWIN as u32);
+        let path = bed.path(SRC, &format!("/srv/{name}/config.json"));
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        config["annotations"]["godwit.image"] = "redis:test".into();
+        std::fs::write(path, serde_json::to_vec(&config).unwrap()).unwrap();
+        redis
+    });
+    let digest = second.digest(&bed);
+    teach_checkpoint(&bed, "runc:first");
+    let node = serve(&bed);
+    // whoever may send the second one alone does not learn what the first one has
+    let policy = "/etc/godwit/policy.toml";
+    bed.write(DST, policy, "[[allow]]\nrule = \"second\"\ncontainers = [\"runc:second\"]\n");
+    let summary = migrate_twin(&bed, "runc");
+    bed.sh(DST, &format!("rm {policy}"));
+    let report = &summary["cooperation"];
+    assert_eq!((&report["earlier"], &report["pages"]), (&Value::Null, &0.into()), "{summary}");
+    let without = summary["memory"]["pages_sent"].as_u64().unwrap();
+    assert!(without * 4096 > TWIN * MIB, "{summary}");
+    let back = [
+        "godwit",
+        "--json",
+        "migrate",
+        "runc:second",
+        "ssh://src",
+        "--max-downtime",
+        "60s",
+        "--tcp-established",
+    ];
+    let said = bed.run(DST, &back);
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    // and with a rule for both of them
+    bed.write(DST, policy, "[[allow]]\nrule = \"both\"\ncontainers = [\"runc:*\"]\n");
+    let summary = migrate_twin(&bed, "runc");
+    bed.sh(DST, &format!("rm {policy}"));
+    assert_begun_with_twin(&summary, "runc:first");
+    assert_eq!(second.digest(&bed), digest);
+    node.signal("TERM");
+    node.finish();
+    end(&bed);
+}
+
+#[test]
+fn containers_of_podman_of_one_image_begin_with_each_others_memory() {
+    let Some(bed) = bed() else { return };
+    for host in [SRC, DST] {
+        bed.sh(host, "testbed-container image");
+    }
+    for (name, ip) in TWINS {
+        bed.sh(SRC, &format!("testbed-container create {name} {ip} --ram {TWIN} --engine podman"));
+    }
+    let second = Redis { name: "second".into(), ip: TWINS[1].1.into(), pid: 0 };
+    let digest = second.digest(&bed);
+    teach_checkpoint(&bed, "podman:first");
+    let node = serve(&bed);
+    let summary = migrate_twin(&bed, "podman");
+    assert_begun_with_twin(&summary, "podman:first");
+    assert_eq!(second.digest(&bed), digest);
     node.signal("TERM");
     node.finish();
     end(&bed);

@@ -23,6 +23,7 @@ mod guardian;
 mod hooks;
 mod images;
 mod incremental;
+mod kept;
 mod kernels;
 mod kinds;
 mod memory;

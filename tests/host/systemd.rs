@@ -12,10 +12,12 @@ use serde_json::json;
 
 const IP: &str = "10.77.0.100";
 /// The units that the project brings.
-const UNITS: [(&str, &str); 3] = [
+const UNITS: [(&str, &str); 5] = [
     ("godwit-node.service", include_str!("../../systemd/godwit-node.service")),
     ("godwit-resume.service", include_str!("../../systemd/godwit-resume.service")),
     ("godwit-follow@.service", include_str!("../../systemd/godwit-follow@.service")),
+    ("godwit-keep@.service", include_str!("../../systemd/godwit-keep@.service")),
+    ("godwit-keep@.timer", include_str!("../../systemd/godwit-keep@.timer")),
 ];
 /// The scopes of containers; what watches them has others.
 const SCOPES: &str = "systemctl list-units --all --plain --no-legend '*.scope' | grep -v -e conmon -e ^init | tr -s ' ' | cut -d' ' -f1-4";
@@ -219,10 +221,7 @@ impl<'a> Units<'a> {
                 bed.write(host, &format!("/etc/systemd/system/{name}"), text);
                 bed.sh(host, &format!("chmod 644 /etc/systemd/system/{name}"));
             }
-            bed.sh(
-                host,
-                "systemctl daemon-reload; systemd-analyze verify /etc/systemd/system/godwit-*.service",
-            );
+            bed.sh(host, "systemctl daemon-reload; systemd-analyze verify /etc/systemd/system/godwit-*");
         }
         units
     }
@@ -304,4 +303,24 @@ fn the_service_ends_a_migration_that_a_kill_has_interrupted() {
     assert_eq!(probe.lost(), None, "on {runner}");
     assert_one_scope(&bed, runner, "web");
     assert_eq!(bed.sh(SRC, "godwit --json status | grep -c in-doubt; true"), "0");
+}
+
+#[test]
+fn a_timer_keeps_snapshots_of_a_container() {
+    let Some(bed) = systemd_bed() else { return };
+    let _units = Units::install(&bed);
+    bed.sh(SRC, &format!("testbed-container create web {IP} --ram 8 --engine crun --systemd-cgroup"));
+    let timer = "godwit-keep@$(systemd-escape crun:web).timer";
+    bed.sh(SRC, &format!("systemctl enable --now {timer}"));
+    assert!(bed.sh(SRC, "systemctl list-timers --no-legend").contains("godwit-keep@"), "it does not wait");
+    // what it does when it is time
+    for _ in 0..2 {
+        bed.sh(SRC, "systemctl start godwit-keep@$(systemd-escape crun:web).service");
+    }
+    let said = godwit_with(&bed, SRC, &[], &["--json", "images", "ls", "store"]);
+    let listed = said.lines("images").remove(0);
+    assert_eq!(listed["images"].as_array().map(Vec::len), Some(2), "{listed}");
+    assert_eq!(bed.sh(SRC, &format!("redis-cli -h {IP} ping")), "PONG");
+    bed.sh(SRC, &format!("systemctl disable --now {timer}; rm -rf /var/lib/godwit/store"));
+    assert_one_scope(&bed, SRC, "web");
 }

@@ -75,6 +75,7 @@ impl There {
             migration: MigrationId::generate().unwrap(),
             engine: crate::fake::ENGINE.into(),
             name: "web".into(),
+            image_id: None,
             recipe: "{}".into(),
             network: None,
             network_plan: "same".into(),

@@ -115,6 +115,7 @@ pub fn container_facts(volume: &Path, there: &Path, memory_bytes: u64) -> Facts 
         starts_slowly: false,
         annotations: Default::default(),
         image: None,
+        image_id: None,
     }
 }
 

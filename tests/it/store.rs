@@ -109,3 +109,79 @@ fn each_failure_has_its_exit_code() {
     assert_eq!(ran.code, 2, "{}", ran.err);
     assert!(ran.err.contains("godwit store 9"), "{}", ran.err);
 }
+
+/// What looks like a checkpoint of a container to whoever does not restore it.
+fn checkpoint(dir: &Path, container: &str, made_unix_s: u64) -> String {
+    let (engine, name) = container.split_once(':').unwrap();
+    let path = dir.join(format!("{name}-{made_unix_s}"));
+    std::fs::create_dir_all(path.join("images")).unwrap();
+    let carry = serde_json::json!({
+        "tcp_established": false, "ext_unix_sk": false, "file_locks": false, "shell_job": false, "link_remap": false,
+    });
+    let manifest = serde_json::json!({
+        "godwit_checkpoint": 1, "engine": engine, "name": name, "recipe": "{}", "network": null, "memory_bytes": 0,
+        "carry": carry, "trees": [], "facts": { "host": "here", "kernel": "6.1", "criu": 40200, "cpu_flags": [] },
+        "made_unix_s": made_unix_s, "image": "redis:test", "image_id": "sha256:1f",
+    });
+    std::fs::write(path.join("checkpoint.json"), manifest.to_string()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn checkpoints_of_the_store_are_listed_found_and_forgotten_by_a_policy() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let root = dir.path().join("root");
+    let run = |args: &[&str]| run_in(&root, &[&["--json"], args].concat());
+    assert_eq!(object(&run(&["images", "ls", "store"]))["images"], serde_json::json!([]));
+    assert!(!root.exists(), "looking makes nothing");
+    assert_eq!(run(&["images", "inspect", "store:web"]).code, 10);
+    let hour = |hour: u64| 1_790_000_000 + hour * 3600;
+    for (container, hours, name) in [
+        ("runc:web", 0, "runc:web@20260921T000000.000000Z"),
+        ("runc:web", 1, "runc:web@20260921T010000.000000Z"),
+        ("runc:web", 2, "by-hand"),
+        ("runc:db", 3, "runc:db@20260921T030000.000000Z"),
+    ] {
+        let path = checkpoint(dir.path(), container, hour(hours));
+        let ran = run(&["store", "add", &path, "--pin", &format!("checkpoint/{name}")]);
+        assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    }
+    let names = || -> Vec<String> {
+        let listed = object(&run(&["images", "ls", "store"]));
+        let images = listed["images"].as_array().unwrap();
+        images.iter().map(|image| image["path"].as_str().unwrap().to_owned()).collect()
+    };
+    let all = names();
+    assert!(all.len() == 4 && all[0].starts_with("store:runc:db@") && all[1] == "store:by-hand", "{all:?}");
+    let one = object(&run(&["images", "ls", "store:runc:web@latest"]));
+    assert_eq!(one["images"][0]["path"], "store:by-hand", "{one}");
+    let shown = object(&run(&["images", "inspect", "store:runc:db"]));
+    assert_eq!((&shown["name"], &shown["image_id"]), (&"db".into(), &"sha256:1f".into()), "{shown}");
+    for (code, args) in [
+        (2, &["images", "inspect", "store:runc:web@2026"][..]),
+        (2, &["images", "inspect", "store"]),
+        (2, &["restore", "store"]),
+        (10, &["images", "verify", "store:podman:web@latest"]),
+        (10, &["images", "forget", "store:nothing"]),
+        (2, &["images", "forget", "/srv/web"]),
+        (2, &["images", "forget", "--container", "runc:web"]),
+        (2, &["images", "forget", "store:by-hand", "--keep-last", "1"]),
+        (2, &["checkpoint", "runc:web", "--to", "store:mine"]),
+        (2, &["checkpoint", "runc:web", "--to", "/srv/web", "--keep-last", "1"]),
+        (2, &["checkpoint", "runc:web", "--to", "store", "--parent", "/srv/web"]),
+    ] {
+        let ran = run(args);
+        assert_eq!(ran.code, code, "{args:?}: {}{}", ran.out, ran.err);
+    }
+    let forget = ["images", "forget", "--container", "runc:web", "--keep-last", "1"];
+    let would = object(&run(&[&forget[..], &["--dry-run"]].concat()));
+    assert_eq!((&would["dry_run"], names().len()), (&true.into(), 4), "{would}");
+    let gone = object(&run(&forget));
+    assert_eq!(gone["forgotten"], serde_json::json!(["runc:web@20260921T000000.000000Z"]), "{gone}");
+    assert_eq!(gone["kept"][0]["reasons"], serde_json::json!(["last"]), "{gone}");
+    assert_eq!(
+        object(&run(&["images", "forget", "store:by-hand"]))["forgotten"],
+        serde_json::json!(["by-hand"])
+    );
+    assert_eq!(names(), ["store:runc:db@20260921T030000.000000Z", "store:runc:web@20260921T010000.000000Z"]);
+}

@@ -123,6 +123,9 @@ pub struct Offer {
     pub engine: String,
     /// Its name there.
     pub name: String,
+    /// What names the image that it was made of, where that is known: `sha256:…` of podman and docker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_id: Option<String>,
     /// All the engine needs to make it again: written and read by the engine of that name.
     pub recipe: String,
     /// Its network namespace: written and read by the engine crate's network module. Absent when it shares the host's.

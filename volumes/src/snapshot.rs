@@ -165,7 +165,8 @@ pub(crate) fn label(volume: &str) -> String {
     if end.is_empty() { "volume".into() } else { end.to_owned() }
 }
 
-pub(crate) fn id(volume: &str, unix_us: u64) -> String {
+/// The name of what is kept of a volume, or of a container, at a time (µs since 1970); a pin can be called so.
+pub fn id(volume: &str, unix_us: u64) -> String {
     format!("{}@{}", label(volume), time(unix_us))
 }
 

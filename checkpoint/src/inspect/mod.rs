@@ -10,6 +10,7 @@ use crate::chain::{self, Chain};
 use crate::digests::TREES;
 use crate::files::size_of;
 pub use godwit_criu::images::contents::{Mount, Socket, shown};
+use godwit_engine::{engine_image_id, is_image_id};
 use parts::Parts;
 use serde::Serialize;
 use serde_json::Value;
@@ -46,6 +47,8 @@ pub struct Contents {
     pub id: Option<String>,
     /// The image that it was made of.
     pub image: Option<String>,
+    /// What names that image's content.
+    pub image_id: Option<String>,
     /// When it was written, seconds since the epoch: as its writer says it, else when the files were.
     pub made_unix_s: Option<u64>,
     /// The host that wrote it.
@@ -228,6 +231,7 @@ fn of_godwit(dir: &Path, parts: &mut Parts, manifest: &Manifest, chain: &Chain) 
     let mut contents = with_dump(Writer::Godwit, parts, "images/", sizes);
     contents.name = Some(plain(&manifest.name));
     contents.image = manifest.image.as_deref().map(plain);
+    contents.image_id = manifest.image_id.clone().filter(|id| is_image_id(id));
     contents.made_unix_s = manifest.made_unix_s.or(contents.made_unix_s);
     contents.host = Some(plain(&facts.host));
     let criu = format!("{}.{}.{}", facts.criu / 10_000, facts.criu / 100 % 100, facts.criu % 100);
@@ -271,6 +275,7 @@ fn of_podman(parts: &Parts) -> Contents {
     contents.name = text("name");
     contents.id = text("id");
     contents.image = text("rootfsImageName").or(text("rootfsImage"));
+    contents.image_id = text("rootfsImageID").and_then(|id| engine_image_id(&id));
     contents.versions.runtime = text("runtime");
     contents
 }
@@ -295,6 +300,7 @@ fn with_dump(writer: Writer, parts: &Parts, prefix: &str, sizes: Vec<PartSize>) 
         name: None,
         id: None,
         image: None,
+        image_id: None,
         made_unix_s: parts.files.get(&format!("{prefix}inventory.img")).map(|part| part.changed_s),
         host: None,
         versions: Versions { criu: dump.criu, kernel: dump.kernel, runtime: None },

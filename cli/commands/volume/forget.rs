@@ -82,7 +82,7 @@ impl Past {
     }
 }
 
-pub(super) fn policy(keep: &KeepArgs) -> Policy {
+pub(in crate::commands) fn policy(keep: &KeepArgs) -> Policy {
     Policy {
         last: keep.keep_last,
         hourly: keep.keep_hourly,

@@ -126,6 +126,7 @@ pub(super) fn open(name: &str, request: &OpenRequest) -> Result<Box<dyn SourceCo
         starts_slowly: false,
         annotations: std::collections::BTreeMap::new(),
         image: None,
+        image_id: None,
     };
     let network = SourceNetwork::new(&facts, namespace)?;
     let kin = BareKin { pid, own: None, arrived_in: None, external };

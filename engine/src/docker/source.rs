@@ -8,6 +8,7 @@ use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
 use crate::error::EngineError;
 use crate::freezer::Freezer;
 use crate::health::between_checks;
+use crate::image_id::engine_image_id;
 use crate::live::{Kin, LiveContainer, Remains, SourceNetwork};
 use crate::network::{Link, NetworkState};
 use crate::process;
@@ -169,6 +170,7 @@ pub(super) fn open(
     let has_own_network = config::has_namespace(&config, "network") && !namespace.is_own()?;
     let (image_id, image_name) = record.image();
     let image = if image_name.is_empty() { image_id } else { image_name }.to_owned();
+    let named_by = engine_image_id(image_id);
     let kin = DockerKin {
         docker: docker.clone(),
         id: id.into(),
@@ -211,6 +213,7 @@ pub(super) fn open(
         starts_slowly: true,
         annotations: Facts::for_godwit(shown.pointer("/Config/Labels")),
         image: Some(image),
+        image_id: named_by,
     };
     if let Some(grace) = request.restart {
         // docker takes its network down when it stops, and makes it again when it starts, with the same addresses

@@ -9,6 +9,7 @@ use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
 use crate::error::EngineError;
 use crate::freezer::Freezer;
 use crate::health::between_checks;
+use crate::image_id::engine_image_id;
 use crate::live::{Kin, LiveContainer, Remains, SourceNetwork};
 use crate::process;
 use crate::published::what_breaks;
@@ -300,6 +301,7 @@ fn open_container(
         starts_slowly: true,
         annotations: Facts::for_godwit(shown.pointer("/Config/Labels")),
         image,
+        image_id: engine_image_id(&image_id),
     };
     if let Some(grace) = request.restart {
         // podman takes its network down when it stops, and makes it again when it starts, with the same addresses

@@ -6,6 +6,7 @@ use super::{Flavor, QUESTION, Recipe, Runtime, cgroups, config, read_config};
 use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
 use crate::error::EngineError;
 use crate::freezer::{Freezer, process_tree};
+use crate::image_id;
 use crate::live::{Kin, LiveContainer, Remains, SourceNetwork};
 use crate::network::{Namespace, NetworkState};
 use crate::obstacles;
@@ -125,6 +126,7 @@ pub(super) fn open(
         })?,
         warnings,
         starts_slowly: false,
+        image_id: image_id::of_note(&annotations),
         annotations,
         image: None,
     };

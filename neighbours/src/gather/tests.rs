@@ -44,6 +44,10 @@ impl Neighbour for Fake<'_> {
         Ok(Vec::new())
     }
 
+    fn of_image(&mut self, _: &str) -> Result<Vec<OfImage>, String> {
+        Ok(Vec::new())
+    }
+
     fn manifest(&mut self, _: Digest) -> Result<Option<Manifest>, String> {
         Ok(None)
     }
@@ -235,7 +239,7 @@ fn a_tree_comes_over_the_wire_and_what_is_damaged_does_not() {
 
     // a neighbour whose checkpoint it is
     let mut lease = store.lease().unwrap();
-    let facts = [("container", "runc:web"), ("made_unix_s", "1790000000")];
+    let facts = [("container", "runc:web"), ("image_id", "sha256:1f"), ("made_unix_s", "1790000000")];
     let facts = facts.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     let described = lease.describe(stored.manifest, facts).unwrap();
     lease.pin(&"checkpoint/web".parse().unwrap(), described).unwrap();
@@ -245,6 +249,9 @@ fn a_tree_comes_over_the_wire_and_what_is_damaged_does_not() {
     assert_eq!(visit.checkpoints("runc:other").unwrap(), []);
     let known = visit.checkpoints("runc:web").unwrap();
     assert_eq!(known, [Known { tree: stored.manifest, made_unix_s: 1_790_000_000 }]);
+    let of_image = vec![OfImage { container: "runc:web".into(), known: known[0].clone() }];
+    assert_eq!(visit.of_image("sha256:1f").unwrap(), of_image);
+    assert_eq!(visit.of_image("sha256:1").unwrap(), []);
     assert_eq!(visit.manifest(stored.manifest).unwrap(), Some(Manifest::Tree(tree.clone())));
     assert_eq!(visit.manifest(Digest::of(b"nobody")).unwrap(), None);
     drop(visit);
