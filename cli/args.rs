@@ -3,6 +3,7 @@
 mod config;
 mod hook;
 mod hooks;
+mod images;
 mod location;
 mod migrate;
 mod node;
@@ -14,6 +15,7 @@ mod volume;
 pub use config::ConfigCommand;
 pub use hook::HookCommand;
 pub use hooks::{Choice, HookArgs, PauseArgs};
+pub use images::{ImageArgs, ImagesCommand, ImagesForgetArgs, ImagesGcArgs};
 pub use location::{Elsewhere, Location};
 pub use migrate::{CooperativeArg, FileWatchArg, IpChangeArg, LayerArg, MigrateArgs, PaceArg};
 pub use node::{CatalogArgs, Neighbours, NodeCommand, NodeServeArgs};
@@ -288,6 +290,9 @@ pub struct CheckpointArgs {
     /// An earlier checkpoint of the same container: what this one has in common with it is not stored again. It must be kept
     #[arg(long, value_name = "DIR")]
     pub parent: Option<PathBuf>,
+    /// In a place: which checkpoints stay there afterwards; without `--keep-…` all do
+    #[command(flatten)]
+    pub keep: KeepArgs,
     #[command(flatten)]
     pub carry: CarryArgs,
     /// A directory or file to take along, besides those that the engine knows
@@ -310,32 +315,6 @@ pub struct RestoreArgs {
     /// Where its network is attached: `same`, `bridge=NAME`, `none` or `hook=PATH`
     #[arg(long, default_value = "same", value_parser = network_plan)]
     pub network_plan: NetworkPlan,
-}
-
-/// `godwit images`.
-#[derive(Debug, Subcommand)]
-pub enum ImagesCommand {
-    /// List checkpoints: these, or those that lie in a directory or a place
-    Ls {
-        /// A checkpoint, a directory with some, or a place in object storage: `s3://BUCKET/PREFIX`, `file:///PATH`
-        #[arg(required = true, value_name = "PATH|PLACE", value_parser = Location::parser())]
-        paths: Vec<Location>,
-    },
-    /// Show what is in one: processes, files, sockets, mounts, sizes
-    Inspect(ImageArgs),
-    /// Read all of one, and say what is missing or damaged; nothing is restored
-    Verify(ImageArgs),
-}
-
-/// One checkpoint.
-#[derive(Debug, ClapArgs)]
-pub struct ImageArgs {
-    /// A directory, an encrypted checkpoint, or podman's archive (.tar, .tar.gz, .tar.zst). To `verify` also a place in object storage
-    #[arg(value_name = "PATH|PLACE", value_parser = Location::parser())]
-    pub image: Location,
-    /// A file with the secret key that opens it, when it is encrypted; repeatable
-    #[arg(long = "identity", value_name = "KEYFILE")]
-    pub identities: Vec<PathBuf>,
 }
 
 /// `godwit status`.

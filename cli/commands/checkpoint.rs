@@ -1,6 +1,7 @@
 //! `godwit checkpoint`: into a directory or a file. What goes to a place goes there from an [outbox](super::outbox).
 
 use super::earlier::settle_earlier;
+use super::volume::policy;
 use super::{Trouble, cancel_on_signal, open};
 use super::{outbox, parent, sealing};
 use crate::args::{Args, CheckpointArgs, Location};
@@ -22,6 +23,11 @@ pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Tro
     let cancel = cancel_on_signal();
     match &command.to {
         Location::Place(place) => outbox::run(args, command, place, draw, &cancel),
+        Location::Path(_) if !policy(&command.keep).is_empty() => {
+            let message = "only from a place do checkpoints go by a policy";
+            let failure = Failure::new(FailureKind::Usage, message).hint("leave `--keep-…` out");
+            Err(Trouble::about(failure, &command.container, None))
+        }
         Location::Path(path) => {
             let checkpoint = write(args, command, path, draw, &cancel)?;
             tell(command, &checkpoint, draw);

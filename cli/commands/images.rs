@@ -1,5 +1,6 @@
 //! `godwit images`: what is in checkpoints, and whether they are whole.
 
+pub mod forget;
 mod place;
 
 use super::journals::show_age;
@@ -39,6 +40,8 @@ pub fn run(args: &Args, command: &ImagesCommand, draw: &Draw) -> Result<u8, Trou
             show(path, &contents, draw);
             Ok(0)
         }
+        ImagesCommand::Forget(wanted) => Ok(forget::forget(args, wanted, draw, &cancel_on_signal())?),
+        ImagesCommand::Gc(wanted) => Ok(forget::gc(args, wanted, draw, &cancel_on_signal())?),
         ImagesCommand::Verify(image) => {
             let path = match &image.image {
                 Location::Path(path) => path,
@@ -134,8 +137,7 @@ fn ls(paths: &[Location], draw: &Draw) -> Result<u8, Trouble> {
     } else if rows.is_empty() {
         draw.talk("there are no checkpoints");
     } else {
-        let header =
-            ["PATH", "WRITTEN BY", "CONTAINER", "WHEN", "PROCESSES", "SIZE"].map(String::from).to_vec();
+        let header = ["PATH", "WRITTEN BY", "OF", "WHEN", "PROCESSES", "SIZE"].map(String::from).to_vec();
         rows.insert(0, header);
         draw.data(table(&rows).trim_end());
     }

@@ -87,9 +87,11 @@ pub fn checkpoints(place: &Place) -> Result<Vec<Index>, PlaceError> {
     Ok(found)
 }
 
-/// When a checkpoint was made, s since 1970; 0 where that is not known.
+/// When an image was made, s since 1970; 0 where that is not known.
 pub fn made(index: &Index) -> u64 {
-    index.fact("made_unix_s").and_then(|text| text.parse().ok()).unwrap_or(0)
+    let number = |name| index.fact(name).and_then(|text| text.parse::<u64>().ok());
+    let of_a_snapshot = || number("made_unix_us").map(|micros| micros / 1_000_000);
+    number("made_unix_s").or_else(of_a_snapshot).unwrap_or(0)
 }
 
 /// The checkpoint that a name means: the one that it names, or the newest.

@@ -10,6 +10,7 @@
 //!
 //! They are never encrypted: the names of packs can be seen anyway.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
@@ -120,18 +121,25 @@ pub(crate) fn age(written: SystemTime, now: SystemTime) -> Duration {
 pub(crate) struct Reservation<'a> {
     place: &'a Place,
     object: String,
+    may_be_there: Cell<bool>,
 }
 
 impl<'a> Reservation<'a> {
     /// One that is not there yet.
     pub fn new(place: &'a Place) -> Result<Self, PlaceError> {
-        Ok(Self { place, object: format!("{}/{}", Records::Uploads.directory(), fresh_name()?) })
+        Ok(Self {
+            place,
+            object: format!("{}/{}", Records::Uploads.directory(), fresh_name()?),
+            may_be_there: Cell::new(false),
+        })
     }
 
-    /// Names the packs, of which it is known how large they are, in the place of those that it has named before. Gives when that was, and those that cannot be relied on: they are not
-    /// there, or condemned for so long that a collection may be about to take them away which has not seen this.
+    /// Names the packs, of which it is known how large they are, in the place of those that it has named before. Gives when that was, and
+    /// those that cannot be relied on: they are not there, or condemned for so long that a collection may be about to take them away which
+    /// has not seen this.
     pub fn hold(&self, packs: &[(Digest, u64)]) -> Result<(SystemTime, HashSet<Digest>), PlaceError> {
         let names: Vec<Digest> = packs.iter().map(|(name, _)| *name).collect();
+        self.may_be_there.set(true);
         self.place.put_record(&self.object, &names)?;
         let held = self.place.modified(&self.object)?;
         // in this order: a list is only taken away when its packs are gone for long
@@ -151,8 +159,9 @@ impl<'a> Reservation<'a> {
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        // also when somebody wants to stop, and when it was never put
-        self.place.remove_at_last(&self.object);
+        if self.may_be_there.get() {
+            self.place.remove_at_last(&self.object);
+        }
     }
 }
 

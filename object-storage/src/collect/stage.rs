@@ -35,7 +35,8 @@ pub struct State {
     /// The place's clock.
     pub now: SystemTime,
     written: HashMap<Path, SystemTime>,
-    waiting: BTreeSet<usize>,
+    /// What each wants to do next: `PUT`, `GET`, `DELETE` or `LIST`, and the object.
+    pub waiting: BTreeMap<usize, String>,
     living: BTreeSet<usize>,
     dead: HashSet<usize>,
     granted: Option<usize>,
@@ -51,7 +52,7 @@ impl Stage {
             store: InMemory::new(),
             now: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000),
             written: HashMap::new(),
-            waiting: BTreeSet::new(),
+            waiting: BTreeMap::new(),
             living: BTreeSet::new(),
             dead: HashSet::new(),
             granted: None,
@@ -85,7 +86,7 @@ impl Stage {
         let is_busy = |state: &mut State| state.granted.is_some() || state.living.len() > state.waiting.len();
         let (state, late) = self.bell.wait_timeout_while(self.state(), LIMIT, is_busy).unwrap();
         assert!(!late.timed_out(), "somebody never does anything");
-        state.waiting.iter().copied().collect()
+        state.waiting.keys().copied().collect()
     }
 
     /// Lets one do what it waits for.
@@ -93,6 +94,12 @@ impl Stage {
         self.state().granted = Some(actor);
         self.bell.notify_all();
         self.waiting();
+    }
+
+    /// What one wants to do next.
+    pub fn wish(&self, actor: usize) -> Option<String> {
+        self.waiting();
+        self.state().waiting.get(&actor).cloned()
     }
 
     /// Kills one: nothing that it still wants is done.
@@ -140,9 +147,9 @@ struct Gated {
 
 impl Gated {
     /// Does something when it is this one's turn.
-    fn act<T>(&self, deed: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+    fn act<T>(&self, wish: String, deed: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
         let mut state = self.stage.state();
-        state.waiting.insert(self.actor);
+        state.waiting.insert(self.actor, wish);
         self.stage.bell.notify_all();
         let may_not =
             |state: &mut State| state.granted != Some(self.actor) && !state.dead.contains(&self.actor);
@@ -184,7 +191,7 @@ impl ObjectStore for Gated {
         'b: 'c,
         Self: 'c,
     {
-        Box::pin(ready(self.act(|state| {
+        Box::pin(ready(self.act(format!("PUT {location}"), |state| {
             let (now, directory) = (state.now, location.parts().next());
             let directory = directory.map(|part| part.as_ref().to_owned()).unwrap_or_default();
             state.written.insert(location.clone(), now);
@@ -213,7 +220,7 @@ impl ObjectStore for Gated {
         'b: 'c,
         Self: 'c,
     {
-        Box::pin(ready(self.act(|state| {
+        Box::pin(ready(self.act(format!("GET {location}"), |state| {
             let got = state.store.get_opts(location, options).now_or_never().unwrap()?;
             Ok(GetResult { meta: state.dated(got.meta), ..got })
         })))
@@ -223,14 +230,14 @@ impl ObjectStore for Gated {
         let gated = Gated { stage: self.stage.clone(), actor: self.actor };
         let delete = move |path: Result<Path>| {
             let path = path?;
-            gated.act(|state| state.store.delete(&path).now_or_never().unwrap())?;
+            gated.act(format!("DELETE {path}"), |state| state.store.delete(&path).now_or_never().unwrap())?;
             Ok(path)
         };
         paths.map(delete).boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let listed = self.act(|state| {
+        let listed = self.act(format!("LIST {}", prefix.map(Path::as_ref).unwrap_or_default()), |state| {
             let listed = state.store.list(prefix).try_collect::<Vec<_>>().now_or_never().unwrap()?;
             Ok(listed.into_iter().map(|meta| state.dated(meta)).collect::<Vec<_>>())
         });
