@@ -24,8 +24,8 @@ pub struct Image {
     pub manifest: Digest,
     /// The volume; of checkpoints nothing, since all in a place are of one container.
     pub volume: Option<String>,
-    /// When it was made, s since 1970.
-    pub made_unix_s: u64,
+    /// When it was made, µs since 1970.
+    pub made_unix_us: u64,
     is_stash: bool,
 }
 
@@ -45,8 +45,8 @@ impl Rule {
     /// Why each of these stays, newest first: those without a reason go. Those of one volume, or of the container.
     fn judge(&self, images: Vec<Image>, now: u64) -> Vec<(Image, Vec<String>)> {
         let mut images: Vec<Image> = images.into_iter().filter(|image| !image.is_stash).collect();
-        images.sort_by_key(|image| (std::cmp::Reverse(image.made_unix_s), image.manifest));
-        let made: Vec<u64> = images.iter().map(|image| image.made_unix_s).collect();
+        images.sort_by_key(|image| (std::cmp::Reverse(image.made_unix_us), image.manifest));
+        let made: Vec<u64> = images.iter().map(|image| image.made_unix_us / 1_000_000).collect();
         let by_policy = match self.policy.is_empty() {
             true => vec![vec!["not older".to_owned()]; images.len()],
             false => self.policy.reasons(&made).into_iter().map(|why| words(&why)).collect(),
@@ -54,7 +54,11 @@ impl Rule {
         let is_over = |made: u64| self.expire.is_some_and(|age| now.saturating_sub(made) > age.as_secs());
         let judged = images.into_iter().zip(by_policy);
         judged
-            .map(|(image, why)| if is_over(image.made_unix_s) { (image, vec![]) } else { (image, why) })
+            .map(
+                |(image, why)| {
+                    if is_over(image.made_unix_us / 1_000_000) { (image, vec![]) } else { (image, why) }
+                },
+            )
             .collect()
     }
 }
@@ -179,7 +183,7 @@ fn named(place: &Place, names: &[PlaceName]) -> Result<Vec<(Image, Vec<String>)>
         if second.is_some() {
             return Err(PlaceError::NoImage(format!("one image `{digits}` in it: several begin so")));
         }
-        meant.push((Image { kind, manifest, volume: None, made_unix_s: 0, is_stash: false }, vec![]));
+        meant.push((Image { kind, manifest, volume: None, made_unix_us: 0, is_stash: false }, vec![]));
     }
     Ok(meant)
 }
@@ -198,13 +202,13 @@ fn judge(
             Err(PlaceError::NoImage(_)) => continue,
             index => index?,
         };
-        let made_unix_s = match object_storage::made(&index) {
-            0 => unix_s(place.written(kind, manifest)?),
+        let made_unix_us = match object_storage::made_us(&index) {
+            0 => unix_s(place.written(kind, manifest)?) * 1_000_000,
             made => made,
         };
         let is_stash = index.fact("cause") == Some("stash");
         let volume = (kind == Kind::Snapshot).then(|| index.fact("volume").unwrap_or_default().to_owned());
-        let image = Image { kind, manifest, volume, made_unix_s, is_stash };
+        let image = Image { kind, manifest, volume, made_unix_us, is_stash };
         if is_about(&image) {
             groups.entry(image.volume.clone()).or_default().push(image);
         }
@@ -324,7 +328,7 @@ mod tests {
             kind: Kind::Snapshot,
             manifest: Digest::of(&made_unix_s.to_le_bytes()),
             volume: None,
-            made_unix_s,
+            made_unix_us: made_unix_s * 1_000_000,
             is_stash,
         };
         let images = vec![image(100, false), image(300, false), image(5, true), image(200, false)];
@@ -336,7 +340,7 @@ mod tests {
             let judged = rule.judge(images.clone(), 400);
             assert_eq!(judged.len(), 3);
             let stay = judged.into_iter().filter(|(_, why)| !why.is_empty());
-            stay.map(|(image, _)| image.made_unix_s).collect::<Vec<_>>()
+            stay.map(|(image, _)| image.made_unix_us / 1_000_000).collect::<Vec<_>>()
         };
         assert_eq!(stay(2, None), [300, 200]);
         assert_eq!(stay(2, Some(150)), [300]);

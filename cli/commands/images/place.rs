@@ -33,7 +33,7 @@ pub fn lines(name: &PlaceName, cancel: &Cancel) -> Result<Vec<(Vec<String>, Valu
     for manifest in place.images(Kind::Snapshot).map_err(failed)? {
         match place.index(Kind::Snapshot, manifest, Keys(None)) {
             Ok(index) => snapshots.push((
-                std::cmp::Reverse(object_storage::made(&index)),
+                std::cmp::Reverse(object_storage::made_us(&index)),
                 manifest,
                 line(&name.whole(), Kind::Snapshot, &index),
             )),
