@@ -3,6 +3,7 @@
 mod config;
 mod hook;
 mod hooks;
+mod images;
 mod location;
 mod migrate;
 mod node;
@@ -14,6 +15,7 @@ mod volume;
 pub use config::ConfigCommand;
 pub use hook::HookCommand;
 pub use hooks::{Choice, HookArgs, PauseArgs};
+pub use images::{ImageArgs, ImagesCommand, ImagesForgetArgs, ImagesGcArgs};
 pub use location::{Elsewhere, Location};
 pub use migrate::{CooperativeArg, FileWatchArg, IpChangeArg, LayerArg, MigrateArgs, PaceArg};
 pub use node::{CatalogArgs, Neighbours, NodeCommand, NodeServeArgs};
@@ -291,6 +293,7 @@ pub struct CheckpointArgs {
     /// How much the store may have on disk: what nothing needs goes, the least recently used first, and then it is refused
     #[arg(long, env = "GODWIT_STORE_QUOTA", value_parser = quantity::bytes, value_name = "SIZE")]
     pub quota: Option<u64>,
+    /// In the store or in a place: which checkpoints of the container stay there afterwards; without `--keep-…` all do
     #[command(flatten)]
     pub keep: KeepArgs,
     #[command(flatten)]
@@ -316,52 +319,6 @@ pub struct RestoreArgs {
     /// Where its network is attached: `same`, `bridge=NAME`, `none` or `hook=PATH`
     #[arg(long, default_value = "same", value_parser = network_plan)]
     pub network_plan: NetworkPlan,
-}
-
-/// `godwit images`.
-#[derive(Debug, Subcommand)]
-pub enum ImagesCommand {
-    /// List checkpoints: these, or those that lie in a directory or a place
-    Ls {
-        /// A checkpoint, a directory with some, a place in object storage: `s3://BUCKET/PREFIX`, `file:///PATH`, or `store`: those that this
-        /// host's store keeps
-        #[arg(required = true, value_name = "PATH|PLACE|store", value_parser = Location::parser())]
-        paths: Vec<Location>,
-    },
-    /// Show what is in one: processes, files, sockets, mounts, sizes
-    Inspect(ImageArgs),
-    /// Read all of one, and say what is missing or damaged; nothing is restored
-    Verify(ImageArgs),
-    /// Let go of checkpoints that this host's store keeps: of some by name, or of those of a container that nothing of `--keep-…` keeps
-    Forget(ImagesForgetArgs),
-}
-
-/// `godwit images forget`.
-#[derive(Debug, ClapArgs)]
-pub struct ImagesForgetArgs {
-    /// Which: `store:ID`
-    #[arg(value_name = "store:ID", required_unless_present = "container", conflicts_with = "container", value_parser = Location::parser())]
-    pub images: Vec<Location>,
-    /// All of this container but what the policy keeps; what was pinned by hand only goes by its name
-    #[arg(long, value_name = "ENGINE:NAME")]
-    pub container: Option<String>,
-    #[command(flatten)]
-    pub keep: KeepArgs,
-    /// Only say what would go
-    #[arg(long)]
-    pub dry_run: bool,
-}
-
-/// One checkpoint.
-#[derive(Debug, ClapArgs)]
-pub struct ImageArgs {
-    /// A directory, an encrypted checkpoint, podman's archive (.tar, .tar.gz, .tar.zst), or `store:ID`. To `verify` also a place in object
-    /// storage
-    #[arg(value_name = "PATH|PLACE|store:ID", value_parser = Location::parser())]
-    pub image: Location,
-    /// A file with the secret key that opens it, when it is encrypted; repeatable
-    #[arg(long = "identity", value_name = "KEYFILE")]
-    pub identities: Vec<PathBuf>,
 }
 
 /// `godwit status`.

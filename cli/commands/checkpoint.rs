@@ -29,12 +29,12 @@ pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw) -> Result<u8, Tro
             "write `--to store`: it gets a name of its own",
         )),
         Location::Store(None) => keep::run(args, command, draw, &cancel),
-        _ if !policy(&command.keep).is_empty() => Err(refused(
-            command,
-            "`--keep-…` is for the checkpoints of the store",
-            "write `--to store`, or leave it out",
-        )),
         Location::Place(place) => outbox::run(args, command, place, draw, &cancel),
+        Location::Path(_) if !policy(&command.keep).is_empty() => Err(refused(
+            command,
+            "only from the store or a place do checkpoints go by a policy",
+            "write `--to store`, or leave `--keep-…` out",
+        )),
         Location::Path(path) => {
             let checkpoint = write(args, command, path, draw, &cancel)?;
             tell(command, &checkpoint, draw);

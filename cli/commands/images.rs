@@ -1,6 +1,6 @@
 //! `godwit images`: what is in checkpoints, and whether they are whole.
 
-mod forget;
+pub mod forget;
 mod kept;
 mod place;
 
@@ -26,7 +26,6 @@ const ARCHIVES: [&str; 5] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".age"];
 pub fn run(args: &Args, command: &ImagesCommand, draw: &Draw) -> Result<u8, Trouble> {
     match command {
         ImagesCommand::Ls { paths } => ls(args, paths, draw),
-        ImagesCommand::Forget(wanted) => Ok(forget::forget(args, wanted, draw)?),
         ImagesCommand::Inspect(image) => {
             if let Location::Place(name) = &image.image {
                 let message = format!("`{name}` cannot be looked into where it is");
@@ -40,6 +39,8 @@ pub fn run(args: &Args, command: &ImagesCommand, draw: &Draw) -> Result<u8, Trou
             show(path, &contents, draw);
             Ok(0)
         }
+        ImagesCommand::Forget(wanted) => Ok(forget::run(args, wanted, draw, &cancel_on_signal())?),
+        ImagesCommand::Gc(wanted) => Ok(forget::place::gc(args, wanted, draw, &cancel_on_signal())?),
         ImagesCommand::Verify(image) => {
             if let Location::Place(name) = &image.image {
                 return Ok(place::verified(args, name, &image.identities, draw, &cancel_on_signal())?);
@@ -158,8 +159,7 @@ fn ls(args: &Args, paths: &[Location], draw: &Draw) -> Result<u8, Trouble> {
     } else if rows.is_empty() {
         draw.talk("there are no checkpoints");
     } else {
-        let header =
-            ["PATH", "WRITTEN BY", "CONTAINER", "WHEN", "PROCESSES", "SIZE"].map(String::from).to_vec();
+        let header = ["PATH", "WRITTEN BY", "OF", "WHEN", "PROCESSES", "SIZE"].map(String::from).to_vec();
         rows.insert(0, header);
         draw.data(table(&rows).trim_end());
     }

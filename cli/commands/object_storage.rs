@@ -87,9 +87,16 @@ pub fn checkpoints(place: &Place) -> Result<Vec<Index>, PlaceError> {
     Ok(found)
 }
 
-/// When a checkpoint was made, s since 1970; 0 where that is not known.
+/// When an image was made, s since 1970; 0 where that is not known.
 pub fn made(index: &Index) -> u64 {
-    index.fact("made_unix_s").and_then(|text| text.parse().ok()).unwrap_or(0)
+    made_us(index) / 1_000_000
+}
+
+/// The same in µs, as exactly as it is known: of a snapshot to the microsecond, of a checkpoint to the second.
+pub fn made_us(index: &Index) -> u64 {
+    let number = |name| index.fact(name).and_then(|text| text.parse::<u64>().ok());
+    let of_a_checkpoint = || number("made_unix_s").map(|seconds| seconds.saturating_mul(1_000_000));
+    number("made_unix_us").or_else(of_a_checkpoint).unwrap_or(0)
 }
 
 /// The checkpoint that a name means: the one that it names, or the newest.

@@ -3,7 +3,9 @@
 
 use super::checkpoint::{self, Checkpoint};
 use super::earlier::settle_earlier;
+use super::images::forget::place::{self as forgotten, ThisHost};
 use super::object_storage::{self, SEALED};
+use super::volume::policy;
 use super::{Trouble, sealing, store};
 use crate::args::{Args, CheckpointArgs};
 use crate::draw::Draw;
@@ -62,6 +64,12 @@ pub fn run(
         draw.talk(&format!("warning: {failure}"));
     }
     say(command, made.as_ref(), image, &uploaded, draw);
+    let host = ThisHost { root: &root, bar: store::bar(args) };
+    let is_one = |image: &forgotten::Image| image.kind == Kind::Checkpoint;
+    forgotten::apply(&host, &place, policy(&command.keep), &is_one, draw).map_err(|failure| {
+        let now = if command.leave_running { Disposition::RunningAtSource } else { Disposition::NoContainer };
+        about(failure.at(now))
+    })?;
     Ok(made.map_or(0, |checkpoint| checkpoint.exit_code()))
 }
 

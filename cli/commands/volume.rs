@@ -13,7 +13,7 @@ use super::Trouble;
 use super::store;
 use crate::args::{Args, VolumeCommand, VolumeSnapshotArgs};
 use crate::draw::Draw;
-pub(super) use forget::policy;
+pub use forget::policy;
 use godwit_migration::quantity::{show_bytes, show_duration};
 use godwit_migration::{Failure, FailureKind};
 use godwit_store::{Writers, store_of};

@@ -31,7 +31,7 @@ pub enum Kind {
 
 impl Kind {
     /// Where in a place the indexes of such images are.
-    pub fn directory(self) -> &'static str {
+    pub const fn directory(self) -> &'static str {
         match self {
             Kind::Checkpoint => "checkpoints",
             Kind::Snapshot => "snapshots",

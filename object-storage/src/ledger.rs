@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! godwit ledger 1
+//! place NAME
 //! pack DIGEST BYTES DIGEST:BYTES,DIGEST:BYTES…      the pack, and the chunks that are in it one after the other
 //! begun OBJECT UPLOAD
 //! ended OBJECT UPLOAD
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 use godwit_store::Digest;
 
 use crate::pack::PackEntry;
-use crate::{PlaceError, PlaceName};
+use crate::{Place, PlaceError, PlaceName};
 
 const HEAD: &str = "godwit ledger 1";
 
@@ -32,6 +33,8 @@ pub type Begun = (String, String);
 pub struct Ledger {
     path: PathBuf,
     file: File,
+    /// Of which place it is, if it says so.
+    place: Option<String>,
     packs: BTreeMap<Digest, PackEntry>,
     begun: BTreeSet<Begun>,
 }
@@ -49,6 +52,37 @@ impl Ledger {
             .mode(0o700)
             .create(places)
             .map_err(PlaceError::io("make", places))?;
+        let mut ledger = Ledger::read(path)?;
+        let name = place.whole().to_string();
+        if ledger.place.as_ref() != Some(&name) {
+            ledger.say(&format!("place {name}"))?;
+        }
+        Ok(ledger)
+    }
+
+    /// Those of a place, for whomever, that no other process has.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn of_place(places: &Path, place: &PlaceName) -> Result<Vec<Ledger>, PlaceError> {
+        let name = place.whole().to_string();
+        let entries = match std::fs::read_dir(places) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(PlaceError::io("read", places))?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(PlaceError::io("read", places))?.path();
+            match Ledger::read(path) {
+                Err(PlaceError::Locked) => {}
+                ledger => found.push(ledger?),
+            }
+        }
+        found.retain(|ledger| ledger.place.as_ref() == Some(&name));
+        Ok(found)
+    }
+
+    fn read(path: PathBuf) -> Result<Ledger, PlaceError> {
         let mut file = OpenOptions::new()
             .create(true)
             .read(true)
@@ -68,7 +102,7 @@ impl Ledger {
         let text = String::from_utf8_lossy(&bytes);
         // another godwit's, or none: what it says is not needed
         let is_ours = text.lines().next() == Some(HEAD);
-        let mut ledger = Ledger { path, file, packs: BTreeMap::new(), begun: BTreeSet::new() };
+        let mut ledger = Ledger { path, file, place: None, packs: BTreeMap::new(), begun: BTreeSet::new() };
         let kept = if is_ours { bytes.len() as u64 } else { 0 };
         ledger.file.set_len(kept).map_err(PlaceError::io("write", &ledger.path))?;
         match is_ours {
@@ -82,6 +116,7 @@ impl Ledger {
     fn take(&mut self, line: &str) {
         let words: Vec<&str> = line.split(' ').collect();
         match words[..] {
+            ["place", name] => self.place = Some(name.to_owned()),
             ["pack", name, bytes, chunks] => {
                 self.packs.extend(PackEntry::read(name, bytes, chunks).map(|pack| (pack.name, pack)));
             }
@@ -129,6 +164,18 @@ impl Ledger {
         self.say(&format!("ended {object} {upload}"))
     }
 
+    /// Lets go of the uploads in parts that nobody brings to an end any more; how many.
+    pub(crate) fn clear(&mut self, place: &Place) -> Result<u64, PlaceError> {
+        let mut cleared = 0;
+        for begun in self.begun() {
+            if place.abort(&begun) {
+                self.end(&begun)?;
+                cleared += 1;
+            }
+        }
+        Ok(cleared)
+    }
+
     fn say(&mut self, line: &str) -> Result<(), PlaceError> {
         self.write(line)?;
         self.take(line);
@@ -164,6 +211,8 @@ mod tests {
         ledger.begin(&upload).unwrap();
         assert!(matches!(open(), Err(PlaceError::Locked)));
         assert!(Ledger::open(dir.path(), &place, &["age1".into()]).unwrap().packs().next().is_none());
+        let of = |place: &str| Ledger::of_place(dir.path(), &place.parse().unwrap()).unwrap().len();
+        assert_eq!((of("s3://bucket/a"), of("s3://bucket/b")), (1, 0), "one is in use, the other is not");
         let path = ledger.path.clone();
         drop(ledger);
         let whole = std::fs::read_to_string(&path).unwrap();

@@ -1,14 +1,16 @@
 //! Packs: chunks one after the other as the store has them ([`godwit_store::object`]), encrypted as a whole where that is wanted. A pack is
-//! named by the BLAKE3 digest of its bytes as they lie in the place.
+//! named by the BLAKE3 digest of its bytes as they lie in the place. No name ever comes twice: a pack that is not encrypted has a chunk more
+//! that nobody needs, of random bytes. So a collection that takes one away late never takes another one.
 
 use std::fmt;
 
 use godwit_checkpoint::sealed::Recipients;
-use godwit_store::{Digest, ObjectId, object};
+use godwit_store::{Digest, Kind, ObjectId, object};
 use serde::{Deserialize, Serialize};
 
 use crate::PlaceError;
 use crate::index::Keys;
+use crate::records::fresh_name;
 
 /// Bytes of chunks at which a pack is closed: one more chunk, and what encryption adds, make no part more than two of 8 MiB.
 pub const FULL: usize = (16 << 20) - (512 << 10);
@@ -106,7 +108,12 @@ impl Packing {
     /// # Errors
     /// When it cannot be encrypted.
     pub fn close(&mut self, recipients: Option<&Recipients>) -> Result<(PackEntry, Vec<u8>), PlaceError> {
-        let packing = std::mem::take(self);
+        let mut packing = std::mem::take(self);
+        // what age encrypts never comes out the same
+        if recipients.is_none() {
+            let salt = fresh_name()?.into_bytes();
+            packing.add(Digest::of(&salt), &object::encode(Kind::Chunk, &salt));
+        }
         let bytes = seal(recipients, packing.bytes)?;
         let (name, length) = (Digest::of(&bytes), bytes.len() as u64);
         Ok((PackEntry { name, bytes: length, chunks: packing.chunks }, bytes))

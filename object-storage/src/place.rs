@@ -5,6 +5,8 @@
 //! packs/DIGEST              chunks
 //! checkpoints/DIGEST        indexes of checkpoints, by the digests of their manifests
 //! snapshots/DIGEST          and of volumes
+//! uploads/ID                packs that an upload under way relies on
+//! condemned/ID              packs that nobody needs
 //! ```
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,7 +14,7 @@ use std::fs::DirBuilder;
 use std::future::Future;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::TryStreamExt;
 use godwit_migration::Cancel;
@@ -28,6 +30,7 @@ use crate::error::Refusal;
 use crate::index::Keys;
 use crate::ledger::Begun;
 use crate::name::At;
+use crate::records::Records;
 use crate::{Index, Kind, PlaceError, PlaceName};
 
 /// What says that a place is godwit's, and of which version.
@@ -35,6 +38,14 @@ const MARK: &str = "godwit";
 const FORMAT: &str = "godwit place 1\n";
 /// Where packs are.
 pub(crate) const PACKS: &str = "packs";
+/// All that is in it.
+pub(crate) const DIRECTORIES: [&str; 5] = [
+    PACKS,
+    Kind::Checkpoint.directory(),
+    Kind::Snapshot.directory(),
+    Records::Uploads.directory(),
+    Records::Condemned.directory(),
+];
 
 /// Bytes from which on an object is uploaded in parts of so many.
 pub(crate) const PART: usize = 8 << 20;
@@ -63,6 +74,15 @@ pub struct Place {
     objects: Objects,
     pub(crate) runtime: Runtime,
     cancel: Cancel,
+}
+
+/// An object that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    /// How many bytes it has.
+    pub bytes: u64,
+    /// When it was written, by the place's clock.
+    pub modified: SystemTime,
 }
 
 /// The objects of a place, for whoever is busy with them.
@@ -113,6 +133,14 @@ impl Place {
         Ok(Place { name: name.clone(), objects, runtime, cancel })
     }
 
+    /// Over a store that a test has made.
+    #[cfg(test)]
+    pub(crate) fn over(name: &PlaceName, store: Arc<dyn ObjectStore>) -> Place {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.expect("a runtime can be made");
+        Place { name: name.clone(), objects: Objects::of(store), runtime, cancel: Cancel::default() }
+    }
+
     /// What it is called.
     pub fn name(&self) -> &PlaceName {
         &self.name
@@ -128,8 +156,7 @@ impl Place {
     /// When it cannot, or belongs to another version of godwit.
     pub fn claim(&self) -> Result<(), PlaceError> {
         if let At::Directory(path) = &self.name.at {
-            let directories = [PACKS, Kind::Checkpoint.directory(), Kind::Snapshot.directory()];
-            for directory in directories.map(|name| path.join(name)) {
+            for directory in DIRECTORIES.map(|name| path.join(name)) {
                 let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
                 made.map_err(PlaceError::io("make", &directory))?;
             }
@@ -165,6 +192,14 @@ impl Place {
         Ok(self.list(kind.directory())?.into_keys().collect())
     }
 
+    /// When the index of an image was written there, by the place's clock.
+    ///
+    /// # Errors
+    /// When it cannot be asked, or there is none.
+    pub fn written(&self, kind: Kind, manifest: Digest) -> Result<SystemTime, PlaceError> {
+        self.modified(&format!("{}/{manifest}", kind.directory()))
+    }
+
     /// The index of an image.
     ///
     /// # Errors
@@ -178,8 +213,34 @@ impl Place {
         Index::decode(&object, manifest, bytes, keys)
     }
 
-    /// The objects of a directory that are named by digests, and how many bytes each has.
-    pub(crate) fn list(&self, directory: &str) -> Result<HashMap<Digest, u64>, PlaceError> {
+    /// What the place's clock said when it was claimed: no earlier than the last time that this process did.
+    pub(crate) fn now(&self) -> Result<SystemTime, PlaceError> {
+        self.modified(MARK)
+    }
+
+    /// When an object was written, by the place's clock.
+    pub(crate) fn modified(&self, object: &str) -> Result<SystemTime, PlaceError> {
+        let path = self.objects.path(object);
+        let meta = self.wait(async {
+            let meta = self.objects.store.head(&path).await;
+            meta.map_err(PlaceError::object("look at", &path))
+        })?;
+        Ok(meta.last_modified.into())
+    }
+
+    /// The packs that are there.
+    pub(crate) fn packs(&self) -> Result<HashMap<Digest, Listed>, PlaceError> {
+        self.list(PACKS)
+    }
+
+    /// The objects of a directory that are named by digests.
+    fn list(&self, directory: &str) -> Result<HashMap<Digest, Listed>, PlaceError> {
+        let named = self.named(directory)?.into_iter();
+        Ok(named.filter_map(|(name, listed)| Some((name.parse().ok()?, listed))).collect())
+    }
+
+    /// The objects of a directory, by their names in it.
+    pub(crate) fn named(&self, directory: &str) -> Result<Vec<(String, Listed)>, PlaceError> {
         let path = self.objects.path(directory);
         let listed = self.wait(async {
             let listed = self.objects.store.list(Some(&path)).try_collect::<Vec<_>>().await;
@@ -191,7 +252,7 @@ impl Place {
         };
         let named = |object: &object_store::ObjectMeta| {
             let rest = object.location.as_ref().strip_prefix(path.as_ref())?.strip_prefix('/')?;
-            Some((rest.parse().ok()?, object.size))
+            Some((rest.to_owned(), Listed { bytes: object.size, modified: object.last_modified.into() }))
         };
         Ok(listed.iter().filter_map(named).collect())
     }
@@ -200,7 +261,7 @@ impl Place {
         self.wait(self.objects.put(self.objects.path(object), bytes))
     }
 
-    fn get(&self, object: &str) -> Result<Vec<u8>, PlaceError> {
+    pub(crate) fn get(&self, object: &str) -> Result<Vec<u8>, PlaceError> {
         self.wait(self.objects.get(self.objects.path(object)))
     }
 
@@ -215,6 +276,15 @@ impl Place {
                 tracing::warn!(%error, object, "a part of an upload is left over: the next one takes it away");
                 false
             }
+        }
+    }
+
+    /// Takes an object away that is of no use any more, if it is there; also when somebody wants to stop. Where that fails the next
+    /// collection does it.
+    pub(crate) fn remove_at_last(&self, object: &str) {
+        let path = self.objects.path(object);
+        if let Err(error) = self.runtime.block_on(self.objects.delete(&path)) {
+            tracing::warn!(%error, "it is left over: the next collection takes it away");
         }
     }
 

@@ -1,4 +1,5 @@
-//! An image of this host's store goes to a place: what is not there yet in packs, several at once, and its index at the end.
+//! An image of this host's store goes to a place: what is not there yet in packs, several at once, and its index at the end. Before the
+//! index it names the packs that it relies on, and looks whether a collection is about to take any of them away ([`crate::records`]).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
@@ -13,7 +14,11 @@ use tokio::task::JoinSet;
 use crate::ledger::Ledger;
 use crate::pack::{PackEntry, Packing};
 use crate::place::{AT_ONCE, Objects, PACKS, PART};
+use crate::records::{self, Records, Reservation};
 use crate::{Index, Kind, Place, PlaceError};
+
+/// How often what a collection takes away meanwhile is put again.
+const TRIES: usize = 3;
 
 /// What goes where.
 pub struct Order<'a> {
@@ -57,39 +62,46 @@ pub fn upload(
     let tree = lease.tree(described.tree)?;
     let recipients = order.recipients.map(Recipients::names).unwrap_or_default();
     let mut ledger = Ledger::open(order.ledgers, place.name(), &recipients)?;
-    clear(place, &mut ledger)?;
+    ledger.clear(place)?;
     let known = known(place, &ledger)?;
     let ledger = Arc::new(Mutex::new(ledger));
     let mut sending =
         Sending { place, ledger: &ledger, tasks: JoinSet::new(), packs: known, sent: Uploaded::default() };
-    let sent = send(&mut sending, lease, &tree, order.recipients, progress);
-    sending.tasks.abort_all();
-    place.runtime.block_on(async { while sending.tasks.join_next().await.is_some() {} });
-    let (packs, uploaded) = (sending.packs, sending.sent);
-    let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
-    clear(place, &mut ledger)?;
-    sent?;
-    let index = Index { manifest: order.manifest, described, packs: used(&packs, &tree), tree };
-    let bytes = index.encode(order.recipients)?;
-    let sent_bytes = uploaded.sent_bytes + bytes.len() as u64;
-    place.put(&format!("{}/{}", order.kind.directory(), order.manifest), bytes)?;
-    Ok(Uploaded { sent_bytes, ..uploaded })
-}
-
-/// Lets go of the uploads in parts that nobody brings to an end any more.
-fn clear(place: &Place, ledger: &mut Ledger) -> Result<(), PlaceError> {
-    for begun in ledger.begun() {
-        if place.abort(&begun) {
-            ledger.end(&begun)?;
+    let reservation = Reservation::new(place)?;
+    for _ in 0..TRIES {
+        let sent = send(&mut sending, lease, &tree, order.recipients, progress);
+        sending.end();
+        ledger.lock().unwrap_or_else(PoisonError::into_inner).clear(place)?;
+        sent?;
+        let packs = used(&sending.packs, &tree);
+        let names: Vec<(Digest, u64)> = packs.iter().map(|pack| (pack.name, pack.bytes)).collect();
+        let (held, lost) = reservation.hold(&names)?;
+        if !lost.is_empty() {
+            tracing::debug!(packs = lost.len(), "a collection takes them: what is in them goes once more");
+            sending.packs.retain(|pack| !lost.contains(&pack.name));
+            continue;
+        }
+        let index =
+            Index { manifest: order.manifest, described: described.clone(), packs, tree: tree.clone() };
+        let bytes = index.encode(order.recipients)?;
+        sending.sent.sent_bytes += bytes.len() as u64;
+        place.put(&format!("{}/{}", order.kind.directory(), order.manifest), bytes)?;
+        if Reservation::was_in_time(held, place.written(order.kind, order.manifest)?) {
+            return Ok(sending.sent);
         }
     }
-    Ok(())
+    Err(PlaceError::Unusable("what is put there goes before it is complete".into()))
 }
 
-/// The packs that were put from here and are there.
+/// The packs that were put from here, and are there for longer than a collection might leave them.
 fn known(place: &Place, ledger: &Ledger) -> Result<Vec<PackEntry>, PlaceError> {
-    let there = place.list(PACKS)?;
-    let is_there = |pack: &&PackEntry| there.get(&pack.name) == Some(&pack.bytes);
+    let now = place.now()?;
+    let since = records::since(&place.records(Records::Condemned)?);
+    let there = place.packs()?;
+    let is_there = |pack: &&PackEntry| {
+        let is_whole = there.get(&pack.name).is_some_and(|listed| listed.bytes == pack.bytes);
+        is_whole && !records::is_doomed(&since, pack.name, now)
+    };
     Ok(ledger.packs().filter(is_there).cloned().collect())
 }
 
@@ -156,6 +168,13 @@ fn send(
 }
 
 impl Sending<'_> {
+    /// Nothing goes any more.
+    fn end(&mut self) {
+        self.tasks.abort_all();
+        let (place, tasks) = (self.place, &mut self.tasks);
+        place.runtime.block_on(async { while tasks.join_next().await.is_some() {} });
+    }
+
     fn begin(
         &mut self,
         packing: &mut Packing,

@@ -7,11 +7,12 @@ use godwit_migration::quantity::show_bytes;
 use godwit_migration::{Cancel, Failure, FailureKind};
 use godwit_object_storage::index::Keys;
 use godwit_object_storage::{Index, Kind, Place, PlaceError, PlaceName, verify};
+use godwit_store::Digest;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// Digits of a digest that people get to see.
-const DIGITS: usize = 12;
+pub const DIGITS: usize = 12;
 
 /// The checkpoints of a place, newest first: rows of the table, and the same as JSON.
 ///
@@ -27,28 +28,58 @@ pub fn lines(name: &PlaceName, cancel: &Cancel) -> Result<Vec<(Vec<String>, Valu
         return Err(Failure::new(FailureKind::NotFound, message));
     }
     let found = object_storage::checkpoints(&place).map_err(failed)?;
-    Ok(found.iter().map(|index| line(&name.whole(), index)).collect())
+    let mut lines: Vec<_> = found.iter().map(|index| line(&name.whole(), Kind::Checkpoint, index)).collect();
+    let mut snapshots = Vec::new();
+    for manifest in place.images(Kind::Snapshot).map_err(failed)? {
+        match place.index(Kind::Snapshot, manifest, Keys(None)) {
+            Ok(index) => snapshots.push((
+                std::cmp::Reverse(object_storage::made_us(&index)),
+                manifest,
+                line(&name.whole(), Kind::Snapshot, &index),
+            )),
+            Err(PlaceError::Sealed(_)) => {
+                snapshots.push((std::cmp::Reverse(0), manifest, sealed(&name.whole(), manifest)))
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    snapshots.sort_by_key(|(made, manifest, _)| (*made, *manifest));
+    lines.extend(snapshots.into_iter().map(|(_, _, line)| line));
+    Ok(lines)
 }
 
-fn line(place: &PlaceName, index: &Index) -> (Vec<String>, Value) {
+/// An encrypted snapshot: nothing is told of it.
+fn sealed(place: &PlaceName, manifest: Digest) -> (Vec<String>, Value) {
+    let dash = || "–".to_owned();
+    let short = &manifest.to_string()[..DIGITS];
+    let row =
+        vec![format!("{place}#{short}"), "godwit, encrypted".to_owned(), dash(), dash(), dash(), dash()];
+    let document = json!({
+        "path": format!("{place}#{manifest}"), "kind": Kind::Snapshot.word(), "encrypted": true, "writer": "godwit",
+    });
+    (row, document)
+}
+
+fn line(place: &PlaceName, kind: Kind, index: &Index) -> (Vec<String>, Value) {
     let dash = || "–".to_owned();
     // of an encrypted one nobody is told whose it is
-    let container = index.fact("container");
+    let (container, volume) = (index.fact("container"), index.fact("volume"));
+    let of = container.or(volume);
     let made = Some(object_storage::made(index)).filter(|made| *made > 0);
     let bytes: u64 = index.packs.iter().map(|pack| pack.bytes).sum();
     let manifest = index.manifest.to_string();
-    let writer = if container.is_some() { "godwit" } else { "godwit, encrypted" };
+    let writer = if of.is_some() { "godwit" } else { "godwit, encrypted" };
     let row = vec![
         format!("{place}#{}", &manifest[..DIGITS]),
         writer.to_owned(),
-        container.map_or_else(dash, str::to_owned),
+        of.map_or_else(dash, str::to_owned),
         made.map_or_else(dash, super::when),
         dash(),
         show_bytes(bytes),
     ];
     let document = json!({
-        "path": format!("{place}#{manifest}"), "encrypted": container.is_none(), "writer": "godwit",
-        "container": container, "made_unix_s": made, "bytes": bytes,
+        "path": format!("{place}#{manifest}"), "kind": kind.word(), "encrypted": of.is_none(), "writer": "godwit",
+        "container": container, "volume": volume, "made_unix_s": made, "bytes": bytes,
     });
     (row, document)
 }
@@ -106,10 +137,17 @@ pub fn verified(
 
 fn all(place: &Place, keys: Keys<'_>) -> Result<Vec<Index>, PlaceError> {
     let mut found = Vec::new();
+    for (kind, manifest) in images(place)? {
+        found.push(place.index(kind, manifest, keys)?);
+    }
+    Ok(found)
+}
+
+/// All images of a place.
+pub fn images(place: &Place) -> Result<Vec<(Kind, Digest)>, PlaceError> {
+    let mut found = Vec::new();
     for kind in [Kind::Checkpoint, Kind::Snapshot] {
-        for manifest in place.images(kind)? {
-            found.push(place.index(kind, manifest, keys)?);
-        }
+        found.extend(place.images(kind)?.into_iter().map(|manifest| (kind, manifest)));
     }
     Ok(found)
 }

@@ -82,7 +82,8 @@ impl Past {
     }
 }
 
-pub(in crate::commands) fn policy(keep: &KeepArgs) -> Policy {
+/// What stays by the options of a command.
+pub fn policy(keep: &KeepArgs) -> Policy {
     Policy {
         last: keep.keep_last,
         hourly: keep.keep_hourly,

@@ -3,6 +3,7 @@
 use super::forget::policy;
 use super::{Past, shown};
 use crate::args::VolumeReplicateArgs;
+use crate::commands::images::forget::place::{self as forgotten, ThisHost};
 use crate::commands::{cancel_on_signal, object_storage, sealing};
 use crate::draw::Draw;
 use godwit_migration::quantity::show_bytes;
@@ -53,6 +54,9 @@ impl Past {
             let (sent, needed) = (show_bytes(put.sent_bytes), show_bytes(put.needed_bytes));
             draw.talk(&format!("{sent} went there, for {needed}"));
         }
+        let host = ThisHost { root: &self.root, bar: self.bar.clone() };
+        let of_volume = |image: &forgotten::Image| image.volume.as_ref() == Some(&volume);
+        forgotten::apply(&host, &place, policy(&wanted.keep), &of_volume, draw)?;
         Ok(0)
     }
 
@@ -120,9 +124,12 @@ fn refuse(wanted: &VolumeReplicateArgs, name: &PlaceName) -> Result<(), Failure>
         return Err(Failure::new(FailureKind::Usage, format!("`{name}` names an image, and not a place"))
             .hint(format!("write `{}`", name.whole())));
     }
-    if wanted.to.is_some() && !policy(&wanted.keep).is_empty() {
-        return Err(Failure::new(FailureKind::Usage, "nothing goes from a place by a policy")
-            .hint("leave `--keep-…` out"));
+    if !wanted.recipients.is_empty() && !policy(&wanted.keep).is_empty() {
+        return Err(Failure::new(
+            FailureKind::Usage,
+            "which of them stay cannot be known of what is encrypted",
+        )
+        .hint("leave `--keep-…` out: `godwit images forget` does it with `--identity`"));
     }
     Ok(())
 }
