@@ -124,7 +124,12 @@ pub fn question(bytes: &[u8]) {
         assert_eq!(Question::from_bytes(&question.to_bytes()).unwrap(), question);
     }
     let _ = (Answer::checkpoints(bytes), Answer::manifest(bytes), Answer::snapshots(bytes));
-    let _ = (Answer::offer(bytes), Answer::taken(bytes), Answer::kept(bytes), StreamAnswer::from_bytes(bytes).is_ok());
+    let _ = (
+        Answer::offer(bytes),
+        Answer::taken(bytes),
+        Answer::kept(bytes),
+        StreamAnswer::from_bytes(bytes).is_ok(),
+    );
     for count in [0, 1, 8, 32] {
         let _ = Answer::which(bytes, count);
         let _ = Answer::chunks(bytes, count);

@@ -43,7 +43,7 @@ impl Scene {
         }
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let mut scene = Self { dir, other: None };
-        for (name, size) in [("one.image", 512), ("other.image", 128)] {
+        for (name, size) in [("one.image", 512), ("other.image", 160)] {
             let image = scene.at(name);
             File::create(&image).unwrap().set_len(size << 20).unwrap();
             run("mkfs.btrfs", &["--quiet", image.to_str().unwrap()]);
@@ -181,8 +181,6 @@ fn what_btrfs_keeps_goes_as_its_own_stream_and_then_the_difference_in_either_dir
     assert_eq!(scene.kept_there().len(), 2);
     // there it is taken over, written to, and comes back
     let at = there["kept_at"].as_str().unwrap();
-    let back = scene.other(&["volume", "owner", &path, "--take"]).output().unwrap();
-    assert!(back.status.success(), "{back:?}");
     run(
         "nsenter",
         &[
@@ -196,6 +194,8 @@ fn what_btrfs_keeps_goes_as_its_own_stream_and_then_the_difference_in_either_dir
             &path,
         ],
     );
+    let back = scene.other(&["volume", "owner", &path, "--take"]).output().unwrap();
+    assert!(back.status.success(), "{back:?}");
     write(scene.there("data/theirs"), "new").unwrap();
     let third = scene.other_json(&["snapshot", &path, "--native"])["id"].clone();
     let line = scene.json(&["replicate", &path, "--from", &url]);
@@ -218,7 +218,7 @@ fn what_btrfs_keeps_goes_as_its_own_stream_and_then_the_difference_in_either_dir
 fn a_stream_that_either_side_does_not_survive_leaves_nothing_that_stays() {
     let Some(scene) = Scene::btrfs() else { return };
     let (path, url) = (scene.path(), scene.url());
-    write(scene.at("disk/data/bulk"), noise(60 << 20)).unwrap();
+    write(scene.at("disk/data/bulk"), noise(24 << 20)).unwrap();
     let id = scene.keep();
     let mut server = scene.serve_all();
     let bring = || {
@@ -300,7 +300,7 @@ fn where_there_is_no_btrfs_it_goes_by_way_of_the_store_in_either_direction_and_w
 fn a_disk_that_is_full_there_and_a_policy_without_keep_are_said() {
     let Some(scene) = Scene::btrfs() else { return };
     let (path, url) = (scene.path(), scene.url());
-    write(scene.at("disk/data/bulk"), noise(160 << 20)).unwrap();
+    write(scene.at("disk/data/bulk"), noise(180 << 20)).unwrap();
     let id = scene.keep();
     let etc = scene.at("etc");
     std::fs::create_dir(&etc).unwrap();
