@@ -27,7 +27,7 @@ use std::path::PathBuf;
 #[derive(Debug)]
 pub enum Awaited {
     /// It is here.
-    There(Snapshot),
+    There(Box<Snapshot>),
     /// It may come.
     Stream(Box<Reception>),
 }
@@ -67,7 +67,7 @@ impl History {
         room: u64,
     ) -> Result<Awaited, VolumeError> {
         if let Some(here) = self.same(offered)? {
-            return Ok(Awaited::There(here));
+            return Ok(Awaited::There(Box::new(here)));
         }
         let place = Place::of(&offered.path)?;
         let volume = Volume { name: offered.volume.clone(), path: offered.path.clone() };
@@ -79,7 +79,7 @@ impl History {
                 return Err(MomentError::Unfit("something else is where it would be kept").into());
             }
             let kept = Kept { by: NAME.into(), name: at.display().to_string(), at };
-            return self.note_received(offered, kept).map(Awaited::There);
+            return self.note_received(offered, kept).map(|here| Awaited::There(Box::new(here)));
         }
         let mine: Vec<(u128, PathBuf)> = self
             .marked(&offered.volume, usize::MAX)?

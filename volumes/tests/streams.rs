@@ -170,7 +170,7 @@ fn a_snapshot_comes_whole_and_of_the_next_the_difference_and_so_on_the_way_back(
     let (ours, theirs) = (second.kept.clone().unwrap().at, came.kept.clone().unwrap().at);
     run("diff", &["-r", "--no-dereference", ours.to_str().unwrap(), theirs.to_str().unwrap()]);
     assert!(write(theirs.join("more"), "changed").is_err(), "it is read-only");
-    assert!(matches!(pair.await_it(&second), Ok(Awaited::There(there)) if there == came));
+    assert!(matches!(pair.await_it(&second), Ok(Awaited::There(there)) if *there == came));
     assert_eq!(pair.there.list(None).unwrap().len(), 2);
     // the other node goes on with it, and its next snapshot builds upon what came from here
     let back = pair.at("there/data");
@@ -222,7 +222,7 @@ fn what_is_broken_off_leaves_nothing_and_what_was_complete_need_not_come_again()
     // or has had all of it, and has not written that down
     let pin = format!("snapshot/{}", came.id).parse().unwrap();
     pair.there.store().unpin(&pin).unwrap();
-    assert!(matches!(pair.await_it(&first), Ok(Awaited::There(there)) if there == came));
+    assert!(matches!(pair.await_it(&first), Ok(Awaited::There(there)) if *there == came));
     assert_eq!(pair.there.list(None).unwrap(), [came]);
 }
 
@@ -319,4 +319,64 @@ fn a_full_disk_is_said_and_is_as_empty_as_before() {
     let said = taken.and_then(|()| reception.keep(&pair.there).map(drop)).unwrap_err().to_string();
     assert!(said.contains("No space left"), "{said}");
     pair.assert_nothing_there();
+}
+
+/// A command of a stream with its checksum: CRC-32C from 0, without the usual inversions, over all of it with 0 in the checksum's place.
+fn command(number: u16, attributes: &[(u16, &[u8])]) -> Vec<u8> {
+    let attribute = |(number, value): &(u16, &[u8])| {
+        [&number.to_le_bytes(), &(value.len() as u16).to_le_bytes(), *value].concat()
+    };
+    let body: Vec<u8> = attributes.iter().flat_map(attribute).collect();
+    let mut all = [&(body.len() as u32).to_le_bytes()[..], &number.to_le_bytes(), &[0; 4], &body].concat();
+    let bit = |crc: u32, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+    let crc = all.iter().fold(0u32, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), bit));
+    all[6..10].copy_from_slice(&crc.to_le_bytes());
+    all
+}
+
+#[test]
+fn what_a_stream_writes_by_a_device_or_a_link_of_its_own_does_not_get_there() {
+    let Some(pair) = Pair::make() else { return };
+    let (image, precious) = (pair.at("device.image"), pair.at("precious"));
+    write(&image, vec![7; 1 << 20]).unwrap();
+    create_dir(&precious).unwrap();
+    let device = run("losetup", &["--find", "--show", image.to_str().unwrap()]).trim().to_owned();
+    let (major, minor) = (7u64, device.trim_start_matches("/dev/loop").parse::<u64>().unwrap());
+    let (offset, mode) = (0u64.to_le_bytes(), 0o060_600u64.to_le_bytes());
+    let (number, mark) = ((major << 8 | minor).to_le_bytes(), 77u128);
+    let link = precious.display().to_string();
+    let begin = [
+        &b"btrfs-stream\0\x01\0\0\0"[..],
+        &command(1, &[(15, b"name"), (1, &mark.to_be_bytes()), (2, &offset)]),
+    ];
+    let evil_device = [
+        command(5, &[(15, b"node"), (3, &offset), (5, &mode), (8, &number)]),
+        command(15, &[(15, b"node"), (18, &offset), (19, b"overwritten")]),
+    ];
+    let evil_link = [
+        command(8, &[(15, b"link"), (3, &offset), (17, link.as_bytes())]),
+        command(3, &[(15, b"link/file"), (3, &offset)]),
+    ];
+    let is_as_it_was = || {
+        run("sync", &[]);
+        std::fs::read(&image).unwrap()[0] == 7 && names(&precious).is_empty()
+    };
+    let volume = pair.keep();
+    for evil in [&evil_device, &evil_link] {
+        let stream = [begin.concat(), evil.concat(), command(21, &[])].concat();
+        let awaited = pair.there.await_stream(&pair.offered(&volume), mark, &[], 1 << 20).unwrap();
+        let Awaited::Stream(mut reception) = awaited else { panic!("it is there") };
+        let taken = reception.take(&stream);
+        let said = taken.and_then(|()| reception.keep(&pair.there).map(drop)).unwrap_err().to_string();
+        assert!(said.contains("btrfs receive") && said.contains("ERROR"), "{said}");
+        assert!(is_as_it_was());
+        pair.assert_nothing_there();
+    }
+    // what is not confined does it
+    let file = pair.at("stream");
+    write(&file, [begin.concat(), evil_device.concat(), command(21, &[])].concat()).unwrap();
+    let words = ["receive", "--quiet", "-e", "--chroot", "-f", file.to_str().unwrap()];
+    run("btrfs", &[&words[..], &[pair.at("there").to_str().unwrap()]].concat());
+    assert!(!is_as_it_was(), "the stream would do no harm: the test shows nothing");
+    run("losetup", &["--detach", &device]);
 }

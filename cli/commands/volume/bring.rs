@@ -118,7 +118,7 @@ impl Past {
                         continue;
                     }
                     Way::Stream { upon, bytes } => {
-                        say_stream(snapshot, upon.as_ref(), (Some(&outlet.to), bytes), draw);
+                        say_stream(snapshot, upon.as_deref(), (Some(&outlet.to), bytes), draw);
                         continue;
                     }
                     Way::Store(why) => way = say_store(snapshot, &why, draw),

@@ -78,7 +78,7 @@ impl Past {
                     Way::Stream { upon, bytes } => {
                         let came = history.same(&found.snapshot).map_err(failed)?;
                         let came = came.as_ref().unwrap_or(&found.snapshot);
-                        say_stream(came, upon.as_ref(), (None, bytes), draw);
+                        say_stream(came, upon.as_deref(), (None, bytes), draw);
                         continue;
                     }
                     Way::Store(why) => way = say_store(&found.snapshot, &why, draw),

@@ -21,7 +21,7 @@ pub enum Way {
     /// As a stream.
     Stream {
         /// What it built upon.
-        upon: Option<Snapshot>,
+        upon: Option<Box<Snapshot>>,
         /// Bytes on the wire.
         bytes: u64,
     },
@@ -87,7 +87,9 @@ impl Past {
             }
         }
         match visit.have_stream_kept().map_err(lost)? {
-            Ok(_) => Ok(Way::Stream { upon: upon.cloned(), bytes: visit.travelled().0 - before }),
+            Ok(_) => {
+                Ok(Way::Stream { upon: upon.cloned().map(Box::new), bytes: visit.travelled().0 - before })
+            }
             Err(why) => Ok(Way::Store(format!("`{}`: {why}", outlet.to))),
         }
     }
@@ -136,7 +138,8 @@ impl Past {
         let known =
             parent.map(|parent| history.marked(&snapshot.volume, usize::MAX).map(|all| (parent, all)));
         let known = known.transpose().map_err(|error| self.failure("it is here", &error))?;
-        let upon = known.and_then(|(parent, all)| Some(all.into_iter().find(|(_, one)| *one == parent)?.0));
+        let upon = known
+            .and_then(|(parent, all)| Some(Box::new(all.into_iter().find(|(_, one)| *one == parent)?.0)));
         Ok(Way::Stream { upon, bytes: visit.travelled().1 - before })
     }
 
