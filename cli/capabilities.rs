@@ -4,7 +4,7 @@
 //! inheritable set stay as they are: what godwit starts as root (CRIU, runc, `ip`, ssh) gets the whole bounding set again when
 //! it is executed, and CRIU must be able to restore any capability that a container had.
 
-use crate::args::{Command, ImagesCommand, LogArgs, StoreCommand};
+use crate::args::{Command, ImagesCommand, LogArgs, NodeCommand, StoreCommand};
 use Role::{Destination, Fill, Guard, Hook, Look, Source};
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use nix::sys::prctl::get_no_new_privs;
@@ -74,6 +74,8 @@ impl Role {
             // trees of files, to be read and to be made
             Command::Store(StoreCommand::Add(_)) => Source,
             Command::Store(StoreCommand::Get(_)) => Destination,
+            // reads snapshots that a file system keeps into the store
+            Command::Node(NodeCommand::Serve(_)) => Source,
             // what uses a volume is seen in the namespaces and descriptors of others
             Command::Volume(_) => Role::Either,
             Command::Guard => Guard,

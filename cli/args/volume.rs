@@ -74,7 +74,7 @@ pub struct VolumeSnapshotArgs {
     pub volume: String,
     #[command(flatten)]
     pub still: FreezeArgs,
-    /// Have its file system keep it (btrfs, ZFS): at once, and nothing is copied; it does not travel
+    /// Have its file system keep it (btrfs, ZFS): at once, and nothing is copied
     #[arg(long)]
     pub native: bool,
     /// What to remember of it

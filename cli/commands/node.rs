@@ -1,14 +1,16 @@
 //! `godwit node`: what this host gives its neighbours.
 
 mod custodian;
+mod giver;
 
 use super::reception::{self, FIRST_WORD};
 use super::{Trouble, cancel_on_signal, nodes, on_signal};
 use crate::args::{Args, Neighbours, NodeCommand, NodeServeArgs};
 use crate::draw::Draw;
 use custodian::Custodian;
+use giver::Treasurer;
 use godwit_migration::{Cancel, Failure, FailureKind, host_name};
-use godwit_neighbours::{Keeper, Place, Registration, TTL, attend};
+use godwit_neighbours::{Giver, Keeper, Place, Registration, TTL, attend};
 use godwit_restore::Policy;
 use godwit_store::{Store, store_of};
 use godwit_transfer::tls::config_dir;
@@ -144,7 +146,9 @@ impl House {
                 Err(hint.map_or(reason.clone(), |hint| format!("{reason}: {hint}")))
             }
         };
-        let attended = attend(&mut wire, given, &self.host, keeper)?;
+        let mut treasurer = Treasurer::new(&self.root, self.quota);
+        let giver = may_ask.is_ok().then_some(&mut treasurer as &mut dyn Giver);
+        let attended = attend(&mut wire, given, &self.host, giver, keeper)?;
         tracing::info!(peer = peer.shown, ?attended, "a visitor went");
         Ok(())
     }

@@ -8,6 +8,7 @@ mod owner;
 mod places;
 mod replicate;
 mod still;
+mod stream;
 
 use super::Trouble;
 use super::store;
@@ -246,7 +247,7 @@ impl Past {
             VolumeError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 FailureKind::Missing
             }
-            VolumeError::Io { .. } | VolumeError::Tree(_) => FailureKind::Failed,
+            VolumeError::Io { .. } | VolumeError::Tree(_) | VolumeError::Stream(_) => FailureKind::Failed,
         };
         let failure = Failure::new(kind, what).because_of(error as &(dyn Error + 'static));
         match error {

@@ -13,6 +13,7 @@ use godwit_memory::batch::Batch;
 use godwit_migration::hooks::HookUrl;
 use godwit_migration::{Cancel, journal};
 use godwit_neighbours::question::{Answer, Question};
+use godwit_neighbours::stream::StreamAnswer;
 use godwit_restore::policy::{Policy, Wish};
 use godwit_store::{Chunks, Digest, Kind, Manifest, ObjectId, StoreError};
 use godwit_transfer::tree::{TreeDestination, TreeIndex, TreeOp};
@@ -124,7 +125,12 @@ pub fn question(bytes: &[u8]) {
     }
     let _ = (Answer::checkpoints(bytes), Answer::manifest(bytes), Answer::snapshots(bytes));
     let _ = Answer::of_image(bytes);
-    let _ = (Answer::offer(bytes), Answer::taken(bytes), Answer::kept(bytes));
+    let _ = (
+        Answer::offer(bytes),
+        Answer::taken(bytes),
+        Answer::kept(bytes),
+        StreamAnswer::from_bytes(bytes).is_ok(),
+    );
     for count in [0, 1, 8, 32] {
         let _ = Answer::which(bytes, count);
         let _ = Answer::chunks(bytes, count);

@@ -2,15 +2,19 @@
 
 use crate::custody::{Custody, Keeper};
 use crate::question::{Answer, Known, MOST_KNOWN, OfImage, PIECE, Question, Verdict};
+use crate::stream::{Giver, StreamAnswer, StreamQuestion, StreamVerdict};
 use godwit_store::manifest::Described;
 use godwit_store::{Digest, Store, StoreError};
 use godwit_transfer::wire::unexpected;
 use godwit_transfer::{Compression, Incoming, Message, Wire, WireError};
 use serde_bytes::ByteBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a visitor may think between two questions.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How often a visitor who waits hears that something is done.
+const ALIVE: Duration = Duration::from_secs(1);
 
 /// What a visitor got.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,7 +25,7 @@ pub struct Attended {
     pub given: u64,
     /// Bytes of them, as they are stored.
     pub bytes: u64,
-    /// Bytes of chunks that the visitor brought, as they are stored.
+    /// Bytes of chunks that the visitor brought, as they are stored, and of streams.
     pub taken: u64,
 }
 
@@ -87,7 +91,7 @@ fn kept(store: &Store, fact: &str, value: &str, made: &str) -> Vec<Kept> {
 }
 
 /// Answers a visitor, whose first word has been heard and who may ask. `host`: this host's name. Without a store there is nothing to
-/// be had; `keeper` takes what it brings, or it is told why nobody does.
+/// be had; `giver` gives what a file system keeps, `keeper` takes what it brings, or it is told why nobody does.
 ///
 /// # Errors
 /// When the visitor says what cannot be, or is gone in the midst of a question. What cannot be read here is merely not there.
@@ -95,12 +99,13 @@ pub fn attend(
     wire: &mut Wire,
     store: Option<&Store>,
     host: &str,
+    mut giver: Option<&mut dyn Giver>,
     keeper: Result<&mut dyn Keeper, String>,
 ) -> Result<Attended, WireError> {
     wire.set_patience(PATIENCE);
     // chunks are stored compressed where that helps
     wire.set_compression(Compression::None);
-    wire.say(&Message::Welcome { host: host.into() })?;
+    wire.say(&Message::Welcome { host: host.into(), streams: true })?;
     let mut attended = Attended::default();
     let mut custody = keeper.map(Custody::new);
     loop {
@@ -158,6 +163,42 @@ pub fn attend(
                 Answer::Taken(opened(&mut custody)?.take_tree(total, from, &piece))
             }
             Question::Keep => Answer::Kept(opened(&mut custody)?.keep()),
+            Question::Stream(StreamQuestion::Read(manifest)) => Answer::Stream(StreamAnswer::Read(
+                giver.as_mut().ok_or_else(|| "nothing is given here".to_owned()).and_then(|giver| {
+                    let mut said = Instant::now();
+                    giver.read(manifest, &mut |bytes| {
+                        if said.elapsed() >= ALIVE {
+                            said = Instant::now();
+                            // one who is gone is noticed by the answer
+                            let _ = wire.send_bytes(&Answer::Stream(StreamAnswer::Reading(bytes)).to_bytes());
+                        }
+                    })
+                }),
+            )),
+            Question::Stream(question) => {
+                match &question {
+                    // of a stream nobody has packed anything
+                    StreamQuestion::Offer(_) | StreamQuestion::Give(..) => {
+                        wire.set_compression(Compression::Adaptive);
+                    }
+                    StreamQuestion::Take(piece) => attended.taken += piece.len() as u64,
+                    _ => {}
+                }
+                let brought = match (&mut custody, &question) {
+                    (Ok(custody), question) => custody.stream(question),
+                    (Err(why), StreamQuestion::Offer(_)) => {
+                        Some(StreamAnswer::Offer(StreamVerdict::Refused(why.clone())))
+                    }
+                    (Err(_), StreamQuestion::Take(_) | StreamQuestion::Keep) => {
+                        return Err(WireError::Malformed("a stream that is not wanted".into()));
+                    }
+                    (Err(_), _) => None,
+                };
+                Answer::Stream(match brought {
+                    Some(answer) => answer,
+                    None => question.answered_by(giver.as_deref_mut()),
+                })
+            }
         };
         wire.send_bytes(&answer.to_bytes())?;
     }

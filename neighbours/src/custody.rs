@@ -4,6 +4,7 @@
 //! is named before all of it is there.
 
 use crate::question::{Unkept, Verdict};
+use crate::stream::{StreamAnswer, StreamOffer, StreamQuestion, StreamVerdict};
 use godwit_store::manifest::Described;
 use godwit_store::object::MAX_MANIFEST;
 use godwit_store::{Digest, Lease, Manifest, ObjectId, Store, StoreError, object};
@@ -25,6 +26,34 @@ pub trait Keeper {
     /// # Errors
     /// Why it cannot be kept.
     fn keep(&mut self, lease: &mut Lease, manifest: Digest, described: &Described) -> Result<String, String>;
+
+    /// Gets ready for the stream of a snapshot that a file system keeps, if it is wanted and can be kept so.
+    fn await_stream(
+        &mut self,
+        manifest: Digest,
+        described: &Described,
+        offer: &StreamOffer,
+    ) -> StreamVerdict {
+        let _ = (manifest, described, offer);
+        StreamVerdict::Store("no streams are taken there".into())
+    }
+
+    /// Takes a piece of it.
+    ///
+    /// # Errors
+    /// Why not; nothing of it is there then.
+    fn take_stream(&mut self, piece: &[u8]) -> Result<(), String> {
+        let _ = piece;
+        Err("no stream is awaited".into())
+    }
+
+    /// Keeps it, now that all of it has come. Its name here.
+    ///
+    /// # Errors
+    /// Why it cannot be kept; nothing of it is there then.
+    fn keep_stream(&mut self) -> Result<String, String> {
+        Err("no stream is awaited".into())
+    }
 }
 
 /// What one visitor brings.
@@ -73,6 +102,22 @@ impl<'a> Custody<'a> {
             Err(why) => return Verdict::Refused(why),
         }
         verdict
+    }
+
+    /// About a stream that is brought; none for a question about what could be had.
+    pub(crate) fn stream(&mut self, question: &StreamQuestion) -> Option<StreamAnswer> {
+        Some(match question {
+            StreamQuestion::Offer(offer) => StreamAnswer::Offer(match Manifest::decode(&offer.described) {
+                Ok(Manifest::Described(described)) => {
+                    self.keeper.await_stream(Digest::of(&offer.described), &described, offer)
+                }
+                Ok(Manifest::Tree(_)) => StreamVerdict::Refused("it is no snapshot".into()),
+                Err(why) => StreamVerdict::Refused(why),
+            }),
+            StreamQuestion::Take(piece) => StreamAnswer::Taken(self.keeper.take_stream(piece)),
+            StreamQuestion::Keep => StreamAnswer::Keeps(self.keeper.keep_stream()),
+            _ => return None,
+        })
     }
 
     pub(crate) fn take(&mut self, chunks: &[(Digest, ByteBuf)]) -> Result<(), String> {

@@ -107,7 +107,7 @@ mod tests {
                 let mut wire =
                     Wire::open(Box::new(theirs), Cancel::default(), Duration::from_secs(5)).unwrap();
                 wire.hear().unwrap();
-                attend(&mut wire, Some(store), "there", Err("no".into()))
+                attend(&mut wire, Some(store), "there", None, Err("no".into()))
             });
             let mut visit = Visit::begin("there", Box::new(ours), "here", Cancel::default()).unwrap();
             let answer = ask(&mut visit);

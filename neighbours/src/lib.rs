@@ -6,7 +6,8 @@
 //!
 //! Who the neighbours are the configuration says, or a [`Catalog`] in an etcd, where each of them keeps what it has ([`Registration`]).
 //!
-//! Snapshots are fetched from one neighbour ([`fetch`]) or brought to it ([`bring`]), where it keeps them ([`custody`]).
+//! Snapshots are fetched from one neighbour ([`fetch`]) or brought to it ([`bring`]), where it keeps them ([`custody`]); what a file system keeps
+//! goes as that file system's own stream ([`stream`]).
 //!
 //! Nothing depends on a neighbour: each chunk is verified by its digest, what nobody gives comes from the source, and the source
 //! compares all that was gathered with what it has, as it would with a stale copy.
@@ -20,6 +21,7 @@ pub mod fetch;
 pub mod gather;
 pub mod question;
 pub mod registration;
+pub mod stream;
 pub mod visit;
 
 pub use acquaintance::Acquaintance;
@@ -31,4 +33,5 @@ pub use fetch::{FetchError, Fetched, fetch};
 pub use gather::{Gathering, Neighbour, gather};
 pub use godwit_etcd::{EtcdError, Place};
 pub use registration::{Registration, TTL};
+pub use stream::{Giver, Mark, StreamOffer, StreamVerdict};
 pub use visit::Visit;

@@ -1,5 +1,6 @@
 //! What is asked of a neighbour, and what it answers: postcard's encoding, one question or answer a frame.
 
+use crate::stream::{StreamAnswer, StreamQuestion};
 use godwit_store::Digest;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -58,6 +59,8 @@ pub enum Question {
     TakeTree(u64, u64, ByteBuf),
     /// That was all: keep it.
     Keep,
+    /// About what a file system keeps; of one who knows of that alone.
+    Stream(StreamQuestion),
 }
 
 /// An answer, in the order of the question.
@@ -81,6 +84,8 @@ pub enum Answer {
     Kept(Result<String, Unkept>),
     /// The newest first.
     OfImage(Vec<OfImage>),
+    /// About what a file system keeps.
+    Stream(StreamAnswer),
 }
 
 /// Whether a snapshot is kept that somebody brings.
@@ -138,6 +143,10 @@ impl Question {
             Self::Take(chunks) => (chunks.len(), MOST_GIVEN),
             Self::Checkpoints(_) | Self::Manifest(..) | Self::Snapshots(_) => (1, 1),
             Self::Offer(..) | Self::TakeTree(..) | Self::Keep => (1, 1),
+            Self::Stream(question) => {
+                question.check()?;
+                (1, 1)
+            }
         };
         if count > most { Err(Nonsense(format!("a question about {count} chunks"))) } else { Ok(question) }
     }
@@ -251,6 +260,17 @@ impl Answer {
         }
     }
 
+    /// Takes bytes as an answer about what a file system keeps.
+    ///
+    /// # Errors
+    /// When they are none.
+    pub(crate) fn stream(bytes: &[u8]) -> Result<StreamAnswer, Nonsense> {
+        match decode(bytes)? {
+            Self::Stream(answer) => Ok(answer),
+            _ => Err(Nonsense("an answer to another question".into())),
+        }
+    }
+
     /// Takes bytes as a piece of a manifest.
     ///
     /// # Errors
@@ -339,6 +359,7 @@ mod tests {
             let _ = (Answer::checkpoints(&bytes), Answer::manifest(&bytes), Answer::snapshots(&bytes));
             let _ = (Answer::offer(&bytes), Answer::taken(&bytes), Answer::kept(&bytes));
             let _ = Answer::of_image(&bytes);
+            let _ = StreamAnswer::from_bytes(&bytes);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::gather::Neighbour;
 use crate::question::{Answer, Known, OfImage, PIECE, Question, Unkept, Verdict};
+use crate::stream::{Mark, StreamAnswer, StreamOffer, StreamQuestion, StreamVerdict};
 use godwit_migration::Cancel;
 use godwit_store::object::MAX_MANIFEST;
 use godwit_store::{Digest, Manifest, ObjectId, object};
@@ -15,11 +16,19 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take to bring to disk what it was brought.
 const TAKING: Duration = Duration::from_secs(120);
 
+/// How long its file system may think about a stream.
+const THINKING: Duration = Duration::from_secs(600);
+
+/// What it says when it says something else.
+const OTHER: &str = "what was said cannot be understood: an answer to another question";
+
 /// A neighbour that lets us ask.
 pub struct Visit {
     name: String,
     /// What it calls itself.
     pub host: String,
+    /// Whether it knows of snapshots that go as a file system's own stream.
+    pub streams: bool,
     wire: Wire,
 }
 
@@ -37,11 +46,11 @@ impl Visit {
         let mut wire = Wire::open(transport, cancel, PATIENCE)?;
         wire.set_compression(Compression::None);
         wire.say(&Message::Visit { host: host.into() })?;
-        let host = wire.expect("a welcome", |message| match message {
-            Message::Welcome { host } => Ok(host),
+        let (host, streams) = wire.expect("a welcome", |message| match message {
+            Message::Welcome { host, streams } => Ok((host, streams)),
             other => Err(other),
         })?;
-        Ok(Self { name: name.into(), host, wire })
+        Ok(Self { name: name.into(), host, streams, wire })
     }
 
     /// The snapshots that it has of a volume, by the name that the volume has there, the newest first: the manifests that describe them.
@@ -58,6 +67,7 @@ impl Visit {
     /// # Errors
     /// Why it cannot be asked.
     pub fn offer(&mut self, described: &[u8], despite: bool) -> Result<Verdict, String> {
+        self.wire.set_compression(Compression::None);
         // what comes is brought to disk there
         self.wire.set_patience(TAKING);
         let answer = self.ask(&Question::Offer(described.to_vec().into(), despite))?;
@@ -88,15 +98,122 @@ impl Visit {
         Answer::kept(&answer).map_err(|error| error.to_string())
     }
 
-    fn ask(&mut self, question: &Question) -> Result<Vec<u8>, String> {
-        let mut answer = || -> Result<Vec<u8>, WireError> {
-            self.wire.send_bytes(&question.to_bytes())?;
-            match self.wire.hear()? {
-                Incoming::Bytes(bytes) => Ok(bytes),
-                other => Err(unexpected(&other, "an answer")),
+    /// Offers a snapshot that a file system keeps.
+    ///
+    /// # Errors
+    /// Why it cannot be asked.
+    pub fn offer_stream(&mut self, offer: StreamOffer) -> Result<StreamVerdict, String> {
+        self.wire.set_patience(THINKING);
+        self.wire.set_compression(Compression::Adaptive);
+        match self.ask_of_stream(StreamQuestion::Offer(offer))? {
+            StreamAnswer::Offer(verdict) => Ok(verdict),
+            _ => Err(OTHER.into()),
+        }
+    }
+
+    /// Brings a piece of the stream of what was offered; inside: why it is not taken.
+    ///
+    /// # Errors
+    /// Why it cannot be asked.
+    pub fn bring_stream(&mut self, piece: Vec<u8>) -> Result<Result<(), String>, String> {
+        match self.ask_of_stream(StreamQuestion::Take(piece.into()))? {
+            StreamAnswer::Taken(taken) => Ok(taken),
+            _ => Err(OTHER.into()),
+        }
+    }
+
+    /// That was all of the stream: the name that it has there; or why it is not kept.
+    ///
+    /// # Errors
+    /// Why it cannot be asked.
+    pub fn have_stream_kept(&mut self) -> Result<Result<String, String>, String> {
+        match self.ask_of_stream(StreamQuestion::Keep)? {
+            StreamAnswer::Keeps(kept) => Ok(kept),
+            _ => Err(OTHER.into()),
+        }
+    }
+
+    /// The snapshots of a volume that its file system keeps, the newest first: what describes them, and their marks.
+    ///
+    /// # Errors
+    /// Why it cannot be asked.
+    pub fn kept(&mut self, volume: &str) -> Result<Vec<(Digest, Option<Mark>)>, String> {
+        if !self.streams {
+            return Ok(Vec::new());
+        }
+        self.wire.set_patience(THINKING);
+        match self.ask_of_stream(StreamQuestion::Kept(volume.to_owned()))? {
+            StreamAnswer::Kept(kept) => Ok(kept),
+            _ => Err(OTHER.into()),
+        }
+    }
+
+    /// Asks for the stream of one of them, from the one with a mark on; inside: why there is none.
+    ///
+    /// # Errors
+    /// Why it cannot be asked.
+    pub fn give_stream(&mut self, of: Digest, parent: Option<Mark>) -> Result<Result<(), String>, String> {
+        self.wire.set_patience(THINKING);
+        match self.ask_of_stream(StreamQuestion::Give(of, parent))? {
+            StreamAnswer::Gives(gives) => Ok(gives),
+            _ => Err(OTHER.into()),
+        }
+    }
+
+    /// The next piece of it, nothing when that was all; inside: why it ends before.
+    ///
+    /// # Errors
+    /// Why it cannot be asked.
+    pub fn more_of_stream(&mut self) -> Result<Result<Vec<u8>, String>, String> {
+        match self.ask_of_stream(StreamQuestion::More)? {
+            StreamAnswer::Piece(piece) => Ok(piece.map(|piece| piece.into_vec())),
+            _ => Err(OTHER.into()),
+        }
+    }
+
+    /// Has what its file system keeps read into its store: what describes it there; or why it cannot be read. `progress` hears how many
+    /// bytes were read.
+    ///
+    /// # Errors
+    /// Why it cannot be asked.
+    pub fn have_read(
+        &mut self,
+        manifest: Digest,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Result<Digest, String>, String> {
+        self.wire.set_compression(Compression::None);
+        let mut answer = self.ask_of_stream(StreamQuestion::Read(manifest))?;
+        loop {
+            match answer {
+                StreamAnswer::Reading(bytes) => progress(bytes),
+                StreamAnswer::Read(read) => return Ok(read),
+                _ => return Err(OTHER.into()),
             }
-        };
-        answer().map_err(|error| error.to_string())
+            let bytes = self.answer().map_err(|error| error.to_string())?;
+            answer = StreamAnswer::from_bytes(&bytes).map_err(|error| error.to_string())?;
+        }
+    }
+
+    /// Bytes that went there and came from there so far.
+    pub fn travelled(&self) -> (u64, u64) {
+        (self.wire.bytes_sent(), self.wire.bytes_received())
+    }
+
+    fn ask_of_stream(&mut self, question: StreamQuestion) -> Result<StreamAnswer, String> {
+        let bytes = self.ask(&Question::Stream(question))?;
+        StreamAnswer::from_bytes(&bytes).map_err(|error| error.to_string())
+    }
+
+    fn answer(&mut self) -> Result<Vec<u8>, WireError> {
+        match self.wire.hear()? {
+            Incoming::Bytes(bytes) => Ok(bytes),
+            other => Err(unexpected(&other, "an answer")),
+        }
+    }
+
+    fn ask(&mut self, question: &Question) -> Result<Vec<u8>, String> {
+        let sent = self.wire.send_bytes(&question.to_bytes());
+        sent.and_then(|()| self.answer()).map_err(|error| error.to_string())
     }
 }
 

@@ -33,4 +33,5 @@ mod store;
 mod throttle;
 mod volume;
 mod volume_nodes;
+mod volume_streams;
 mod world;

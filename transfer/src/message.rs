@@ -283,6 +283,9 @@ pub enum Message {
     Welcome {
         /// The speaker's host name.
         host: String,
+        /// Whether it knows of snapshots that go as a file system's own stream.
+        #[serde(default)]
+        streams: bool,
     },
     /// Source: what the destination lacks of the container's image follows, as a tree.
     BringImage {

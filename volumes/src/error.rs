@@ -28,6 +28,9 @@ pub enum VolumeError {
     /// The file system was to show it as of one moment.
     #[error(transparent)]
     Moment(#[from] MomentError),
+    /// A file system's own snapshot did not come, or did not go.
+    #[error("{0}")]
+    Stream(String),
     /// What was beside a volume could not be taken away.
     #[error(transparent)]
     Tree(#[from] TreeError),

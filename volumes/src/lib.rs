@@ -3,6 +3,7 @@
 //! - A *snapshot* is what a volume was at one time: a tree in the content store, with its volume, host and time ([`history`]).
 //! - Where the file system can show a volume as of one moment, that is what is read ([`moment`]).
 //! - Each stems from others, and a volume belongs to one node: histories of two nodes that have diverged are known ([`lineage`]).
+//! - What a file system keeps itself goes to other nodes as its own stream ([`stream`]).
 //! - Two of them, or one and the volume as it is, differ in entries ([`difference`]).
 //! - Snapshots are made by hand, or soon after changes ([`rhythm`]).
 //! - A policy says which snapshots stay ([`retention`]).
@@ -22,6 +23,7 @@ pub mod retention;
 pub mod rhythm;
 pub mod rollback;
 pub mod snapshot;
+pub mod stream;
 pub mod users;
 pub mod volume;
 
@@ -32,4 +34,5 @@ pub use moment::{Kept, MomentError};
 pub use retention::{Policy, Reason};
 pub use rhythm::Rhythm;
 pub use snapshot::{Cause, Snapshot};
+pub use stream::{Awaited, Reception, Sending};
 pub use volume::Volume;

@@ -7,7 +7,7 @@
 //! out. btrfs writes out file after file first, so of two writes that nobody has synced the later may be in it and the earlier
 //! not. It is of one moment where nobody writes meanwhile.
 
-mod btrfs;
+pub(crate) mod btrfs;
 mod zfs;
 
 use crate::mounts::mounts;

@@ -1,7 +1,7 @@
 //! Snapshots that stay the file system's own: nothing is read, and nothing copied, until somebody wants what is in them.
 //!
 //! The store has the facts of such a snapshot, with a tree without entries, so that it is listed, judged and let go of like any other. Its
-//! content is where the file system keeps it, and does not travel.
+//! content is where the file system keeps it, and travels by [`stream`](crate::stream).
 
 use crate::history::{When, at_rest, note_down};
 use crate::moment;

@@ -108,11 +108,19 @@ impl Snapshot {
     /// One that another node has made, under the name that it has there; none if it is not a snapshot's, or its content is not in the
     /// store.
     pub fn offered(manifest: Digest, described: &Described) -> Option<Self> {
+        Self::known(manifest, described).filter(|found| found.kept.is_none())
+    }
+
+    /// The same, also where its file system keeps its content there.
+    pub fn known(manifest: Digest, described: &Described) -> Option<Self> {
         let found = Self::of(String::new(), manifest, described.tree, &described.facts)?;
-        if found.kept.is_some() {
-            return None;
-        }
         Some(Self { id: id(&found.volume, found.made_unix_us), ..found })
+    }
+
+    /// Whether it is the same snapshot, which a file system may keep on one node, and the store on another one.
+    pub fn is(&self, other: &Snapshot) -> bool {
+        let is_same = self.id == other.id && self.host == other.host && self.position == other.position;
+        self.manifest == other.manifest || (is_same && self.position.is_some())
     }
 
     /// What the store keeps of it beside the tree.

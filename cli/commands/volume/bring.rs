@@ -1,6 +1,7 @@
 //! Snapshots that go to another node: by `godwit volume replicate --to`, and soon after each was made by `follow --to`.
 
 use super::forget::policy;
+use super::stream::{Way, say_store, say_stream};
 use super::{DIVERGED, Past, shown};
 use crate::args::{Neighbours, VolumeReplicateArgs};
 use crate::commands::{cancel_on_signal, node};
@@ -13,9 +14,9 @@ use godwit_volumes::{History, Snapshot, VolumeError};
 
 /// Where snapshots go.
 pub struct Outlet {
-    to: Address,
+    pub(super) to: Address,
     /// Also where histories have diverged.
-    despite: bool,
+    pub(super) despite: bool,
     cancel: Cancel,
 }
 
@@ -29,7 +30,7 @@ impl Outlet {
         Ok(Self { to: to.clone(), despite, cancel: cancel.clone() })
     }
 
-    fn failure(&self, past: &Past, error: BringError) -> Failure {
+    pub(super) fn failure(&self, past: &Past, error: BringError) -> Failure {
         let what = format!("not all of it is at `{}`", self.to);
         match error {
             BringError::Store(error) => past.failure(&what, &VolumeError::Store(error)),
@@ -65,11 +66,11 @@ impl Past {
         }
         let outlet = Outlet::new(to, wanted.insecure, wanted.diverged, &cancel_on_signal())?;
         let history = self.existing(&wanted.volume)?;
-        self.bring(&history, &self.that_travel(&history, wanted, draw)?, &outlet, draw)?;
+        self.bring(&history, &self.that_travel(&history, wanted, &|_| true)?, &outlet, draw)?;
         Ok(0)
     }
 
-    /// The newest snapshot of a volume, or all of them, oldest first.
+    /// The newest snapshot of a volume, or all of them, oldest first, as far as they can go there.
     ///
     /// # Errors
     /// When there is none that can leave this host.
@@ -77,16 +78,11 @@ impl Past {
         &self,
         history: &History,
         wanted: &VolumeReplicateArgs,
-        draw: &Draw,
+        can: &dyn Fn(&Snapshot) -> bool,
     ) -> Result<Vec<Snapshot>, Failure> {
         let all = history.list(Some(&Self::name(&wanted.volume)));
         let mut all = all.map_err(|error| self.failure("nothing was replicated", &error))?;
-        let native = all.extract_if(.., |snapshot| snapshot.kept.is_some()).count();
-        if native > 0 {
-            draw.talk(&format!(
-                "{native} of its snapshots are kept by its file system alone, and do not travel"
-            ));
-        }
+        all.retain(can);
         if all.is_empty() {
             let none = VolumeError::NoSnapshot(format!("{}@latest", wanted.volume));
             return Err(self.failure("nothing was replicated", &none));
@@ -111,7 +107,26 @@ impl Past {
         for snapshot in snapshots.iter().rev() {
             let mut lease =
                 history.lease().map_err(|error| self.failure("nothing was replicated", &error))?;
-            let brought = bring(visit, &mut lease, snapshot.manifest, outlet.despite, &mut self.progress());
+            let mut way = serde_json::json!({});
+            let mut going = snapshot.clone();
+            if snapshot.kept.is_some() {
+                let went = self.send_stream(history, visit, snapshot, outlet)?;
+                self.bar.finish_and_clear();
+                match went {
+                    Way::WasThere => {
+                        draw.talk(&format!("{} is there already", snapshot.id));
+                        continue;
+                    }
+                    Way::Stream { upon, bytes } => {
+                        say_stream(snapshot, upon.as_deref(), (Some(&outlet.to), bytes), draw);
+                        continue;
+                    }
+                    Way::Store(why) => way = say_store(snapshot, &why, draw),
+                }
+                let read = history.read(&mut lease, snapshot, &mut self.reading());
+                going = read.map_err(|error| self.failure("nothing was replicated", &error))?;
+            }
+            let brought = bring(visit, &mut lease, going.manifest, outlet.despite, &mut self.progress());
             self.bar.finish_and_clear();
             let brought = brought.map_err(|error| outlet.failure(self, error))?;
             let Brought::Kept { needed_bytes, sent_bytes } = brought else {
@@ -124,6 +139,9 @@ impl Past {
                 line["to"] = outlet.to.to_string().into();
                 line["needed_bytes"] = needed_bytes.into();
                 line["sent_bytes"] = sent_bytes.into();
+                line.as_object_mut().into_iter().for_each(|line| {
+                    line.extend(way.as_object().cloned().unwrap_or_default());
+                });
                 draw.json_line(&line);
             }
             let (sent, needed) = (show_bytes(sent_bytes), show_bytes(needed_bytes));

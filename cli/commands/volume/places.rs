@@ -29,7 +29,12 @@ impl Past {
         let recipients = sealing::recipients(&wanted.recipients)?;
         let volume = Self::name(&wanted.volume);
         let history = self.existing(&volume)?;
-        let here = self.that_travel(&history, wanted, draw)?;
+        let all = history.list(Some(&volume)).map_err(failed)?;
+        let native = all.iter().filter(|snapshot| snapshot.kept.is_some()).count();
+        if native > 0 {
+            draw.talk(&format!("{native} of its snapshots are kept by its file system, and go to no place"));
+        }
+        let here = self.that_travel(&history, wanted, &|snapshot| snapshot.kept.is_none())?;
         let place = object_storage::open(name, &cancel_on_signal())?;
         place.claim().map_err(refused)?;
         let there = place.images(Kind::Snapshot).map_err(refused)?;

@@ -1,16 +1,19 @@
 //! `godwit volume replicate`: snapshots that another node has, or shall have.
 
 use super::forget::policy;
+use super::stream::{Way, say_store, say_stream};
 use super::{Past, shown};
 use crate::args::{Elsewhere, Neighbours, VolumeReplicateArgs};
 use crate::commands::{cancel_on_signal, node};
 use crate::draw::Draw;
 use godwit_migration::quantity::show_bytes;
 use godwit_migration::{Cancel, Failure, FailureKind, host_name};
-use godwit_neighbours::{Acquaintance, FetchError, Neighbour, fetch};
+use godwit_neighbours::{Acquaintance, FetchError, Mark, Neighbour, fetch};
 use godwit_store::{Digest, Manifest, store_of};
 use godwit_transfer::Address;
 use godwit_volumes::{History, Snapshot, VolumeError};
+use serde_json::json;
+use std::cmp::Reverse;
 
 impl Past {
     pub(super) fn replicate(&self, wanted: &VolumeReplicateArgs, draw: &Draw) -> Result<u8, Failure> {
@@ -34,29 +37,54 @@ impl Past {
         let failed = |error: VolumeError| self.failure("not all of it is here", &error);
         let broken = |why: String| self.broken_off(from, &cancel, &why);
         let mut neighbour = Acquaintance::new(from.clone(), &host_name(), cancel.clone());
-        let found = neighbour.visit().and_then(|visit| visit.snapshots(&wanted.volume));
-        let mut found: Vec<Digest> = found.map_err(broken)?;
+        let found = self.all_of(&mut neighbour, wanted).map_err(broken)?;
         if found.is_empty() {
             let message = format!("`{from}` shows no snapshot of `{}`", wanted.volume);
             return Err(Failure::new(FailureKind::NotFound, message)
                 .hint("`godwit volume list` there shows the names"));
         }
-        found.truncate(if wanted.all { found.len() } else { 1 });
         let history = History::open(&self.root, wanted.quota).map_err(failed)?;
+        let marks: Vec<Mark> = found.iter().filter_map(|found| found.mark).collect();
         let here = history.list(Some(&wanted.volume)).map_err(failed)?;
         // the oldest first: what is broken off has no gap
-        found.reverse();
-        for snapshot in here.iter().filter(|snapshot| found.contains(&snapshot.manifest)) {
-            draw.talk(&format!("{} is here already", snapshot.id));
+        let wanted_ones = found.into_iter().take(if wanted.all { usize::MAX } else { 1 }).rev();
+        let (there_too, news): (Vec<Found>, Vec<Found>) =
+            wanted_ones.partition(|found| here.iter().any(|here| here.is(&found.snapshot)));
+        for found in there_too {
+            draw.talk(&format!("{} is here already", found.snapshot.id));
         }
-        found.retain(|manifest| here.iter().all(|snapshot| snapshot.manifest != *manifest));
-        let offered = found.iter().map(|manifest| offered(&mut neighbour, *manifest, &wanted.volume));
-        let offered = offered.collect::<Result<Vec<Snapshot>, String>>().map_err(broken)?;
         if !wanted.diverged {
+            let offered: Vec<Snapshot> = news.iter().map(|found| found.snapshot.clone()).collect();
             let refused = |error: VolumeError| self.failure("nothing was replicated", &error);
             history.refuse_diverged(&offered).map_err(refused)?;
         }
-        for manifest in found {
+        for found in news {
+            let mut manifest = found.snapshot.manifest;
+            let mut way = json!({});
+            if found.snapshot.kept.is_some() {
+                let room = wanted.quota.unwrap_or(u64::MAX);
+                let visit = neighbour.visit().map_err(broken)?;
+                let one = (&found.snapshot, found.mark);
+                let came = self.receive_stream(&history, visit, one, &marks, room, &broken)?;
+                self.bar.finish_and_clear();
+                match came {
+                    Way::WasThere => {
+                        draw.talk(&format!(
+                            "{} was here already, and is written down now",
+                            found.snapshot.id
+                        ));
+                        continue;
+                    }
+                    Way::Stream { upon, bytes } => {
+                        let came = history.same(&found.snapshot).map_err(failed)?;
+                        let came = came.as_ref().unwrap_or(&found.snapshot);
+                        say_stream(came, upon.as_deref(), (None, bytes), draw);
+                        continue;
+                    }
+                    Way::Store(why) => way = say_store(&found.snapshot, &why, draw),
+                }
+                manifest = self.have_read(neighbour.visit().map_err(broken)?, manifest).map_err(broken)?;
+            }
             let mut lease = history.lease().map_err(failed)?;
             let fetched = fetch(&mut neighbour, &mut lease, manifest, &mut self.progress());
             let fetched = fetched.map_err(|error| match error {
@@ -70,6 +98,9 @@ impl Past {
                 line["message_type"] = "volume_replicated".into();
                 line["needed_bytes"] = fetched.needed_bytes.into();
                 line["received_bytes"] = fetched.received_bytes.into();
+                line.as_object_mut().into_iter().for_each(|line| {
+                    line.extend(way.as_object().cloned().unwrap_or_default());
+                });
                 draw.json_line(&line);
             } else {
                 draw.data(&snapshot.id);
@@ -84,6 +115,29 @@ impl Past {
         Ok(0)
     }
 
+    /// What the node has of the volume, the newest first; where it has none that a file system keeps, and only the newest is wanted, that
+    /// alone.
+    fn all_of(
+        &self,
+        neighbour: &mut Acquaintance,
+        wanted: &VolumeReplicateArgs,
+    ) -> Result<Vec<Found>, String> {
+        let visit = neighbour.visit()?;
+        let mut all: Vec<(Digest, Option<Mark>)> =
+            visit.snapshots(&wanted.volume)?.into_iter().map(|manifest| (manifest, None)).collect();
+        let kept = visit.kept(&wanted.volume)?;
+        if kept.is_empty() && !wanted.all {
+            all.truncate(1);
+        }
+        all.extend(kept);
+        let described = |(manifest, mark)| {
+            offered(neighbour, manifest, &wanted.volume).map(|snapshot| Found { snapshot, mark })
+        };
+        let mut found = all.into_iter().map(described).collect::<Result<Vec<Found>, String>>()?;
+        found.sort_by_key(|found| Reverse((found.snapshot.generation(), found.snapshot.made_unix_us)));
+        Ok(found)
+    }
+
     fn broken_off(&self, from: &Address, cancel: &Cancel, why: &str) -> Failure {
         if cancel.is_raised() {
             return Failure::new(FailureKind::Interrupted, "interrupted: what has come need not come again");
@@ -95,11 +149,17 @@ impl Past {
     }
 }
 
+/// A snapshot of the node's, and its mark where its file system can send it.
+struct Found {
+    snapshot: Snapshot,
+    mark: Option<Mark>,
+}
+
 /// What a neighbour says of a snapshot, before any of its content comes.
 fn offered(from: &mut Acquaintance, manifest: Digest, volume: &str) -> Result<Snapshot, String> {
     let Some(Manifest::Described(described)) = from.manifest(manifest)? else {
         return Err(format!("it has no snapshot {manifest}"));
     };
-    let snapshot = Snapshot::offered(manifest, &described).filter(|snapshot| snapshot.volume == volume);
+    let snapshot = Snapshot::known(manifest, &described).filter(|snapshot| snapshot.volume == volume);
     snapshot.ok_or_else(|| "it gave a snapshot of another volume".into())
 }

@@ -38,7 +38,7 @@ fn visit<T>(house: &mut House, act: impl FnOnce(&mut Visit) -> T) -> T {
             let mut wire = Wire::open(Box::new(theirs), Cancel::default(), Duration::from_secs(5)).unwrap();
             wire.hear().unwrap();
             // nothing is given: who brings something may not ask
-            attend(&mut wire, None, "there", Ok(house))
+            attend(&mut wire, None, "there", None, Ok(house))
         });
         let mut visit = Visit::begin("there", Box::new(ours), "here", Cancel::default()).unwrap();
         let done = act(&mut visit);
@@ -164,7 +164,7 @@ fn content_that_is_another_or_was_not_offered_is_not_kept() {
         });
         let mut wire = Wire::open(Box::new(theirs), Cancel::default(), Duration::from_secs(5)).unwrap();
         wire.hear().unwrap();
-        let ended = attend(&mut wire, None, "there", Ok(&mut house));
+        let ended = attend(&mut wire, None, "there", None, Ok(&mut house));
         assert!(ended.unwrap_err().to_string().contains("was not offered"));
     });
 }

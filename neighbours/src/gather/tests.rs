@@ -278,7 +278,7 @@ fn a_liar_is_asked_no_more() {
     let server = std::thread::spawn(move || {
         let mut wire = Wire::open(Box::new(theirs), Cancel::default(), Duration::from_secs(5)).unwrap();
         wire.hear().unwrap();
-        wire.say(&Message::Welcome { host: "liar".into() }).unwrap();
+        wire.say(&Message::Welcome { host: "liar".into(), streams: false }).unwrap();
         while let Ok(Incoming::Bytes(question)) = wire.hear() {
             let answer = match crate::question::Question::from_bytes(&question).unwrap() {
                 crate::question::Question::Has(digests) => {
@@ -313,7 +313,7 @@ fn serve(theirs: Descriptors, store: &Store) -> std::thread::JoinHandle<Result<A
     std::thread::spawn(move || {
         let mut wire = Wire::open(Box::new(theirs), Cancel::default(), Duration::from_secs(5)).unwrap();
         assert!(matches!(wire.hear(), Ok(Incoming::Message(Message::Visit { .. }))));
-        attend(&mut wire, Some(&store), "there", Err("no".into()))
+        attend(&mut wire, Some(&store), "there", None, Err("no".into()))
     })
 }
 

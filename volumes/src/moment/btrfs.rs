@@ -6,13 +6,15 @@
 use super::{Kept, Means, MomentError, said_by};
 use crate::mounts::{Mount, mounts};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, statfs};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::DirBuilder;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// The file system, and its program.
-pub(super) const NAME: &str = "btrfs";
+pub(crate) const NAME: &str = "btrfs";
+/// How the directory of those that stay ends, beside the volume.
+pub(crate) const KEEPING: &str = ".godwit-snapshots";
 /// Inode of a subvolume's root: `BTRFS_FIRST_FREE_OBJECTID` of include/uapi/linux/btrfs_tree.h.
 const ROOT_INODE: u64 = 256;
 
@@ -32,8 +34,6 @@ pub(super) struct Btrfs {
 impl Btrfs {
     /// None when the volume lies on another file system.
     pub(super) fn of(volume: &Path) -> Result<Option<Self>, MomentError> {
-        let is_btrfs =
-            |path: &Path| statfs(path).is_ok_and(|facts| facts.filesystem_type() == BTRFS_SUPER_MAGIC);
         if !is_btrfs(volume) {
             return Ok(None);
         }
@@ -58,13 +58,7 @@ impl Btrfs {
             ));
         }
         let below = volume.strip_prefix(&subvolume).unwrap_or(Path::new("")).to_owned();
-        let beside = |ending: &str| {
-            let mut hidden = OsString::from(".");
-            hidden.push(name);
-            hidden.push(ending);
-            parent.join(hidden)
-        };
-        let (place, keeping) = (beside(".godwit-moment"), beside(".godwit-snapshots"));
+        let (place, keeping) = (beside(parent, name, ".godwit-moment"), beside(parent, name, KEEPING));
         Ok(Some(Self { subvolume, below, place, keeping }))
     }
 
@@ -81,19 +75,41 @@ impl Btrfs {
     }
 }
 
+/// What is hidden beside a volume.
+pub(crate) fn beside(parent: &Path, name: &OsStr, ending: &str) -> PathBuf {
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(ending);
+    parent.join(hidden)
+}
+
+/// Whether a path lies on btrfs.
+pub(crate) fn is_btrfs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|facts| facts.filesystem_type() == BTRFS_SUPER_MAGIC)
+}
+
+/// What a read-only subvolume is known by, wherever it is: the UUID that it was received with, or its own. None if it can be written to.
+pub(crate) fn mark(at: &Path) -> Result<Option<u128>, MomentError> {
+    let shown = said_by(NAME, &["subvolume".as_ref(), "show".as_ref(), at])?;
+    let fact = |name: &str| shown.lines().find_map(|line| line.trim().strip_prefix(name)).map(str::trim);
+    let uuid = |name: &str| u128::from_str_radix(&fact(name)?.replace('-', ""), 16).ok();
+    let is_fixed = fact("Flags:").is_some_and(|flags| flags.split(',').any(|flag| flag.trim() == "readonly"));
+    Ok(uuid("Received UUID:").or(uuid("UUID:")).filter(|_| is_fixed))
+}
+
 /// Makes a snapshot of a subvolume, or of another one.
-pub(super) fn snapshot(options: &[&str], of: &Path, at: &Path) -> Result<(), MomentError> {
+pub(crate) fn snapshot(options: &[&str], of: &Path, at: &Path) -> Result<(), MomentError> {
     let words = ["subvolume", "snapshot"].iter().chain(options).map(Path::new);
     said_by(NAME, &words.chain([of, at]).collect::<Vec<_>>()).map(drop)
 }
 
 /// Takes a subvolume away, and the directory that has no other.
-pub(super) fn delete(at: &Path) -> Result<(), MomentError> {
+pub(crate) fn delete(at: &Path) -> Result<(), MomentError> {
     said_by(NAME, &["subvolume".as_ref(), "delete".as_ref(), at])?;
     if at
         .parent()
         .and_then(Path::file_name)
-        .is_some_and(|name| name.as_encoded_bytes().ends_with(b".godwit-snapshots"))
+        .is_some_and(|name| name.as_encoded_bytes().ends_with(KEEPING.as_bytes()))
     {
         // others may be in it
         let _ = at.parent().map(std::fs::remove_dir);
@@ -101,7 +117,7 @@ pub(super) fn delete(at: &Path) -> Result<(), MomentError> {
     Ok(())
 }
 
-fn is_subvolume(path: &Path) -> bool {
+pub(crate) fn is_subvolume(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|meta| meta.is_dir() && meta.ino() == ROOT_INODE)
 }
 
