@@ -5,7 +5,7 @@
 //! it is executed, and CRIU must be able to restore any capability that a container had.
 
 use crate::args::{Command, ImagesCommand, LogArgs, NodeCommand, StoreCommand};
-use Role::{Destination, Fill, Guard, Hook, Look, Source};
+use Role::{Destination, Fill, Guard, Hook, Look, Node, Source};
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use nix::sys::prctl::get_no_new_privs;
 use nix::unistd::{geteuid, getuid};
@@ -25,6 +25,8 @@ pub enum Role {
     Fill,
     /// CRIU's action script.
     Hook,
+    /// Gives neighbours what the store and file systems keep, and keeps what they bring: `node serve`.
+    Node,
     /// Everything else: reads files, writes some.
     Look,
 }
@@ -34,14 +36,14 @@ type Row = (Capability, &'static [Role], &'static str);
 
 #[rustfmt::skip]
 const TABLE: &[Row] = &[
-    (Capability::CAP_DAC_OVERRIDE, &[Source, Destination, Fill, Hook, Look], "files and cgroups of any owner"),
+    (Capability::CAP_DAC_OVERRIDE, &[Source, Destination, Fill, Hook, Node, Look], "files and cgroups of any owner"),
     (Capability::CAP_DAC_READ_SEARCH, &[Source], "files that are watched, by their handles (open_by_handle_at(2))"),
     (Capability::CAP_CHOWN, &[Source, Destination], "owners of copied files"),
-    (Capability::CAP_FOWNER, &[Source, Destination], "modes, times and attributes of others' files; reading them without a new access time"),
+    (Capability::CAP_FOWNER, &[Source, Destination, Node], "modes, times and attributes of others' files; reading them without a new access time"),
     (Capability::CAP_FSETID, &[Destination], "set-id bits of copied files"),
     (Capability::CAP_MKNOD, &[Source, Destination], "device nodes of copied trees"),
     (Capability::CAP_SETFCAP, &[Destination], "capabilities of copied files"),
-    (Capability::CAP_MAC_ADMIN, &[Source, Destination], "security labels that this host's policy does not know"),
+    (Capability::CAP_MAC_ADMIN, &[Source, Destination, Node], "security labels that this host's policy does not know"),
     (Capability::CAP_KILL, &[Source, Destination], "tasks of any user"),
     (Capability::CAP_SETGID, &[Source, Destination], "giving up the supplementary groups that CRIU would leave to a restored task"),
     (Capability::CAP_SETUID, &[Source, Destination], "nothing of godwit's own: asked for on behalf of CRIU before a move"),
@@ -49,7 +51,7 @@ const TABLE: &[Row] = &[
     (Capability::CAP_NET_RAW, &[Source, Destination], "packet sockets: kept frames, announcements of addresses"),
     (Capability::CAP_NET_BIND_SERVICE, &[Destination], "`receive --listen` on a port below 1024"),
     (Capability::CAP_SYS_PTRACE, &[Source, Destination, Guard, Hook], "memory and descriptors of tasks, userfaultfd, tracing CRIU"),
-    (Capability::CAP_SYS_ADMIN, &[Source, Destination], "namespaces, mounts, mapped files, physical pages, trusted attributes"),
+    (Capability::CAP_SYS_ADMIN, &[Source, Destination, Node], "namespaces, mounts, mapped files, physical pages, trusted attributes"),
     (Capability::CAP_SYS_CHROOT, &[Source, Destination], "entering namespaces (setns(2))"),
     (Capability::CAP_SYS_NICE, &[Source, Destination, Guard, Fill, Hook], "moving tasks with more capabilities between cpusets; being there in time"),
     (Capability::CAP_SYS_RESOURCE, &[Destination, Guard, Fill], "files of users whose quota is used up; being spared when memory runs out (oom_score_adj)"),
@@ -74,8 +76,7 @@ impl Role {
             // trees of files, to be read and to be made
             Command::Store(StoreCommand::Add(_)) => Source,
             Command::Store(StoreCommand::Get(_)) => Destination,
-            // reads snapshots that a file system keeps into the store
-            Command::Node(NodeCommand::Serve(_)) => Source,
+            Command::Node(NodeCommand::Serve(_)) => Node,
             // what uses a volume is seen in the namespaces and descriptors of others
             Command::Volume(_) => Role::Either,
             Command::Guard => Guard,
@@ -105,7 +106,7 @@ impl Role {
 
     /// Whether it starts programs that need more than it keeps.
     fn starts_others(self) -> bool {
-        matches!(self, Source | Destination | Role::Either)
+        matches!(self, Source | Destination | Node | Role::Either)
     }
 }
 
@@ -142,7 +143,7 @@ mod tests {
         let text = include_str!("../docs/security.md");
         for (capability, roles, reason) in TABLE {
             let holds = |role: Role| if roles.contains(&role) { "x" } else { "" };
-            let cells = [Source, Destination, Guard, Fill, Hook, Look].map(holds).join(" | ");
+            let cells = [Source, Destination, Guard, Fill, Hook, Node, Look].map(holds).join(" | ");
             let name = capability.to_string();
             let row = format!("| {} | {cells} | {reason} |", name.trim_start_matches("CAP_"));
             let squeezed = text.replace("|  |", "| |");
