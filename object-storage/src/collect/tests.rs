@@ -176,6 +176,26 @@ impl Scene {
         self.until(actor, "");
     }
 
+    /// Has one do so many things; whether it wants to do more.
+    fn advance(&mut self, actor: usize, steps: usize) -> bool {
+        (0..steps).for_each(|_| {
+            if self.stage.wish(actor).is_some() {
+                self.step(actor);
+            }
+        });
+        self.stage.wish(actor).is_some()
+    }
+
+    fn collect_now(&mut self) {
+        let collect = self.collect(1, None);
+        self.finish(collect);
+    }
+
+    /// How many objects of a directory there are.
+    fn count(&self, directory: &str) -> usize {
+        self.stage.state().objects().iter().filter(|path| path.prefix_matches(&directory.into())).count()
+    }
+
     fn pass(&self, hours: u64) {
         self.stage.state().now += Duration::from_secs(hours * 3600);
     }
@@ -257,8 +277,9 @@ fn a_pack_that_an_upload_under_way_has_named_stays() {
     let upload = scene.upload(0, 4);
     scene.until(upload, "PUT checkpoints");
     scene.pass(3);
-    let collect = scene.collect(1, None);
-    scene.finish(collect);
+    // the first one leaves the list there, too
+    scene.collect_now();
+    scene.collect_now();
     scene.until(upload, "DELETE uploads");
     scene.assert_there(4);
 }
@@ -294,21 +315,156 @@ fn a_pack_with_the_content_of_one_that_goes_late_is_another_one() {
 fn what_an_upload_put_that_was_killed_is_used_by_the_next_one_or_goes() {
     let mut scene = Scene::new();
     let dead = scene.upload(0, 0);
-    scene.until(dead, "PUT checkpoints");
+    scene.until(dead, "PUT uploads");
     scene.stage.kill(dead);
-    let packs = |scene: &Scene| {
-        let objects = scene.stage.state().objects();
-        objects.iter().filter(|path| in_directory(path, PACKS).is_some()).count()
-    };
     scene.pass(12);
-    let collect = scene.collect(1, None);
-    scene.finish(collect);
+    scene.collect_now();
+    // a pack that was condemned when it was young would be lost by now
+    scene.pass(24);
     let next = scene.upload(0, 0);
     scene.finish(next);
     scene.assert_there(0);
-    assert_eq!(packs(&scene), 1, "it was put once more");
+    assert_eq!(scene.count(PACKS), 1, "it was put once more");
     let forget = scene.collect(1, Some(0));
     scene.finish(forget);
     let left = scene.end();
     assert!(left.iter().all(|path| path.as_ref() == "godwit"), "{left:?}");
+}
+
+/// An upload and a collection, each held up once, before any of its requests, with hours in between: first one goes so far, then the other,
+/// then the first one to its end, and the other. The pack is condemned for so many hours at the beginning.
+fn race(condemned_for: u64, hours: [u64; 2], is_upload_first: bool) {
+    for steps in 0.. {
+        let mut is_last = true;
+        for other_steps in 0.. {
+            let mut scene = Scene::new();
+            scene.condemned_for(condemned_for);
+            let (first, second) = match is_upload_first {
+                true => (scene.upload(0, 4), scene.collect(1, None)),
+                false => (scene.collect(1, None), scene.upload(0, 4)),
+            };
+            is_last = !scene.advance(first, steps);
+            scene.pass(hours[0]);
+            let goes_on = scene.advance(second, other_steps);
+            scene.pass(hours[1]);
+            scene.finish(first);
+            scene.finish(second);
+            scene.assert_there(4);
+            if !goes_on {
+                break;
+            }
+        }
+        if is_last {
+            break;
+        }
+    }
+}
+
+#[test]
+fn an_upload_that_is_held_up_anywhere_while_a_collection_is_lacks_no_pack() {
+    race(22, [3, 0], true);
+}
+
+#[test]
+fn a_collection_that_is_held_up_anywhere_while_an_upload_is_takes_no_pack_of_it() {
+    race(22, [0, 3], false);
+}
+
+#[test]
+fn a_pack_that_was_condemned_lately_stays_for_who_relies_on_it() {
+    race(22, [0, 0], false);
+}
+
+#[test]
+fn an_upload_that_was_held_up_for_a_day_before_its_index_looks_again() {
+    let mut scene = Scene::new();
+    scene.condemned_for(22);
+    let upload = scene.upload(0, 4);
+    scene.until(upload, "PUT checkpoints");
+    scene.pass(25);
+    scene.collect_now();
+    assert_eq!(scene.count(PACKS), 0, "its list is a day old, and protects nothing");
+    scene.finish(upload);
+    scene.assert_there(4);
+}
+
+#[test]
+fn a_pack_that_is_gone_with_its_list_is_missed() {
+    // an upload of long ago, a collection that is late, and one that takes away the list when the pack is gone
+    for pause in ["LIST condemned", "LIST packs"] {
+        let mut scene = Scene::new();
+        scene.condemned_for(22);
+        let upload = scene.upload(0, 4);
+        scene.until(upload, "PUT uploads");
+        scene.pass(3);
+        let late = scene.collect(1, None);
+        scene.until(late, "DELETE packs");
+        scene.pass(24);
+        scene.until(upload, pause);
+        scene.finish(late);
+        scene.collect_now();
+        assert_eq!((scene.count(PACKS), scene.count("condemned")), (0, 0));
+        scene.finish(upload);
+        scene.assert_there(4);
+    }
+}
+
+#[test]
+fn of_two_who_condemn_a_pack_the_first_one_counts() {
+    let mut scene = Scene::new();
+    let first = scene.upload(0, 0);
+    scene.finish(first);
+    scene.pass(25);
+    let slow = scene.collect(1, Some(0));
+    scene.until(slow, "PUT condemned");
+    scene.collect_now();
+    scene.pass(25);
+    let collect = scene.collect(1, None);
+    scene.until(collect, "DELETE packs");
+    scene.finish(slow);
+    let upload = scene.upload(0, 4);
+    scene.finish(upload);
+    scene.finish(collect);
+    scene.assert_there(4);
+}
+
+#[test]
+fn a_pack_that_goes_in_an_hour_is_put_once_more_before_anything_relies_on_it() {
+    let mut scene = Scene::new();
+    scene.condemned_for(23);
+    let upload = scene.upload(0, 4);
+    scene.until(upload, "PUT uploads");
+    assert_eq!(scene.count(PACKS), 2);
+    scene.finish(upload);
+    scene.assert_there(4);
+}
+
+#[test]
+fn a_pack_that_is_cut_off_when_the_upload_looks_goes_once_more() {
+    let mut scene = Scene::new();
+    let upload = scene.upload(0, 0);
+    scene.until(upload, "PUT uploads");
+    scene.stage.state().cut_off(PACKS);
+    scene.finish(upload);
+    scene.assert_there(0);
+    assert_eq!(scene.count(PACKS), 2);
+}
+
+#[test]
+fn a_list_of_the_condemned_stays_for_two_days_and_as_long_as_a_pack_of_it_is_there() {
+    let mut scene = Scene::new();
+    scene.condemned_for(22);
+    let upload = scene.upload(0, 4);
+    scene.finish(upload);
+    scene.pass(49);
+    scene.collect_now();
+    assert_eq!((scene.count(PACKS), scene.count("condemned")), (1, 1), "it is needed, and never pardoned");
+    let mut scene = Scene::new();
+    scene.condemned_for(25);
+    scene.collect_now();
+    scene.collect_now();
+    assert_eq!((scene.count(PACKS), scene.count("condemned")), (0, 1), "who lists packs late may see it yet");
+    scene.pass(23);
+    scene.collect_now();
+    assert_eq!(scene.count("condemned"), 0);
 }
