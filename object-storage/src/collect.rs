@@ -104,8 +104,8 @@ struct Verdict {
 }
 
 impl Seen {
-    /// In this order: the clock before everything that it judges; the lists of the condemned before the packs, so that what is on a list and
-    /// not there has been there; the lists of uploads before the indexes, since an upload writes its index first and then takes its list away.
+    /// In this order: the clock before everything that it judges, so that a pack on a list of two days ago was put before the packs are
+    /// listed; the lists of uploads before the indexes, since an upload writes its index first and then takes its list away.
     fn look(
         place: &Place,
         order: &Collection<'_>,
@@ -193,6 +193,8 @@ impl Place {
     }
 }
 
+#[cfg(test)]
+mod scene;
 #[cfg(test)]
 mod stage;
 #[cfg(test)]
