@@ -127,11 +127,13 @@ impl CooperationReport {
 
     /// What was gathered later is counted, too.
     pub fn add(&mut self, later: Self) {
-        self.wanted_bytes += later.wanted_bytes;
-        self.pages += later.pages;
-        self.own_bytes += later.own_bytes;
-        self.duration += later.duration;
-        for neighbour in later.neighbours {
+        let Self { wanted_bytes, pages, earlier, own_bytes, neighbours, duration } = later;
+        self.wanted_bytes += wanted_bytes;
+        self.pages += pages;
+        self.earlier = earlier.or(self.earlier.take());
+        self.own_bytes += own_bytes;
+        self.duration += duration;
+        for neighbour in neighbours {
             match self.neighbours.iter_mut().find(|known| known.neighbour == neighbour.neighbour) {
                 Some(known) => {
                     known.bytes += neighbour.bytes;

@@ -347,6 +347,7 @@ fn layers_of_the_image_that_a_neighbour_has_come_from_there() {
     assert_eq!(unknown.code, 10, "{}", unknown.err);
     assert!(unknown.err.contains("the image `podman:localhost/nobody:1` cannot be had"), "{}", unknown.err);
     assert_eq!(bed.try_sh(SRC, "godwit store add --image /srv").code, 2);
+    bed.sh(CLIENT, "rm -rf /srv/neighbour");
     let (from, to) = (bed.path(SRC, "/srv/neighbour"), bed.path(CLIENT, "/srv/neighbour"));
     assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
     bed.sh(SRC, "rm -r /srv/neighbour");
