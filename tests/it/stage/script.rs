@@ -161,9 +161,10 @@ impl Play {
         Self::pages(3)
     }
 
-    /// A container that writes 4 MiB again and again over a link that carries 20 MiB/s, and may be throttled.
+    /// A container that writes 4 MiB again and again over a link that carries 10 MiB/s, and may be throttled. That takes twice the limit: a
+    /// link that had to wait carries more for a moment, and a slow machine has more to do at the freeze.
     pub fn busy() -> Self {
-        let mut play = Self { busy: true, bandwidth: 20 << 20, ..Self::pages(1) };
+        let mut play = Self { busy: true, bandwidth: 10 << 20, ..Self::pages(1) };
         play.limits =
             Limits { max_downtime: Duration::from_millis(200), max_rounds: 5, throttle: 60, ..play.limits };
         play
