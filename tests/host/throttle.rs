@@ -10,9 +10,9 @@ use serde_json::Value;
 const NAME: &str = "fast";
 /// The limit that the container has of its own: 1.5 processors, in µs of 100 ms.
 const OWN: &str = "150000";
-/// A link that no full-speed writer can be followed over, and no downtime in which it would not matter.
+/// A link that no full-speed writer can be followed over, throttled or not, and no downtime in which it would not matter.
 const SLOW: &str =
-    "--pace full --throttle 90 --max-downtime 110ms --bandwidth 40MiB/s --compress none --max-rounds 60";
+    "--pace full --throttle 90 --max-downtime 110ms --bandwidth 16MiB/s --compress none --max-rounds 60";
 
 /// Starts the writer on the source; gives the file with its CPU limit, the same on both hosts.
 fn start(mib: u32) -> String {
