@@ -10,7 +10,7 @@ use super::{Trouble, store};
 use crate::args::{Args, CheckpointArgs};
 use crate::draw::Draw;
 use godwit_migration::quantity::show_bytes;
-use godwit_migration::{Cancel, Disposition, Failure, FailureKind};
+use godwit_migration::{Cancel, Failure, FailureKind};
 use godwit_store::{Added, Store, StoreError, store_of};
 use godwit_volumes::{Policy, Reason};
 use serde_json::json;
@@ -47,7 +47,8 @@ pub fn run(args: &Args, command: &CheckpointArgs, draw: &Draw, cancel: &Cancel) 
     let gone = apply(&store, &kept.container, &policy(&command.keep));
     say(command, made.as_ref(), &kept, &added, gone.as_deref().unwrap_or_default(), draw);
     gone.map_err(|error| {
-        about(store::failure("not all that the policy does not keep are forgotten", &error, &place))
+        let failure = store::failure("not all that the policy does not keep are forgotten", &error, &place);
+        about(failure.at(outbox::now(command, made.as_ref())))
     })?;
     Ok(made.map_or(0, |checkpoint| checkpoint.exit_code()))
 }
@@ -97,10 +98,7 @@ fn not_kept(
         "it is whole in `{0}`: the same command again puts it there; `godwit restore {0}` brings it back",
         path.display()
     ));
-    failure.at(match made {
-        Some(_) if command.leave_running => Disposition::RunningAtSource,
-        _ => Disposition::NoContainer,
-    })
+    failure.at(outbox::now(command, made))
 }
 
 /// Why each checkpoint of a container stays by a policy, the newest first; those without a reason would go. What somebody has named by

@@ -66,10 +66,8 @@ pub fn run(
     say(command, made.as_ref(), image, &uploaded, draw);
     let host = ThisHost { root: &root, bar: store::bar(args) };
     let is_one = |image: &forgotten::Image| image.kind == Kind::Checkpoint;
-    forgotten::apply(&host, &place, policy(&command.keep), &is_one, draw).map_err(|failure| {
-        let now = if command.leave_running { Disposition::RunningAtSource } else { Disposition::NoContainer };
-        about(failure.at(now))
-    })?;
+    forgotten::apply(&host, &place, policy(&command.keep), &is_one, draw)
+        .map_err(|failure| about(failure.at(now(command, made.as_ref()))))?;
     Ok(made.map_or(0, |checkpoint| checkpoint.exit_code()))
 }
 
@@ -157,11 +155,16 @@ fn not_there(
         "it is whole in `{0}`: the same command again puts the rest there; `godwit restore {0}` brings it back here",
         path.display()
     ));
-    failure.at(match made {
+    failure.at(now(command, made))
+}
+
+/// Where the container is when its checkpoint was written, or when one waited.
+pub(super) fn now(command: &CheckpointArgs, made: Option<&Checkpoint>) -> Disposition {
+    match made {
         Some(_) if command.leave_running => Disposition::RunningAtSource,
         // whoever was told so the first time may have done something about it
         _ => Disposition::NoContainer,
-    })
+    }
 }
 
 fn say(command: &CheckpointArgs, made: Option<&Checkpoint>, image: Digest, uploaded: &Uploaded, draw: &Draw) {

@@ -1,10 +1,14 @@
 //! `godwit volume replicate` of what btrfs keeps, between two nodes of this machine: each has a file system of its own at the same place, the
 //! other one's in a mount namespace.
 
+#[path = "../../volumes/tests/btrfs/mod.rs"]
+mod btrfs;
+
 use crate::cli::{Ran, run_in};
 use crate::volume::{Follower, assert_equal, object};
+use btrfs::run;
 use serde_json::Value;
-use std::fs::{File, read_dir, read_to_string, write};
+use std::fs::{read_dir, read_to_string, write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,12 +17,6 @@ struct Scene {
     dir: tempfile::TempDir,
     /// In whose mount namespace the other node is.
     other: Option<Follower>,
-}
-
-fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {errors}");
 }
 
 /// Bytes that nothing packs.
@@ -34,23 +32,13 @@ fn noise(bytes: usize) -> Vec<u8> {
 impl Scene {
     /// With `there` mounted at the other node, by the words of mount(8); none where it cannot be had, after saying why.
     fn new(there: &[&str]) -> Option<Self> {
-        let known = read_to_string("/proc/filesystems").unwrap().contains("\tbtrfs\n");
-        if !nix::unistd::geteuid().is_root() || !known {
-            let why = "needs root, and a kernel with btrfs";
-            assert!(std::env::var("GODWIT_REQUIRE").as_deref() != Ok("all"), "required: {why}");
-            eprintln!("skipped: {why}");
+        if !btrfs::is_to_be_had() {
             return None;
         }
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let mut scene = Self { dir, other: None };
-        for (name, size) in [("one.image", 512), ("other.image", 160)] {
-            let image = scene.at(name);
-            File::create(&image).unwrap().set_len(size << 20).unwrap();
-            run("mkfs.btrfs", &["--quiet", image.to_str().unwrap()]);
-        }
-        std::fs::create_dir(scene.at("disk")).unwrap();
-        let disk = scene.at("disk").display().to_string();
-        run("mount", &["-o", "loop", scene.at("one.image").to_str().unwrap(), &disk]);
+        btrfs::mount(scene.dir.path(), "disk", 512);
+        btrfs::image(&scene.at("other.image"), 160);
         run("btrfs", &["subvolume", "create", scene.path().as_str()]);
         let mut holder = Command::new("unshare");
         holder.args(["--mount", "--propagation", "private", "sh", "-euc"]);

@@ -1,6 +1,9 @@
 //! Volumes on btrfs, on a loop device: its snapshots show them, and nothing is left beside them.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod btrfs;
+
+use btrfs::run;
 use godwit_store::{Files, Restless, Writers};
 use godwit_volumes::difference::difference;
 use godwit_volumes::{History, Snapshot, Volume, VolumeError};
@@ -15,13 +18,6 @@ use std::time::Duration;
 /// So many files lie between what is written first and what repeats it.
 const BETWEEN: usize = 400;
 
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
 /// One test at a time: a program that another one is just starting has this process's locks until it runs.
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -34,20 +30,12 @@ struct Disk {
 impl Disk {
     /// None where it cannot be had, after saying why.
     fn make() -> Option<Self> {
-        let known = read_to_string("/proc/filesystems").unwrap().contains("\tbtrfs\n");
-        if !nix::unistd::geteuid().is_root() || !known {
-            let why = "needs root, and a kernel with btrfs";
-            assert!(std::env::var("GODWIT_REQUIRE").as_deref() != Ok("all"), "required: {why}");
-            eprintln!("skipped: {why}");
+        if !btrfs::is_to_be_had() {
             return None;
         }
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-        let (image, at) = (dir.path().join("image"), dir.path().join("disk"));
-        File::create(&image).unwrap().set_len(512 << 20).unwrap();
-        create_dir(&at).unwrap();
-        run("mkfs.btrfs", &["--quiet", image.to_str().unwrap()]);
-        run("mount", &["-o", "loop", image.to_str().unwrap(), at.to_str().unwrap()]);
+        btrfs::mount(dir.path(), "disk", 512);
         Some(Self { dir, _alone: alone })
     }
 

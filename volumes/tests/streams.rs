@@ -1,20 +1,16 @@
 //! Snapshots of one btrfs that go to another one as its stream: two loop devices, and a store for each.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod btrfs;
+
+use btrfs::run;
 use godwit_volumes::{Awaited, History, Reception, Snapshot, Volume, VolumeError};
-use std::fs::{File, create_dir, read_dir, read_to_string, write};
+use std::fs::{create_dir, read_dir, read_to_string, write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const PIECE: usize = 1 << 16;
-
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
 
 /// One test at a time: a program that another one is just starting has this process's locks until it runs.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -31,11 +27,7 @@ struct Pair {
 impl Pair {
     /// None where it cannot be had, after saying why.
     fn make() -> Option<Self> {
-        let known = read_to_string("/proc/filesystems").unwrap().contains("\tbtrfs\n");
-        if !nix::unistd::geteuid().is_root() || !known {
-            let why = "needs root, and a kernel with btrfs";
-            assert!(std::env::var("GODWIT_REQUIRE").as_deref() != Ok("all"), "required: {why}");
-            eprintln!("skipped: {why}");
+        if !btrfs::is_to_be_had() {
             return None;
         }
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,11 +35,7 @@ impl Pair {
         let store = |name: &str| History::open(&dir.path().join(name), None).unwrap();
         let (here, there) = (store("store-here"), store("store-there"));
         for (name, size) in [("here", 512), ("there", 160)] {
-            let (image, at) = (dir.path().join(format!("{name}.image")), dir.path().join(name));
-            File::create(&image).unwrap().set_len(size << 20).unwrap();
-            create_dir(&at).unwrap();
-            run("mkfs.btrfs", &["--quiet", image.to_str().unwrap()]);
-            run("mount", &["-o", "loop", image.to_str().unwrap(), at.to_str().unwrap()]);
+            btrfs::mount(dir.path(), name, size);
         }
         let path = dir.path().join("here/data");
         run("btrfs", &["subvolume", "create", path.to_str().unwrap()]);
