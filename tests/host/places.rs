@@ -100,6 +100,17 @@ fn a_container_goes_by_way_of_a_bucket_and_the_second_time_only_what_has_changed
         assert!(gone[what]["packs"].as_u64() > Some(0) && gone["packs_kept"]["packs"] == 0, "{gone}");
     }
     assert_eq!(bed.sh(CLIENT, &format!("find {BUCKETS}/of-tests -path '*/packs/*' -type f")), "");
+
+    // what a timer does: one more, and only so many stay
+    let keep = ["checkpoint", "runc:web", "--to", place, "--tcp-established", "-R", "--keep-last", "1"];
+    let images = || line(&godwit(&bed, DST, &["images", "ls", place]), "images")["images"].clone();
+    for _ in 0..2 {
+        let newest = line(&godwit(&bed, DST, &keep), "checkpoint_put")["image"].clone();
+        let there = images();
+        assert_eq!(there.as_array().unwrap().len(), 1, "{there}");
+        assert!(there[0]["path"].as_str().unwrap().ends_with(newest.as_str().unwrap()), "{there} {newest}");
+        assert_runs_only_on(&bed, DST, "web");
+    }
 }
 
 #[test]
