@@ -21,6 +21,11 @@ impl Span {
         self.bytes() / PAGE_SIZE
     }
 
+    /// Whether one of a list lies in it, wholly or in part.
+    pub(crate) fn meets(&self, list: &[Span]) -> bool {
+        list.iter().any(|other| other.start < self.end && self.start < other.end)
+    }
+
     /// Appends to a list, growing its last span if this one continues it.
     pub(crate) fn push_to(self, list: &mut Vec<Span>) {
         match list.last_mut() {
@@ -186,6 +191,20 @@ impl Maps {
         self.list.get(index).is_some_and(|mapping| {
             (mapping.span, mapping.kind, mapping.file) == (other.span, other.kind, other.file)
         })
+    }
+
+    /// What of the list lies in the span, wholly or in part.
+    pub(crate) fn inside(&self, span: Span) -> impl Iterator<Item = &Mapping> {
+        let first = self.list.partition_point(|mapping| mapping.span.end <= span.start);
+        self.list[first..].iter().take_while(move |mapping| mapping.span.start < span.end)
+    }
+
+    /// Where in a mapping of another list this one has nothing, or a mapping of another kind or file.
+    pub(crate) fn unlike(&self, other: &Mapping) -> Vec<Span> {
+        let alike = self
+            .inside(other.span)
+            .filter(|mapping| (mapping.kind, mapping.file) == (other.kind, other.file));
+        Span::without(&[other.span], &alike.map(|mapping| mapping.span).collect::<Vec<_>>())
     }
 
     /// The neighbours of one kind that meet at an address, if there are two.
@@ -396,6 +415,31 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
             }
             prop_assert!(rest.windows(2).all(|pair| pair[0].end < pair[1].start));
         }
+    }
+
+    #[test]
+    fn what_appeared_is_what_was_not_there_or_was_something_else() {
+        let text = |lines: &[&str]| parsed(&lines.iter().map(|line| format!("{line}\n")).collect::<String>());
+        let before = text(&[
+            "1000-3000 rw-p 00000000 00:00 0 ",
+            "3000-4000 rw-p 00000000 00:00 0 [heap]",
+            "6000-8000 rw-p 00000000 fe:00 7 /lib",
+            "8000-9000 rw-s 00000000 00:01 5 /dev/zero (deleted)",
+        ]);
+        let after = text(&[
+            "1000-5000 rw-p 00000000 00:00 0 ",
+            "5000-9000 rw-s 00000000 00:01 6 /dev/zero (deleted)",
+        ]);
+        let span = |start, end| Span { start, end };
+        // neighbours of one kind that became one are not new; what it grew by is
+        assert_eq!(before.unlike(&after.list[0]), [span(0x4000, 0x5000)]);
+        assert_eq!(before.unlike(&after.list[1]), [span(0x5000, 0x9000)]);
+        assert_eq!(before.unlike(&before.list[2]), []);
+        let starts =
+            |maps: &Maps, inside| maps.inside(inside).map(|mapping| mapping.span.start).collect::<Vec<_>>();
+        assert_eq!(starts(&before, span(0x3000, 0x6000)), [0x3000]);
+        assert_eq!(starts(&before, span(0x3fff, 0x6001)), [0x3000, 0x6000]);
+        assert_eq!(starts(&after, span(0, 0x10000)), [0x1000, 0x5000]);
     }
 
     #[test]

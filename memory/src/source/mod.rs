@@ -12,6 +12,7 @@ mod soft_dirty;
 mod space;
 mod stats;
 mod tree;
+mod walk;
 
 pub use method::{Choice, Method};
 pub use rules::Rules;

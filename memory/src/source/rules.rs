@@ -18,6 +18,10 @@ pub struct Rules {
     pub read_new: bool,
     /// Mappings that are new are registered.
     pub register_new: bool,
+    /// What is between two mappings, or replaced one of them, is registered with them.
+    pub register_between: bool,
+    /// How long it takes until a mapping that is new is registered, and until we look at it again.
+    pub hesitate: Duration,
     /// Mappings that cannot be registered are read in full each round.
     pub read_unregistered: bool,
     /// Shared objects are compared under the freeze.
@@ -40,6 +44,8 @@ impl Default for Rules {
             reread_markers: true,
             read_new: true,
             register_new: true,
+            register_between: true,
+            hesitate: Duration::ZERO,
             read_unregistered: true,
             compare_objects: true,
             keep_shared: true,

@@ -21,6 +21,8 @@ pub(crate) struct Scanner {
     scans: bool,
     /// [`GUARD`] if the kernel knows it (6.15), else nothing.
     guard: u64,
+    /// Pages that an application moves have no mark of a registration any more (6.13).
+    clears_moved: bool,
     /// The frame of the kernel's page of zeroes, for the entries.
     zero_frame: Option<u64>,
     /// Regions seen since the last [`Scanner::take_count`].
@@ -58,6 +60,7 @@ impl Scanner {
             entries: Vec::new(),
             scans: false,
             guard: 0,
+            clears_moved: kernel().is_some_and(|version| version >= (6, 13)),
             zero_frame: None,
             count: 0,
         };
@@ -78,6 +81,11 @@ impl Scanner {
     /// Whether the kernel has PAGEMAP_SCAN.
     pub(crate) fn can_scan(&self) -> bool {
         self.scans
+    }
+
+    /// Whether pages that an application moves with mremap(2) look written afterwards (6.13; mm/mremap.c, `move_ptes`).
+    pub(crate) fn clears_moved(&self) -> bool {
+        self.clears_moved
     }
 
     /// Regions reported since the last call.
@@ -307,6 +315,13 @@ fn carried(value: u64, kind: Kind, zero_frame: Option<u64>) -> bool {
         && value & entry::GUARD == 0
         && !(kind == Kind::PrivateFile && value & entry::FILE != 0)
         && !(present && zero_frame.is_some_and(|zero| value & entry::FRAME == zero))
+}
+
+/// The version of the kernel that runs: the first two numbers.
+fn kernel() -> Option<(u32, u32)> {
+    let name = nix::sys::utsname::uname().ok()?;
+    let mut numbers = name.release().to_str()?.split(['.', '-']);
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// The frame of the kernel's page of zeroes: what a new mapping of ours has after it was read. Needs CAP_SYS_ADMIN.

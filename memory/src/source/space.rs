@@ -8,9 +8,10 @@ use super::rules::Rules;
 use super::scan::Scanner;
 use super::soft_dirty::{Cleared, Look};
 use super::stats::{RoundStats, Untracked};
+use super::walk::Walk;
 use crate::page::ImageId;
 use crate::sys::task;
-use crate::sys::userfaultfd::{MODE_WP, Userfaultfd, feature};
+use crate::sys::userfaultfd::{Userfaultfd, feature};
 use nix::errno::Errno;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
@@ -56,6 +57,8 @@ pub(super) struct Space {
     history: Vec<(Instant, Span)>,
     /// Where a shared object was, and something else is: reports of private memory were taken for the object's.
     mistaken: Vec<Span>,
+    /// What was registered in the last round without having been seen; and in this one, for the next.
+    unseen: (Vec<Span>, Vec<Span>),
 }
 
 /// What to hand over of a space in a round.
@@ -110,6 +113,7 @@ impl Space {
             direct: false,
             history: Vec::new(),
             mistaken: Vec::new(),
+            unseen: (Vec::new(), Vec::new()),
         })
     }
 
@@ -176,11 +180,12 @@ impl Space {
     ) -> Result<Due, MemoryError> {
         let mut due = Due::default();
         let all = std::mem::take(&mut self.all);
+        self.unseen = (std::mem::take(&mut self.unseen.1), Vec::new());
         let result = match &mut self.tracking {
             Tracking::Uffd(uffd) => {
                 let fresh = std::mem::take(&mut self.fresh);
-                let (pid, pagemap) = (self.pid, &self.pagemap);
-                Walk { pid, pagemap, uffd, maps, again, scanner, rules, frozen, all, fresh, stats }
+                let (pid, pagemap, unseen) = (self.pid, &self.pagemap, &mut self.unseen.1);
+                Walk { pid, pagemap, uffd, maps, again, scanner, rules, frozen, all, fresh, unseen, stats }
                     .walk(&mut due)
             }
             Tracking::SoftDirty(cleared) => {
@@ -189,6 +194,7 @@ impl Space {
             }
             Tracking::Nothing(_) => all_pages(&self.pagemap, maps, scanner, &mut due.written),
         };
+        self.mistaken.extend(&self.unseen.0);
         Span::unite(&mut self.mistaken);
         for mistaken in self.mistaken.drain(..) {
             for mapping in &maps.list {
@@ -250,7 +256,7 @@ impl Space {
         let mut written = Vec::new();
         match &self.tracking {
             // one that was mapped since the registrations is not registered here: its place may be another's by now
-            Tracking::Uffd(_) => {
+            Tracking::Uffd(_) if !mapping.span.meets(&self.unseen.0) => {
                 scanner.written_shared(&self.pagemap, mapping.span, &mut written).ok()?;
                 Some(written)
             }
@@ -311,190 +317,4 @@ fn inject_into(
     let injected = inject::userfaultfd(pid, vdso, mem, rules.linger)?;
     injected.value.enable(FEATURES).map_err(|errno| Untracked::failed("UFFDIO_API", errno))?;
     Ok((injected.value, injected.stopped))
-}
-
-/// Takes the registration of a part back where a mapping was cut by it: it had changed since its place was read. An
-/// application that moves an area of which only a part is registered gets an error from the kernel. The next round finds
-/// it to be new.
-fn mend(uffd: &Userfaultfd, maps: &Maps, again: &Maps, registered: &[Span]) {
-    for part in registered.iter().flat_map(|span| again.cut_off(*span, maps)) {
-        let result = uffd.unregister(part.start, part.bytes());
-        tracing::debug!(start = part.start, end = part.end, ?result, "a mapping was cut");
-    }
-}
-
-/// One look at the private mappings of a space with a userfaultfd.
-struct Walk<'a> {
-    pid: i32,
-    pagemap: &'a File,
-    uffd: &'a Userfaultfd,
-    maps: &'a Maps,
-    /// As they are after a registration.
-    again: &'a mut Maps,
-    scanner: &'a mut Scanner,
-    rules: &'a Rules,
-    frozen: bool,
-    all: bool,
-    fresh: bool,
-    stats: &'a mut RoundStats,
-}
-
-impl Walk<'_> {
-    fn walk(mut self, due: &mut Due) -> Result<(), Errno> {
-        let groups: Vec<_> = self.maps.private_groups().collect();
-        let fresh = if self.rules.read_new { self.find_fresh(&groups)? } else { Vec::new() };
-        if !self.frozen {
-            let mut all = self.fresh_objects()?;
-            all.extend(&fresh);
-            all.sort_unstable();
-            self.register(&all);
-        }
-        let mut known = fresh.iter().copied().peekable();
-        for group in groups {
-            let mut first = group.start;
-            // Between fresh mappings, neighbours are asked for in one call.
-            while first < group.end {
-                match known.peek().copied().filter(|&index| index < group.end) {
-                    Some(index) if index == first => {
-                        self.new_mapping(index, &mut due.written)?;
-                        known.next();
-                        first += 1;
-                    }
-                    stop => {
-                        let last = stop.unwrap_or(group.end);
-                        self.neighbours(first..last, &mut due.written)?;
-                        first = last;
-                    }
-                }
-            }
-            if self.maps.list[group.start].kind == Kind::PrivateFile && self.rules.reread_markers {
-                for mapping in &self.maps.list[group] {
-                    self.scanner.markers(self.pagemap, mapping.span, &mut due.again)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn span(&self, range: &std::ops::Range<usize>) -> Span {
-        Span { start: self.maps.list[range.start].span.start, end: self.maps.list[range.end - 1].span.end }
-    }
-
-    /// The mappings that are not registered. Found before anything is write-protected: a scan that fails half-way has
-    /// taken away the reports of its first half.
-    fn find_fresh(&mut self, groups: &[std::ops::Range<usize>]) -> Result<Vec<usize>, Errno> {
-        let mut fresh = Vec::new();
-        for group in groups {
-            if !self.fresh && !self.scanner.unregistered(self.pagemap, self.span(group))? {
-                continue;
-            }
-            for index in group.clone() {
-                if self.fresh || self.scanner.unregistered(self.pagemap, self.maps.list[index].span)? {
-                    fresh.push(index);
-                }
-            }
-        }
-        Ok(fresh)
-    }
-
-    /// The mappings of shared objects that are not registered.
-    fn fresh_objects(&mut self) -> Result<Vec<usize>, Errno> {
-        let mut fresh = Vec::new();
-        for index in self.maps.objects() {
-            if self.fresh || self.scanner.unregistered(self.pagemap, self.maps.list[index].span)? {
-                fresh.push(index);
-            }
-        }
-        Ok(fresh)
-    }
-
-    /// Registers mappings, neighbours in one call: an application that moves an area of which only a part is registered gets
-    /// an error from the kernel, and the less often a part is, the better. Nothing else is registered with them: what
-    /// appeared there since we looked must be found to be new.
-    fn register(&mut self, fresh: &[usize]) {
-        if fresh.is_empty() || !self.rules.register_new && !self.fresh {
-            return;
-        }
-        let list = &self.maps.list;
-        let mut registered = Vec::new();
-        for run in
-            fresh.chunk_by(|&one, &next| next == one + 1 && list[one].span.end == list[next].span.start)
-        {
-            let span = self.span(&(run[0]..run[run.len() - 1] + 1));
-            if run.len() > 1 && self.uffd.register(span.start, span.bytes(), MODE_WP).is_ok() {
-                registered.push(span);
-                continue;
-            }
-            // One of them cannot be, or is gone.
-            for &index in run {
-                let span = list[index].span;
-                match self.uffd.register(span.start, span.bytes(), MODE_WP) {
-                    Ok(()) => registered.push(span),
-                    Err(errno) => {
-                        tracing::trace!(start = span.start, end = span.end, %errno, "not registered");
-                    }
-                }
-            }
-        }
-        if self.again.read(self.pid).is_ok() {
-            mend(self.uffd, self.maps, self.again, &registered);
-        }
-    }
-
-    /// All pages of a mapping that is new, or cannot be registered.
-    fn new_mapping(&mut self, index: usize, out: &mut Vec<Span>) -> Result<(), Errno> {
-        let mapping = &self.maps.list[index];
-        let before = out.len();
-        let last = out.last().copied();
-        if !self.frozen {
-            match self.scanner.all(self.pagemap, mapping.span, mapping.kind, true, out) {
-                Err(Errno::EPERM) => {
-                    out.truncate(before);
-                    if let (Some(last), Some(kept)) = (last, out.last_mut()) {
-                        *kept = last;
-                    }
-                    self.stats.unregistered += 1;
-                    if !self.rules.read_unregistered {
-                        return Ok(());
-                    }
-                }
-                other => return other,
-            }
-        }
-        self.scanner.all(self.pagemap, mapping.span, mapping.kind, false, out)
-    }
-
-    /// The written pages of neighbouring mappings of one kind.
-    fn neighbours(&mut self, range: std::ops::Range<usize>, out: &mut Vec<Span>) -> Result<(), Errno> {
-        let kind = self.maps.list[range.start].kind;
-        if self.all {
-            for mapping in &self.maps.list[range] {
-                self.scanner.all(self.pagemap, mapping.span, kind, false, out)?;
-            }
-            return Ok(());
-        }
-        match self.scanner.written(self.pagemap, self.span(&range), kind, out) {
-            Err(Errno::EPERM) if !self.rules.read_new => {
-                let indices: Vec<usize> = range.clone().collect();
-                self.register(&indices);
-                match self.scanner.written(self.pagemap, self.span(&range), kind, out) {
-                    Err(Errno::EPERM) => Ok(()),
-                    other => other,
-                }
-            }
-            // One of them has been replaced since we asked; we do not know which, and what was reported of the others is
-            // lost.
-            Err(Errno::EPERM) => {
-                let indices: Vec<usize> = range.clone().collect();
-                if !self.frozen {
-                    self.register(&indices);
-                }
-                for index in indices {
-                    self.new_mapping(index, out)?;
-                }
-                Ok(())
-            }
-            other => other,
-        }
-    }
 }

@@ -256,6 +256,49 @@ fn an_area_that_grew_can_be_moved_after_the_next_round() {
     }
 }
 
+/// Rule 6: what was new when its place was read, and is a part of something larger when it is registered.
+#[test]
+fn an_area_that_replaces_a_new_one_is_not_registered_in_part() {
+    if !crate::tracks() {
+        return;
+    }
+    // kernels before 6.13 do not allow to register anew what is known
+    let cases = if moved_pages_look_written() { &[true, false][..] } else { &[true][..] };
+    for (&gap, on) in cases.iter().flat_map(|gap| [(gap, true), (gap, false)]) {
+        let mut shell = Followed::shell();
+        let place = shell.map_alone(MIB, READ | WRITE, ANONYMOUS, -1);
+        let third = shell.map_alone(MIB, READ | WRITE, ANONYMOUS, -1);
+        shell.tell(&format!("replaces {place} {third} {}", u64::from(gap)));
+        let hesitate = Duration::from_millis(8);
+        let mut pursuit = Pursuit::of(shell, Rules { register_between: on, hesitate, ..Rules::default() });
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut failures = 0;
+        while pursuit.shell.tell("loops") < 60 && Instant::now() < deadline && (on || failures == 0) {
+            pursuit.round();
+            failures = pursuit.shell.tell("failures");
+        }
+        assert!(pursuit.shell.tell("loops") > 0);
+        match on {
+            true => assert_eq!(failures, 0, "an application could not move what it had mapped, gap: {gap}"),
+            false => assert_ne!(failures, 0, "the rule makes no difference, gap: {gap}"),
+        }
+        pursuit.freeze().assert_clean("replaced");
+    }
+}
+
+/// As the engine has it: since Linux 6.13.
+fn moved_pages_look_written() -> bool {
+    let uname = nix::sys::utsname::uname().unwrap();
+    let numbers: Vec<u32> = uname
+        .release()
+        .to_str()
+        .unwrap()
+        .split(['.', '-'])
+        .filter_map(|number| number.parse().ok())
+        .collect();
+    (numbers[0], numbers[1]) >= (6, 13)
+}
+
 /// Rule 8: what an application follows itself cannot be followed by us.
 #[test]
 fn a_mapping_of_an_applications_userfaultfd_is_read_in_full() {

@@ -1,5 +1,6 @@
 //! A process that does to its memory what it is told, line by line.
 
+use crate::child::{ANONYMOUS, READ, WRITE};
 use crate::sys;
 use std::io::{BufRead, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,6 +36,39 @@ pub fn serve() {
 
 static STOP: AtomicBool = AtomicBool::new(false);
 static LOOPS: AtomicU64 = AtomicU64::new(0);
+static FAILURES: AtomicU64 = AtomicU64::new(0);
+
+fn replace(place: u64, third: u64, gap: bool) {
+    const LOWER: u64 = 16 * 4096;
+    const ALL: u64 = 24 * 4096;
+    let map = |address: u64, bytes: u64, protection: u64, more: i32| {
+        let flags = ANONYMOUS | more as u64;
+        sys::raw_syscall(libc::SYS_mmap, [address, bytes, protection, flags, u64::MAX, 0])
+    };
+    let wait = |milliseconds| std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+    // long enough to be known before the rest is there
+    if gap {
+        sys::raw_syscall(libc::SYS_munmap, [place, ALL, 0, 0, 0, 0]);
+    } else {
+        map(place, LOWER, 0, libc::MAP_FIXED);
+        wait(30);
+    }
+    map(place + LOWER, ALL - LOWER, READ | WRITE, libc::MAP_FIXED);
+    sys::poke(place + LOWER, 1);
+    wait(6);
+    if gap {
+        sys::raw_syscall(libc::SYS_munmap, [place + LOWER, ALL - LOWER, 0, 0, 0, 0]);
+    }
+    if map(place, ALL, READ | WRITE, if gap { libc::MAP_FIXED_NOREPLACE } else { libc::MAP_FIXED }) < 0 {
+        return;
+    }
+    fill(place, ALL, LOOPS.load(Ordering::SeqCst));
+    wait(6);
+    let how = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+    if sys::raw_syscall(libc::SYS_mremap, [place, ALL, ALL, how, third, 0]) < 0 {
+        FAILURES.fetch_add(1, Ordering::SeqCst);
+    }
+}
 
 fn obey(command: &str, n: &[u64], last: &str) -> i64 {
     match command {
@@ -124,6 +158,19 @@ fn obey(command: &str, n: &[u64], last: &str) -> i64 {
             });
             0
         }
+        // Replaces a mapping by a larger one that begins where nothing was, or another; moves that to a third place and back to
+        // the start. Place of 24 pages, third place, whether nothing was.
+        "replaces" => {
+            let (place, third, gap) = (n[0], n[1], n[2] == 1);
+            std::thread::spawn(move || {
+                while !STOP.load(Ordering::SeqCst) {
+                    replace(place, third, gap);
+                    LOOPS.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            0
+        }
+        "failures" => FAILURES.load(Ordering::SeqCst) as i64,
         "loops" => LOOPS.load(Ordering::SeqCst) as i64,
         "stop" => {
             STOP.store(true, Ordering::SeqCst);
