@@ -200,6 +200,20 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn nobody_shares_namespaces_of_a_container_that_it_does_not_follow() {
+        let shares = |owner: Value| {
+            shipment(|recipe| {
+                recipe["record"]["host"]["NetworkMode"] = format!("container:{ID}").into();
+                recipe["owner"] = owner;
+            })
+        };
+        parse(&shares(json!({"id": ID, "name": "web"}))).unwrap();
+        for owner in [Value::Null, json!({"id": "another", "name": "web"})] {
+            assert!(parse(&shares(owner)).unwrap_err().reason.contains("does not follow"));
+        }
+    }
+
+    #[test]
     fn the_policy_hears_of_all_that_the_container_is_given() {
         assert_eq!(places(&shipment(|_| {})), ["/etc", "/srv/device", "/srv/socket"].map(PathBuf::from));
         assert_eq!(places(&shipment(|recipe| *recipe = json!(7))), [PathBuf::new()]);

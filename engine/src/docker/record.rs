@@ -291,6 +291,7 @@ fn connection(network: &Value, id: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sharing::Owner;
     use super::*;
     use std::time::Duration;
 
@@ -343,6 +344,23 @@ mod tests {
     }
 
     #[test]
+    fn who_shares_a_network_is_asked_for_with_the_owner_there_and_without_what_is_the_owners() {
+        let shares = shown(|shown| {
+            shown["HostConfig"]["NetworkMode"] = "container:old".into();
+            shown["Config"]["ExposedPorts"] = json!({"6379/tcp": {}});
+            shown["NetworkSettings"]["Networks"] = json!({});
+        });
+        assert_eq!(shares.shared().collect::<Vec<_>>(), ["old"]);
+        let asked = shares.to_create("redis:7", "godwit", Some("new"));
+        assert_eq!(
+            (&asked["HostConfig"]["NetworkMode"], &asked["HostConfig"]["IpcMode"]),
+            (&json!("container:new"), &json!("private"))
+        );
+        assert_eq!((asked.get("Hostname"), asked.get("ExposedPorts")), (None, None));
+        assert_eq!(asked["Env"], json!(["A=b"]));
+    }
+
+    #[test]
     fn what_it_is_given_is_told() {
         let record = shown(|_| {});
         assert_eq!(record.named_volumes(), BTreeSet::from(["data", "more"]));
@@ -380,6 +398,12 @@ mod tests {
             let record = shown(|shown| shown["HostConfig"][key] = value);
             assert!(record.obstacles(&alive, &Company::default()).remove(0).0.contains(words), "{key}");
         }
+        let owner = Owner { id: "x".into(), name: "x".into() };
+        let company = Company { owner: Some(owner), ..Company::default() };
+        let follows = shown(|shown| shown["HostConfig"]["NetworkMode"] = "container:x".into());
+        assert_eq!(follows.obstacles(&alive, &company), []);
+        let in_pids = shown(|shown| shown["HostConfig"]["PidMode"] = "container:x".into());
+        assert!(in_pids.obstacles(&alive, &company)[0].0.contains("--pid container:x"));
         let tty = shown(|shown| shown["Config"]["Tty"] = true.into());
         assert!(tty.obstacles(&alive, &Company::default())[0].0.contains("terminal"));
     }
