@@ -96,6 +96,7 @@ pub fn write(
         // so is at which address it is reached
         ip_change: true,
         restart: None,
+        together: false,
     };
     let (name, container) = open(&command.container, &request)?;
     if command.with_image && container.facts().image.is_none() {

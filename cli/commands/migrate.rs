@@ -198,6 +198,7 @@ fn request(command: &MigrateArgs) -> Result<OpenRequest, Trouble> {
         keep: command.keep_source,
         ip_change: command.ip_change == IpChangeArg::Allow,
         restart: is_restart.then_some(command.stop_timeout),
+        together: command.together,
     })
 }
 
@@ -211,7 +212,8 @@ impl Whole<'_> {
     ) -> Result<Ready, Trouble> {
         let Self { args, command, show, .. } = self;
         let about = |failure| Trouble::about(failure, &command.container, Some(&self.to));
-        if number > 0 {
+        // the one that was named may be another one than that which leads
+        if number > 0 || command.together {
             settle_earlier(&args.global.root, &name.to_string(), &mut |text| show.note(text))?;
         }
         let facts = container.facts();
@@ -226,7 +228,11 @@ impl Whole<'_> {
             .spare(&parting.skipped)
             .map_err(|error| about(super::describe(&command.container, &error)))?;
         let plan = Plan {
-            container: if number == 0 { command.container.clone() } else { name.to_string() },
+            container: if number == 0 && !command.together {
+                command.container.clone()
+            } else {
+                name.to_string()
+            },
             destination: self.to.clone(),
             strategy: command.strategy.into(),
             tracker: self.tracker,

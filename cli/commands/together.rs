@@ -1,4 +1,4 @@
-//! `godwit migrate` of several containers that move together: a pod.
+//! `godwit migrate` of several containers that move together: a pod, or those that share namespaces.
 
 use super::Trouble;
 use crate::args::MigrateArgs;
@@ -24,7 +24,7 @@ pub fn refuse(command: &MigrateArgs) -> Result<(), Failure> {
     match odd.into_iter().find(|(is_given, _)| *is_given) {
         Some((_, option)) => Err(Failure::new(
             FailureKind::Usage,
-            format!("`{option}` is not there yet for a pod of more than one container"),
+            format!("`{option}` is not there yet for several containers at once"),
         )
         .hint(format!("leave `{option}` out"))),
         None => Ok(()),

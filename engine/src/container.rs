@@ -92,6 +92,8 @@ pub struct OpenRequest {
     pub ip_change: bool,
     /// It will be stopped and started, not frozen and restored: how long it may take to end by its stop signal.
     pub restart: Option<Duration>,
+    /// Those that share its namespaces shall come along.
+    pub together: bool,
 }
 
 /// The running container at the source. Nothing is touched before [`SourceContainer::lock_network`] or
@@ -343,6 +345,11 @@ pub trait DestinationContainer: Send {
     /// its files have been here once; nothing else works in them until this returns. What fails is done in
     /// [`DestinationContainer::restore`].
     fn begin(&mut self, _request: &RestoreRequest) {}
+
+    /// Whether its engine is started by [`DestinationContainer::restore`] only: nobody has anything open in its places from then on.
+    fn starts_late(&self) -> bool {
+        false
+    }
 
     /// Restores the tree and holds it just before it may run. When this returns, CRIU and the runtime have ended, and it
     /// was checked that every task is frozen. Before that `restored` may be called with the first process: every task has

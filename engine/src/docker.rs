@@ -13,6 +13,7 @@ mod offer;
 mod record;
 mod removal;
 mod restart;
+mod sharing;
 mod source;
 
 use crate::container::{DestinationContainer, Engine, Note, OpenRequest, Shipment, SourceContainer};
@@ -26,6 +27,7 @@ use godwit_transfer::message::Refusal;
 use record::{Record, no_restart};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use sharing::{Company, Owner};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -80,6 +82,9 @@ struct Recipe {
     /// The runtime that starts it there; none when it is restored, by the stand-in.
     #[serde(default)]
     runtime: Option<String>,
+    /// Whose namespaces it shares.
+    #[serde(default)]
+    owner: Option<Owner>,
     needs: Needs,
 }
 
@@ -226,7 +231,15 @@ impl Engine for Docker {
     }
 
     fn open(&self, name: &str, request: &OpenRequest) -> Result<Box<dyn SourceContainer>, EngineError> {
-        source::open(self, name, request)
+        source::open(self, name, &mut Company::default(), request)
+    }
+
+    fn open_group(
+        &self,
+        name: &str,
+        request: &OpenRequest,
+    ) -> Result<Vec<Box<dyn SourceContainer>>, EngineError> {
+        sharing::open_group(self, name, request)
     }
 
     fn examine(&self, shipment: &Shipment) -> Vec<Refusal> {

@@ -421,7 +421,7 @@ impl Destination<'_> {
         let job = self.job()?;
         let work = job.dir.join("work");
         job.journal.append(journal::Event::Restoring)?;
-        if job.shipment.restart {
+        if job.shipment.restart || job.container.as_ref().is_some_and(|container| container.starts_late()) {
             // an engine mounts it itself, to start it
             job.trees.close_made(&job.offer.trees);
         }

@@ -44,6 +44,7 @@ mod restart;
 mod restart_docker;
 mod rollback;
 mod sealed;
+mod sharing;
 mod snapshots;
 mod state;
 mod systemd;

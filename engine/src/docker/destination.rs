@@ -3,6 +3,7 @@
 use super::offer::{is_id, parse_known};
 use super::removal::Removal;
 use super::restart::{DockerStartable, Known};
+use super::sharing::OwnerHere;
 use super::{Docker, KIND, QUESTION, Recipe, layer, network};
 use crate::arrival::Arrival;
 use crate::container::{DestinationContainer, Given, Note, RestoreRequest, Shipment};
@@ -196,6 +197,10 @@ impl DockerArrival {
                 self.made_volumes.push(volume.name.clone());
             }
         }
+        // whoever goes last of those that have a volume takes it away, if it comes to that
+        let shared = self.owner()?.map(|owner| owner.made_volumes).unwrap_or_default();
+        let is_its = |name: &String| self.recipe.volumes.iter().any(|volume| volume.name == *name);
+        self.made_volumes.extend(shared.into_iter().filter(is_its));
         self.note(note, None)?;
         self.begun_to_make = true;
         let roots = self.volume_roots();
@@ -206,6 +211,7 @@ impl DockerArrival {
         let id = self.make_container()?;
         self.id = Some(id.clone());
         self.note(note, None)?;
+        self.note_for_others()?;
         self.docker.api.post(&format!("/containers/{id}/rename?name={}", self.shipment.name), None)?;
         for root in roots {
             root.put_back()?;
@@ -225,7 +231,9 @@ impl DockerArrival {
         })?;
         let (image, name) = self.recipe.record.image();
         let image = self.docker.named(image, name)?;
-        let asked = self.recipe.record.to_create(image, runtime);
+        let owner = self.owner()?;
+        let asked =
+            self.recipe.record.to_create(image, runtime, owner.as_ref().map(|owner| owner.id.as_str()));
         let made =
             self.docker.api.post(&format!("/containers/create?name={}", self.first_name()), Some(&asked))?;
         for warning in made["Warnings"].as_array().into_iter().flatten() {
@@ -236,6 +244,22 @@ impl DockerArrival {
             path: Path::new(KIND).join("containers/create"),
             reason: format!("it names no container: {made}"),
         })
+    }
+
+    /// The container whose namespaces it shares: what the migration has made that it follows.
+    fn owner(&self) -> Result<Option<OwnerHere>, EngineError> {
+        let leader = self.recipe.owner.as_ref().and(self.shipment.leader.as_deref());
+        leader.map(OwnerHere::of).transpose()
+    }
+
+    /// What those that follow must know of this one.
+    fn note_for_others(&self) -> Result<(), EngineError> {
+        let here = OwnerHere {
+            id: self.known_id()?.into(),
+            runtime_root: self.runtime_root.clone(),
+            made_volumes: self.made_volumes.clone(),
+        };
+        here.note(&self.shipment.job)
     }
 
     /// What it is called before its id is known to outlast this process: after the migration.
@@ -316,6 +340,42 @@ impl DockerArrival {
         door.wait_for(Box::new(Starting::begin(&self.docker, id)?))
     }
 
+    /// Has docker start it, with its network and its root file system where they will be, and takes them over.
+    fn begin_start(&mut self) -> Result<(), EngineError> {
+        let id = self.known_id()?.to_owned();
+        let roots = self.volume_roots();
+        self.join_log()?;
+        layer::unmount(&layer::place_of(&self.shipment.job))?;
+        let start = self.start()?;
+        if !layer::is_mounted(&self.merged) {
+            let reason =
+                "docker has not mounted it in this mount namespace: godwit and dockerd must share one".into();
+            self.start = Some(start);
+            return Err(EngineError::Unreadable { path: self.merged.clone(), reason });
+        }
+        if let Some((_, place)) = self.places.iter_mut().find(|(called, _)| *called == self.recipe.merged) {
+            place.clone_from(&self.merged);
+        }
+        for root in roots {
+            root.put_back()?;
+        }
+        let bundle = start.asked.bundle.clone();
+        self.runtime_root = start.asked.root();
+        self.start = Some(start);
+        self.make_network(&id, &bundle)
+    }
+
+    /// Waits until docker has started the one whose namespaces it shares: as long as that goes on docker says nothing of it.
+    fn wait_for(&self, owner: &OwnerHere) -> Result<(), EngineError> {
+        let shown = self.docker.find(&owner.id)?;
+        match shown.and_then(|shown| shown.pointer("/State/Running")?.as_bool()) {
+            Some(true) => Ok(()),
+            _ => {
+                Err(EngineError::NotHeld("the container whose namespaces it shares was not restored".into()))
+            }
+        }
+    }
+
     /// Takes the network that docker makes under godwit's own gate. The bundle is made fit for a restore with it.
     fn make_network(&mut self, id: &str, bundle: &Path) -> Result<(), EngineError> {
         let file = bundle.join("config.json");
@@ -387,32 +447,22 @@ impl DestinationContainer for DockerArrival {
     }
 
     fn get_ready(&mut self, note: &mut Note<'_>) -> Result<(), EngineError> {
-        let id = self.known_id()?.to_owned();
+        if let Some(owner) = self.owner()? {
+            // docker starts it when the owner runs, by docker's word; what that will leave is known before
+            self.runtime_root = owner.runtime_root;
+            return self.note(note, None);
+        }
         if let Some(network) = &self.shipment.network {
-            self.screen = Screen::put_up(&id, network)?;
+            self.screen = Screen::put_up(self.known_id()?, network)?;
         }
-        let roots = self.volume_roots();
-        self.join_log()?;
-        layer::unmount(&layer::place_of(&self.shipment.job))?;
-        let start = self.start()?;
-        if !layer::is_mounted(&self.merged) {
-            let reason =
-                "docker has not mounted it in this mount namespace: godwit and dockerd must share one".into();
-            self.start = Some(start);
-            return Err(EngineError::Unreadable { path: self.merged.clone(), reason });
-        }
-        if let Some((_, place)) = self.places.iter_mut().find(|(called, _)| *called == self.recipe.merged) {
-            place.clone_from(&self.merged);
-        }
-        for root in roots {
-            root.put_back()?;
-        }
-        let bundle = start.asked.bundle.clone();
-        self.runtime_root = start.asked.root();
-        self.start = Some(start);
-        self.make_network(&id, &bundle)?;
+        self.begin_start()?;
         self.screen = None;
+        self.note_for_others()?;
         self.note(note, self.arrival.record())
+    }
+
+    fn starts_late(&self) -> bool {
+        self.recipe.owner.is_some()
     }
 
     fn release_files(&mut self) -> Result<(), EngineError> {
@@ -421,6 +471,9 @@ impl DestinationContainer for DockerArrival {
     }
 
     fn begin(&mut self, request: &RestoreRequest) {
+        if self.starts_late() {
+            return;
+        }
         let descriptors = self.recipe.descriptors.clone();
         match Restoration::start_early(request, &descriptors, || self.start_runtime(request)) {
             Ok(begun) => self.begun = begun,
@@ -433,6 +486,10 @@ impl DestinationContainer for DockerArrival {
         request: &RestoreRequest,
         restored: &mut dyn FnMut(i32),
     ) -> Result<Given, EngineError> {
+        if let Some(owner) = self.owner()? {
+            self.wait_for(&owner)?;
+            self.begin_start()?;
+        }
         let renamed = rename_cgroups(&request.images, &self.recipe.id, self.known_id()?);
         renamed.map_err(|error| EngineError::Unreadable {
             path: "cgroup.img".into(),
@@ -486,6 +543,7 @@ impl DestinationContainer for DockerArrival {
             keep("log", std::fs::remove_file(&log).map_err(EngineError::io("remove", log)));
         }
         let _ = std::fs::remove_dir_all(self.shipment.job.join(stand_in::DIRECTORY));
+        OwnerHere::forget(&self.shipment.job);
         leftovers
     }
 
@@ -537,12 +595,19 @@ impl DestinationContainer for DockerArrival {
                 keep("cgroup", self.arrival.clear_cgroup(&cgroup));
             }
             for volume in std::mem::take(&mut self.made_volumes) {
-                keep("volume", self.docker.api.delete(&format!("/volumes/{volume}?force=true")));
+                match self.docker.api.delete(&format!("/volumes/{volume}?force=true")) {
+                    // it is another container's, too
+                    Err(EngineError::Tool { what, .. }) if what.contains("volume is in use") => {
+                        tracing::warn!(what, "a volume stays");
+                    }
+                    removed => keep("volume", removed),
+                }
             }
             self.arrival.sweep(&self.shipment.job.join("work"));
         }
         keep("network", self.arrival.remove_network());
         self.screen = None;
+        OwnerHere::forget(&self.shipment.job);
         if let Some(id) = &self.id {
             keep("stand-in", expect_no_more(id).map_err(EngineError::io("remove the link of", id)));
             keep("network namespace", network::forget(id));

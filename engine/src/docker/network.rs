@@ -31,7 +31,8 @@ pub(super) fn namespace_name(id: &str) -> String {
 /// # Errors
 /// When it cannot be made, or docker does not connect it.
 pub(super) fn make(id: &str, bundle: &Path, config: &mut Value) -> Result<Option<PathBuf>, EngineError> {
-    if !config::has_namespace(config, "network") {
+    // that of another container is there already, and has a path
+    if !config::has_namespace(config, "network") || config::network_namespace_path(config).is_some() {
         return Ok(None);
     }
     let hooks = take_hooks(config);

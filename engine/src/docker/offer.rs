@@ -19,6 +19,14 @@ pub(super) fn parse(shipment: &Shipment) -> Result<Recipe, Refusal> {
     let odd = odd.or(Some(image).filter(|image| !image.strip_prefix("sha256:").is_some_and(is_id)));
     match odd.or(Some(image_name).filter(|name| !is_image_name(name))).map(str::to_owned) {
         Some(name) => Err(Refusal::new(format!("`{}` is no name for docker", name.escape_debug()))),
+        // what it shares here is what its own migration's leader has made, and of nobody else
+        None if !recipe
+            .record
+            .shared()
+            .all(|id| recipe.owner.as_ref().is_some_and(|owner| owner.id == id)) =>
+        {
+            Err(Refusal::new("it shares namespaces of a container that it does not follow"))
+        }
         None => Ok(recipe),
     }
 }
@@ -65,6 +73,11 @@ pub(super) fn examine(docker: &Docker, shipment: &Shipment) -> Vec<Refusal> {
                 .hint(format!("remove it there: `docker rm {}`", shipment.name)),
         ),
         Err(error) => return vec![Refusal::new(format!("docker there cannot be asked: {error}"))],
+    }
+    if let Some(owner) = recipe.owner.as_ref().filter(|_| shipment.leader.is_none()) {
+        let what =
+            format!("it shares namespaces of `{}`, which does not come with it", owner.name.escape_debug());
+        reasons.push(Refusal::new(what).hint("`godwit migrate --together`"));
     }
     match docker.setting() {
         Ok(setting) => {
@@ -184,6 +197,20 @@ pub(super) mod tests {
         let networks = shipment(|recipe| recipe["record"]["networks"] = json!({"a/b": {}}));
         assert!(parse(&networks).is_err());
         assert!(parse(&Shipment { name: "a/b".into(), ..shipment(|_| {}) }).is_err());
+    }
+
+    #[test]
+    fn nobody_shares_namespaces_of_a_container_that_it_does_not_follow() {
+        let shares = |owner: Value| {
+            shipment(|recipe| {
+                recipe["record"]["host"]["NetworkMode"] = format!("container:{ID}").into();
+                recipe["owner"] = owner;
+            })
+        };
+        parse(&shares(json!({"id": ID, "name": "web"}))).unwrap();
+        for owner in [Value::Null, json!({"id": "another", "name": "web"})] {
+            assert!(parse(&shares(owner)).unwrap_err().reason.contains("does not follow"));
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What docker says of a container, of which docker makes it again elsewhere: `Config` and `HostConfig` as they are, and its
 //! networks with the addresses that it has.
 
+use super::sharing::{Company, MODES, named_by};
 use super::understood;
 use crate::container::OpenRequest;
 use crate::error::EngineError;
@@ -51,11 +52,15 @@ impl Record {
     }
 
     /// What to ask docker for: a container of this image that the runtime `runtime` runs. Whatever becomes of it, docker does not
-    /// start it by itself.
-    pub(super) fn to_create(&self, image: &str, runtime: &str) -> Value {
+    /// start it by itself. It shares the namespaces of the container `owner` that it shared of another one.
+    pub(super) fn to_create(&self, image: &str, runtime: &str, owner: Option<&str>) -> Value {
         let mut body = self.config.clone();
         // an older word for what the networks say
         body.remove("MacAddress");
+        if owner.is_some() {
+            // the owner's, and the image's: docker takes no wishes for a network of another container (moby: runconfig, validateNetContainerMode)
+            ["Hostname", "Domainname", "ExposedPorts"].iter().for_each(|key| drop(body.remove(*key)));
+        }
         body.insert("Image".into(), image.into());
         let mut host = self.host.clone();
         host.insert("Runtime".into(), runtime.into());
@@ -63,6 +68,11 @@ impl Record {
         if !self.networks.is_empty() && !self.networks.contains_key(self.network_mode()) {
             // the source may have called the network by its id, which is another one here
             host.insert("NetworkMode".into(), self.networks.keys().next().cloned().into());
+        }
+        if let Some(owner) = owner {
+            for (key, _) in MODES.iter().filter(|(key, _)| is_anothers(self.host(key))) {
+                host.insert((*key).into(), format!("container:{owner}").into());
+            }
         }
         body.insert("HostConfig".into(), host.into());
         body.insert("NetworkingConfig".into(), json!({"EndpointsConfig": self.networks}));
@@ -94,6 +104,11 @@ impl Record {
     /// What of the host is to lead to it.
     pub(super) fn published(&self) -> Vec<Published> {
         Published::of_map(self.host.get("PortBindings"))
+    }
+
+    /// The containers whose namespaces it shares.
+    pub(super) fn shared(&self) -> impl Iterator<Item = &str> {
+        MODES.iter().filter_map(|(key, _)| named_by(self.host(key)))
     }
 
     pub(super) fn network_mode(&self) -> &str {
@@ -150,8 +165,8 @@ impl Record {
     }
 
     /// Why it cannot be made again by itself, and what to do about it.
-    pub(super) fn obstacles(&self, request: &OpenRequest) -> Vec<(String, &'static str)> {
-        let (own, default) = (self.dependences(), self.default_network(request));
+    pub(super) fn obstacles(&self, request: &OpenRequest, company: &Company) -> Vec<(String, &'static str)> {
+        let (own, default) = (self.dependences(company), self.default_network(request));
         let dumped = if request.restart.is_none() { self.undumpable() } else { Vec::new() };
         dumped.into_iter().chain(own).chain(default).collect()
     }
@@ -207,13 +222,13 @@ impl Record {
     }
 
     /// What of it is another container's, or only this host's.
-    fn dependences(&self) -> Vec<(String, &'static str)> {
+    fn dependences(&self, company: &Company) -> Vec<(String, &'static str)> {
         let mut obstacles = Vec::new();
         let mut add = |what: String, hint| obstacles.push((what, hint));
-        if is_anothers(self.network_mode()) {
+        if is_anothers(self.network_mode()) && company.owner.is_none() {
             add(
                 "it shares the network of another container".into(),
-                "only containers that stand alone can be moved yet",
+                "`godwit migrate --together` takes all that share it",
             );
         }
         for (key, flag) in [("PidMode", "--pid"), ("IpcMode", "--ipc")] {
@@ -247,7 +262,7 @@ impl Record {
 
 /// Whether a mode means a namespace of another container.
 fn is_anothers(mode: &str) -> bool {
-    mode.starts_with("container:")
+    named_by(mode).is_some()
 }
 
 /// No restart by docker.
@@ -276,6 +291,7 @@ fn connection(network: &Value, id: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sharing::Owner;
     use super::*;
     use std::time::Duration;
 
@@ -299,7 +315,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_is_what_it_was_with_its_addresses() {
-        let asked = shown(|_| {}).to_create("redis:7", "godwit");
+        let asked = shown(|_| {}).to_create("redis:7", "godwit", None);
         assert_eq!((&asked["Hostname"], &asked["Env"]), (&json!("abcdef012345"), &json!(["A=b"])));
         assert_eq!((asked.get("MacAddress"), &asked["HostConfig"]["Memory"]), (None, &json!(5)));
         assert_eq!(asked["HostConfig"]["Runtime"], "godwit");
@@ -313,18 +329,35 @@ mod tests {
             json!({"lab": {"IPAMConfig": {"IPv4Address": "10.77.0.9"}, "MacAddress": "02:00:00:00:00:09",
                 "Aliases": ["web"], "Links": null, "DriverOpts": null}})
         );
-        let by_id =
-            shown(|shown| shown["HostConfig"]["NetworkMode"] = "7700".into()).to_create("redis:7", "godwit");
+        let by_id = shown(|shown| shown["HostConfig"]["NetworkMode"] = "7700".into())
+            .to_create("redis:7", "godwit", None);
         assert_eq!(by_id["HostConfig"]["NetworkMode"], "lab");
         let none = shown(|shown| {
             shown["HostConfig"]["NetworkMode"] = "none".into();
             shown["NetworkSettings"]["Networks"] = json!({"none": {"IPAddress": ""}});
         });
-        let none = none.to_create("redis:7", "godwit");
+        let none = none.to_create("redis:7", "godwit", None);
         assert_eq!(
             (&none["HostConfig"]["NetworkMode"], &none["NetworkingConfig"]["EndpointsConfig"]),
             (&json!("none"), &json!({}))
         );
+    }
+
+    #[test]
+    fn who_shares_a_network_is_asked_for_with_the_owner_there_and_without_what_is_the_owners() {
+        let shares = shown(|shown| {
+            shown["HostConfig"]["NetworkMode"] = "container:old".into();
+            shown["Config"]["ExposedPorts"] = json!({"6379/tcp": {}});
+            shown["NetworkSettings"]["Networks"] = json!({});
+        });
+        assert_eq!(shares.shared().collect::<Vec<_>>(), ["old"]);
+        let asked = shares.to_create("redis:7", "godwit", Some("new"));
+        assert_eq!(
+            (&asked["HostConfig"]["NetworkMode"], &asked["HostConfig"]["IpcMode"]),
+            (&json!("container:new"), &json!("private"))
+        );
+        assert_eq!((asked.get("Hostname"), asked.get("ExposedPorts")), (None, None));
+        assert_eq!(asked["Env"], json!(["A=b"]));
     }
 
     #[test]
@@ -343,7 +376,7 @@ mod tests {
     #[test]
     fn what_cannot_stand_alone_is_refused() {
         let alive = OpenRequest::default();
-        assert_eq!(shown(|_| {}).obstacles(&alive), []);
+        assert_eq!(shown(|_| {}).obstacles(&alive, &Company::default()), []);
         for (pointer, value, words) in [
             ("/HostConfig/NetworkMode", json!("bridge"), "default network"),
             ("/HostConfig/NetworkMode", json!("container:x"), "network of another container"),
@@ -351,7 +384,8 @@ mod tests {
             ("/HostConfig/Runtime", json!("runc"), ""),
         ] {
             let record = shown(|shown| *shown.pointer_mut(pointer).unwrap() = value);
-            let told: String = record.obstacles(&alive).into_iter().map(|(what, _)| what).collect();
+            let told: String =
+                record.obstacles(&alive, &Company::default()).into_iter().map(|(what, _)| what).collect();
             assert!(told.contains(words) && told.is_empty() == words.is_empty(), "{pointer}: {told}");
         }
         for (key, value, words) in [
@@ -362,10 +396,16 @@ mod tests {
             ("DeviceRequests", json!([{}]), "--gpus"),
         ] {
             let record = shown(|shown| shown["HostConfig"][key] = value);
-            assert!(record.obstacles(&alive).remove(0).0.contains(words), "{key}");
+            assert!(record.obstacles(&alive, &Company::default()).remove(0).0.contains(words), "{key}");
         }
+        let owner = Owner { id: "x".into(), name: "x".into() };
+        let company = Company { owner: Some(owner), ..Company::default() };
+        let follows = shown(|shown| shown["HostConfig"]["NetworkMode"] = "container:x".into());
+        assert_eq!(follows.obstacles(&alive, &company), []);
+        let in_pids = shown(|shown| shown["HostConfig"]["PidMode"] = "container:x".into());
+        assert!(in_pids.obstacles(&alive, &company)[0].0.contains("--pid container:x"));
         let tty = shown(|shown| shown["Config"]["Tty"] = true.into());
-        assert!(tty.obstacles(&alive)[0].0.contains("terminal"));
+        assert!(tty.obstacles(&alive, &Company::default())[0].0.contains("terminal"));
     }
 
     #[test]
@@ -382,8 +422,8 @@ mod tests {
             ("VolumesFrom", json!(["db"]), true),
         ] {
             let record = shown(|shown| shown["HostConfig"][key] = value);
-            assert_eq!(record.obstacles(&more).len(), 1, "{key}");
-            assert_eq!(record.obstacles(&started).len(), usize::from(stays), "{key}");
+            assert_eq!(record.obstacles(&more, &Company::default()).len(), 1, "{key}");
+            assert_eq!(record.obstacles(&started, &Company::default()).len(), usize::from(stays), "{key}");
         }
         let in_bridge = json!({"bridge": {"IPAddress": "172.17.0.2"}});
         let default = shown(|shown| {
@@ -391,7 +431,11 @@ mod tests {
             shown["NetworkSettings"]["Networks"] = in_bridge.clone();
         });
         let hints = |request: &OpenRequest| {
-            default.obstacles(request).into_iter().map(|(_, hint)| hint).collect::<Vec<_>>()
+            default
+                .obstacles(request, &Company::default())
+                .into_iter()
+                .map(|(_, hint)| hint)
+                .collect::<Vec<_>>()
         };
         assert!(hints(&OpenRequest { ip_change: true, ..more })[0].contains("--strategy restart"));
         assert!(hints(&started)[0].contains("`--ip-change allow`"));
@@ -399,6 +443,10 @@ mod tests {
         let besides = shown(|shown| {
             shown["NetworkSettings"]["Networks"]["bridge"] = in_bridge["bridge"].clone();
         });
-        assert!(besides.obstacles(&elsewhere)[0].1.contains("docker network disconnect bridge"));
+        assert!(
+            besides.obstacles(&elsewhere, &Company::default())[0]
+                .1
+                .contains("docker network disconnect bridge")
+        );
     }
 }

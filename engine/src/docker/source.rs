@@ -3,6 +3,7 @@
 use super::record::Record;
 use super::removal::Removal;
 use super::restart::{DockerStartable, Known};
+use super::sharing::Company;
 use super::{Docker, KIND, Recipe, Setting, no_restart};
 use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
 use crate::error::EngineError;
@@ -47,9 +48,11 @@ struct DockerKin {
     removal: Removal,
 }
 
+/// Opens a container that moves in this company.
 pub(super) fn open(
     docker: &Docker,
     name: &str,
+    company: &mut Company,
     request: &OpenRequest,
 ) -> Result<Box<dyn SourceContainer>, EngineError> {
     let shown = between_checks(|| docker.inspect(name))?;
@@ -66,7 +69,7 @@ pub(super) fn open(
     let setting = docker.setting()?;
     let record = Record::of(&shown)?;
     let mut blockers = setting.unsuitable("here");
-    blockers.extend(unsuitable(&shown, &record, &setting, request));
+    blockers.extend(unsuitable(&shown, &record, company, &setting, request));
     if !blockers.is_empty() {
         return Err(EngineError::Blocked { name: full, blockers });
     }
@@ -81,7 +84,9 @@ pub(super) fn open(
         Look::at(pid, &config, &bundle, request)?;
     // docker knows of no network: one that somebody else has made would be lost
     let is_connected = network.as_ref().is_some_and(|state| state.interfaces().next().is_some());
-    if is_connected && record.networks().next().is_none() && !record.is_in_default_network() {
+    let follows = company.owner.is_some();
+    let has_none = record.networks().next().is_none() && !record.is_in_default_network();
+    if is_connected && has_none && !follows {
         blockers.push(
             Refusal::new("docker has not made its network, and does not know of it")
                 .hint("use a network of docker's, the host's, or none"),
@@ -100,7 +105,7 @@ pub(super) fn open(
         Some(breaks) if request.ip_change => warnings.push(breaks.reason),
         breaks => blockers.extend(breaks),
     }
-    let found = Volumes::of(docker, &shown, &record, id, &mut warnings)?;
+    let found = Volumes::of(docker, &shown, &record, &company.with(id), &mut warnings)?;
     blockers.extend(found.shared);
     if !blockers.is_empty() {
         return Err(EngineError::Blocked { name: full, blockers });
@@ -161,9 +166,15 @@ pub(super) fn open(
     for volume in &request.volumes {
         volumes::add_tree(&mut trees, volume.clone(), false, request, &mut warnings);
     }
+    // what several have goes with the first of them
+    trees.retain(|tree| tree.made_there || !company.carried.contains(&tree.path));
+    company.carried.extend(trees.iter().filter(|tree| !tree.made_there).map(|tree| tree.path.clone()));
     let not_copied: Vec<&BindMount> = host_binds
         .iter()
-        .filter(|bind| !trees.iter().any(|tree| bind.source.starts_with(&tree.path)))
+        .filter(|bind| {
+            let mut copied = trees.iter().map(|tree| &tree.path).chain(&company.carried);
+            !copied.any(|path| bind.source.starts_with(path))
+        })
         .copied()
         .collect();
     let binds_there = not_copied.iter().filter(|bind| !is_elsewhere(bind)).map(|bind| bind.source.clone());
@@ -192,6 +203,7 @@ pub(super) fn open(
             Some(_) => Needs::default(),
         },
         runtime: request.restart.map(|_| setting.starts_with(text("/HostConfig/Runtime"))),
+        owner: company.owner.clone(),
         record,
         config,
         volumes: found.named,
@@ -207,7 +219,8 @@ pub(super) fn open(
         pid,
         memory_bytes: process::memory_bytes(&pids),
         trees,
-        network,
+        // the owner holds the network of all
+        network: network.filter(|_| !follows),
         recipe: crate::remains::written(&recipe)?,
         warnings,
         starts_slowly: true,
@@ -250,8 +263,14 @@ pub(super) fn reopen(docker: &Docker, remains: &str) -> Result<Box<dyn SourceCon
 }
 
 /// What of a container cannot be moved.
-fn unsuitable(shown: &Value, record: &Record, setting: &Setting, request: &OpenRequest) -> Vec<Refusal> {
-    let obstacles = record.obstacles(request).into_iter();
+fn unsuitable(
+    shown: &Value,
+    record: &Record,
+    company: &Company,
+    setting: &Setting,
+    request: &OpenRequest,
+) -> Vec<Refusal> {
+    let obstacles = record.obstacles(request, company).into_iter();
     let mut reasons: Vec<Refusal> = obstacles.map(|(what, hint)| Refusal::new(what).hint(hint)).collect();
     let is_removed = shown.pointer("/HostConfig/AutoRemove").and_then(Value::as_bool).unwrap_or(false);
     for (is_asked, what, hint) in [
@@ -319,7 +338,7 @@ impl Volumes {
         docker: &Docker,
         shown: &Value,
         record: &Record,
-        id: &str,
+        companions: &[&str],
         warnings: &mut Vec<String>,
     ) -> Result<Self, EngineError> {
         let mut found = Self::default();
@@ -337,7 +356,7 @@ impl Volumes {
                     "the volume `{name}` is not copied: its content is elsewhere (driver `{}`, options {:?})",
                     volume.driver, volume.options
                 ));
-            } else if is_used_by_others(docker, name, id)? {
+            } else if is_used_by_others(docker, name, companions)? {
                 found.shared.push(
                     Refusal::new(format!("another running container uses the volume `{name}`"))
                         .hint("stop the other one first: a volume has one owner"),
@@ -352,14 +371,14 @@ impl Volumes {
     }
 }
 
-/// Whether another container that runs has the volume.
-fn is_used_by_others(docker: &Docker, volume: &str, id: &str) -> Result<bool, EngineError> {
+/// Whether a container that runs has the volume besides those that go along, by their ids.
+fn is_used_by_others(docker: &Docker, volume: &str, companions: &[&str]) -> Result<bool, EngineError> {
     // `{"volume":["NAME"]}`, as a query has it; a volume's name needs no more
     let users =
         docker.api.get(&format!("/containers/json?filters=%7B%22volume%22%3A%5B%22{volume}%22%5D%7D"))?;
     let users = users.unwrap_or_default();
     let is_other = |user: &Value| {
-        user["Id"] != id
+        !user["Id"].as_str().is_some_and(|id| companions.contains(&id))
             // the filter takes a part of a name for the name
             && user["Mounts"].as_array().is_some_and(|mounts| mounts.iter().any(|mount| mount["Name"] == volume))
     };

@@ -1,0 +1,205 @@
+//! Containers of docker that share a network namespace outside of pods move together: `docker run --network container:web`.
+
+use crate::bed::{Bed, DST, SRC, bed};
+use crate::container::Redis;
+use crate::engines::{migrate, other};
+use crate::engines_docker::{assert_nothing_left, set_up};
+use crate::godwit::{Background, godwit_with};
+use crate::probe::Probe;
+use serde_json::{Value, json};
+
+const IP: &str = "10.77.0.100";
+const SHARED: &str = "docker:web";
+
+/// A redis on the source that has a network, and another one in that network, which follows it over the loopback. Both have a volume.
+fn make_two(bed: &Bed) -> Redis {
+    set_up(bed);
+    bed.sh(
+        SRC,
+        &format!(
+            "docker run -d --name web --network testbed --ip {IP} --mac-address 02:42:0a:4d:00:64 --restart always -v data:/data \
+                localhost/redis:test \
+                redis-server --bind 0.0.0.0 --protected-mode no --enable-debug-command yes --save '' --appendonly yes --dir /data
+             until redis-cli -h {IP} ping; do sleep 0.05; done
+             redis-cli -h {IP} debug populate 4000 key 4000
+             docker run -d --name side --network container:web --restart always -v data:/both -v own:/own localhost/redis:test \
+                redis-server --bind 0.0.0.0 --port 6380 --protected-mode no --save '' --dir /own --replicaof 127.0.0.1 6379 \
+                --repl-backlog-size 1mb --repl-timeout 600
+             until redis-cli -h {IP} -p 6380 info replication | grep -q master_link_status:up; do sleep 0.05; done
+             docker exec side sh -c 'echo two > /both/two; echo two > /own/file; echo two > /two'"
+        ),
+    );
+    Redis { name: "web".into(), ip: IP.into(), pid: 0 }
+}
+
+/// What the two say of each other: whether the connection between them is still the first one.
+fn replication(bed: &Bed, host: &str) -> String {
+    let field = |port: u16, section: &str, name: &str| {
+        bed.sh(host, &format!("redis-cli -h {IP} -p {port} info {section} | grep ^{name}: | tr -d '\\r'"))
+    };
+    [
+        field(6379, "stats", "sync_full"),
+        field(6379, "stats", "sync_partial_ok"),
+        field(6379, "replication", "connected_slaves"),
+        field(6380, "replication", "master_link_status"),
+    ]
+    .join(" ")
+}
+
+/// The one that follows is in the network of the other, by the kernel's word and by docker's.
+#[track_caller]
+fn assert_is_shared(bed: &Bed, host: &str) {
+    let inspected = |format: &str, name: &str| bed.sh(host, &format!("docker inspect -f '{format}' {name}"));
+    let namespace =
+        |name: &str| bed.sh(host, &format!("readlink /proc/{}/ns/net", inspected("{{.State.Pid}}", name)));
+    assert_eq!(namespace("web"), namespace("side"), "{host}");
+    let owner = inspected("{{.Id}}", "web");
+    assert_eq!(inspected("{{.HostConfig.NetworkMode}}", "side"), format!("container:{owner}"), "{host}");
+    assert_eq!(inspected("{{.Config.Hostname}}", "side"), inspected("{{.Config.Hostname}}", "web"), "{host}");
+}
+
+#[test]
+fn two_containers_of_docker_in_one_network_go_there_and_back_under_load() {
+    let Some(bed) = bed() else { return };
+    let redis = make_two(&bed);
+    let before = replication(&bed, SRC);
+    assert!(before.contains("sync_full:1") && before.contains("master_link_status:up"), "{before}");
+    assert_is_shared(&bed, SRC);
+    let hostname = bed.sh(SRC, "docker exec side hostname");
+    let probe = Probe::start(&bed, &redis);
+    let mut host = SRC;
+    // by the name of the one that follows, too
+    for name in [SHARED, "docker:side"] {
+        let said = migrate(&bed, host, name, &["--together"]);
+        assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+        let lines: Vec<Value> = said.out.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let summaries: Vec<&Value> = lines.iter().filter(|line| line["message_type"] == "summary").collect();
+        assert_eq!(summaries.len(), 2, "{}", said.out);
+        for summary in summaries {
+            assert_eq!(
+                (&summary["memory"]["restoration"], &summary["leftovers"]),
+                (&"local-lazy".into(), &json!([])),
+                "{summary}"
+            );
+        }
+        let together = lines.last().unwrap();
+        assert_eq!(
+            (&together["message_type"], &together["containers"]),
+            (&json!("together"), &json!([SHARED, "docker:side"]))
+        );
+        eprintln!("docker: none stood still for longer than {} us", together["downtime_us"]);
+        assert_nothing_left(&bed, host);
+        host = other(host);
+        assert_is_shared(&bed, host);
+        let seen = "docker exec side sh -c 'cat /both/two /own/file /two; hostname'";
+        assert_eq!(bed.sh(host, seen), format!("two\ntwo\ntwo\n{hostname}"));
+        assert_eq!(
+            bed.sh(host, "docker inspect -f '{{.HostConfig.RestartPolicy.Name}}' web side"),
+            "always\nalways"
+        );
+        assert_eq!(replication(&bed, host), before);
+    }
+    probe.assert_nothing_lost();
+    // they are docker's: stopped and started again they share as before
+    bed.sh(host, "docker restart -t 1 web; docker restart -t 1 side");
+    assert_is_shared(&bed, host);
+    bed.sh(host, "docker rm -f side web; docker volume rm data own");
+    assert_nothing_left(&bed, host);
+}
+
+#[test]
+fn who_shares_a_network_is_refused_with_the_names_of_the_others() {
+    let Some(bed) = bed() else { return };
+    make_two(&bed);
+    let pids = "docker inspect -f '{{.State.Pid}}' web side";
+    let before = bed.sh(SRC, pids);
+    let idle = "localhost/redis:test tail -f /dev/null";
+    for (spoil, container, flags, code, words) in [
+        ("true".to_owned(), SHARED, &[][..], 2, &["`side`", "--together"][..]),
+        ("true".to_owned(), "docker:side", &[], 2, &["`web`", "--together"]),
+        (
+            "true".to_owned(),
+            SHARED,
+            &["--together", "--strategy", "restart"],
+            13,
+            &["only single containers", "`side`"],
+        ),
+        ("true".to_owned(), SHARED, &["--together", "--keep-source"], 2, &["several containers"]),
+        (
+            format!("docker run -d --name third --network none --pid container:side {idle}"),
+            SHARED,
+            &["--together"],
+            13,
+            &["of one container only", "`third`"],
+        ),
+        (
+            format!("docker run -d --name third --network container:web --pid container:web {idle}"),
+            SHARED,
+            &["--together"],
+            13,
+            &["--pid container:"],
+        ),
+    ] {
+        bed.sh(SRC, &spoil);
+        let said = migrate(&bed, SRC, container, flags);
+        bed.sh(SRC, "docker rm -f third 2> /dev/null; true");
+        assert_eq!(said.code, code, "{spoil} {flags:?}: {}{}", said.out, said.err);
+        for words in words {
+            assert!(
+                said.out.contains(words),
+                "{spoil} {flags:?}: `{words}` is not in {}{}",
+                said.out,
+                said.err
+            );
+        }
+    }
+    assert_eq!(bed.sh(SRC, pids), before);
+    assert_nothing_left(&bed, DST);
+}
+
+/// Killed, then `godwit resume`: both run on one side, and the other has nothing of them.
+#[test]
+fn after_a_kill_resume_leaves_both_on_one_side() {
+    let Some(bed) = bed() else { return };
+    for (phase, side) in [("stop-and-copy", SRC), ("restore", DST), ("commit", SRC)] {
+        a_kill_leaves_both_on_one_side(&bed, phase, side);
+    }
+}
+
+fn a_kill_leaves_both_on_one_side(bed: &Bed, phase: &str, side: &str) {
+    bed.wipe();
+    let redis = make_two(bed);
+    let probe = Probe::start(bed, &redis);
+    let flags =
+        [SHARED, "ssh://dst", "--together", "--tcp-established", "--retries", "0", "--max-downtime", "60s"];
+    let mut running = Background::migrate(bed, &[], &flags);
+    running.wait_for_phase(phase);
+    match side {
+        SRC => running.signal("KILL"),
+        _ => drop(bed.try_sh(DST, "for p in $(pgrep -f '[g]odwit receive'); do kill -9 $p; done")),
+    }
+    let said = running.finish();
+    let mut context = format!("{phase} on {side}: {}{}", said.out, said.err);
+    for host in [SRC, DST] {
+        let resumed = godwit_with(bed, host, &[], &["resume", "--timeout", "30s"]);
+        context += &format!("\n{host}: {} {}{}", resumed.code, resumed.out, resumed.err);
+    }
+    eprintln!("{context}");
+    bed.end_what_is_kept();
+    let runs = |host: &str, name: &str| {
+        bed.holds(host, &format!("[ \"$(docker inspect -f '{{{{.State.Status}}}}' {name})\" = running ]"))
+    };
+    let running: Vec<(&str, &str)> = [SRC, DST]
+        .into_iter()
+        .flat_map(|host| ["web", "side"].map(|name| (host, name)))
+        .filter(|(host, name)| runs(host, name))
+        .collect();
+    let runner = running.first().map_or("nowhere", |(host, _)| host);
+    assert_eq!(running, [(runner, "web"), (runner, "side")], "{context}");
+    assert_is_shared(bed, runner);
+    if runner == SRC {
+        assert_eq!(bed.sh(DST, "docker volume ls -q"), "", "{context}");
+    }
+    assert_eq!(probe.lost(), None, "{context}");
+    assert_nothing_left(bed, other(runner));
+}
