@@ -41,6 +41,10 @@ pub fn failure(what: &str, error: &PlaceError, root: &Path) -> Failure {
         PlaceError::Object { refusal: Refusal::Missing, .. } => {
             (FailureKind::NotFound, "is the bucket there? godwit makes none")
         }
+        PlaceError::Object { refusal: Refusal::Untrusted, .. } => (
+            FailureKind::Failed,
+            "the server needs a certificate for the name in `AWS_ENDPOINT_URL`, of an authority of this host or of the file that `AWS_CA_BUNDLE` names",
+        ),
         PlaceError::Object { .. } => (FailureKind::Failed, "the same command again goes on where it was"),
         PlaceError::Damaged { .. } => (FailureKind::NotFound, "use another copy of it"),
         PlaceError::Format { .. } => {

@@ -1,10 +1,12 @@
 //! What can go wrong with a place.
 
+use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use godwit_store::StoreError;
+use rustls::CertificateError;
 
 /// Why nothing, or not all, came to a place or from it.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +83,8 @@ pub enum Refusal {
     Denied,
     /// There is no such object, or no such bucket.
     Missing,
+    /// Who answers there has not proved to be the server; nothing was said to it.
+    Untrusted,
     /// It failed, or nothing was heard of it.
     Failed,
 }
@@ -97,12 +101,17 @@ impl PlaceError {
         let object = object.to_string();
         move |error| {
             use object_store::Error;
-            let refusal = match &error {
-                Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => Refusal::Denied,
-                Error::NotFound { .. } => Refusal::Missing,
-                _ => Refusal::Failed,
+            let said = one_line(&error.to_string());
+            let (refusal, why) = match (&error, of_tls(&error)) {
+                (_, Some(rustls::Error::InvalidCertificate(why))) => (Refusal::Untrusted, distrust(why)),
+                (_, Some(error)) => (Refusal::Failed, format!("{said}: {error}")),
+                (Error::PermissionDenied { .. } | Error::Unauthenticated { .. }, _) => {
+                    (Refusal::Denied, said)
+                }
+                (Error::NotFound { .. }, _) => (Refusal::Missing, said),
+                _ => (Refusal::Failed, said),
             };
-            PlaceError::Object { act, object, why: one_line(&error.to_string()), refusal }
+            PlaceError::Object { act, object, why, refusal }
         }
     }
 
@@ -116,6 +125,37 @@ impl PlaceError {
     pub fn is_missing(&self) -> bool {
         matches!(self, PlaceError::Object { refusal: Refusal::Missing, .. })
     }
+}
+
+/// What TLS has said, if that is the cause: whoever passes it on does not repeat it.
+fn of_tls<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        // its source is the source of what is in it
+        let within = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = within.map(|within| within as &(dyn Error + 'static)).or_else(|| error.source());
+    }
+    None
+}
+
+/// What is wrong with the certificate of whoever answers.
+fn distrust(why: &CertificateError) -> String {
+    let why = match why {
+        CertificateError::UnknownIssuer => "no authority that counts here has signed it".to_owned(),
+        CertificateError::ExpiredContext { time, not_after } => {
+            let ago = time.as_secs().saturating_sub(not_after.as_secs());
+            format!("it has expired, {} h ago by this host's clock", ago / 3600)
+        }
+        // as rustls-webpki calls it, which has no type for it here
+        CertificateError::Other(why) if why.to_string().contains("CaUsedAsEndEntity") => {
+            "it is one of an authority (`CA:TRUE`), which no server may have".to_owned()
+        }
+        why => one_line(&why.to_string()),
+    };
+    format!("the certificate of whoever answers there proves nothing: {why}")
 }
 
 /// What a server has answered, on one line.

@@ -1,6 +1,6 @@
 //! Object storage: places that hosts can reach which cannot reach each other, and that outlive them.
 //!
-//! - A *place* is a bucket of S3's with a prefix, or a directory ([`name`], [`place`]).
+//! - A *place* is a bucket of S3's with a prefix, or a directory ([`name`], [`bucket`], [`place`]).
 //! - An *image* is a checkpoint or a snapshot of a volume that the content store has: a tree, and what is known of it. In a place it is
 //!   an *index*, written last ([`index`]), and *packs* of chunks that it needs ([`pack`]), which several images share.
 //! - What an upload has put where is in a *ledger* on this host ([`ledger`]): the next one only puts what is not there yet, also
@@ -12,6 +12,7 @@
 //! All that is read of images is verified: an index is named by the digest of its manifest, that names the chunks. `docs/object-storage.md`
 //! describes the format.
 
+pub mod bucket;
 pub mod collect;
 pub mod download;
 pub mod error;

@@ -9,7 +9,7 @@
 //! condemned/ID              packs that nobody needs
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::DirBuilder;
 use std::future::Future;
 use std::os::unix::fs::DirBuilderExt;
@@ -19,13 +19,13 @@ use std::time::{Duration, SystemTime};
 use futures_util::TryStreamExt;
 use godwit_migration::Cancel;
 use godwit_store::Digest;
-use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
-use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig};
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use tokio::runtime::Runtime;
 
+use crate::bucket::{Environment, environment, open_bucket};
 use crate::error::Refusal;
 use crate::index::Keys;
 use crate::ledger::Begun;
@@ -54,19 +54,8 @@ const LARGEST: u64 = 1 << 30;
 /// Uploads or downloads at once.
 pub(crate) const AT_ONCE: usize = 4;
 
-/// How often a request is made again that failed, or was not answered. About six seconds in all.
-const RETRIES: usize = 5;
-/// How long one may take: a part on a slow line.
-const REQUEST_LIMIT: Duration = Duration::from_secs(300);
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How often somebody's wish to stop is looked at.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// Where an own server is.
-const ENDPOINTS: [&str; 3] = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
-
-/// Variables `AWS_…` by their names.
-pub type Environment = BTreeMap<String, String>;
 
 /// An open place.
 pub struct Place {
@@ -118,10 +107,7 @@ impl Place {
             .map_err(|error| unusable(&error))?;
         let objects = match &name.at {
             At::Bucket { bucket, prefix } => {
-                // a second one finds the first
-                let _ = rustls::crypto::ring::default_provider().install_default();
-                let bucket =
-                    s3(environment, bucket).build().map(Arc::new).map_err(|error| unusable(&error))?;
+                let bucket = Arc::new(open_bucket(environment, bucket)?);
                 Objects { store: bucket.clone(), parts: Some(bucket), root: Path::from(prefix.as_str()) }
             }
             At::Directory(path) => {
@@ -380,7 +366,7 @@ impl Objects {
     }
 }
 
-fn unusable(error: &dyn std::error::Error) -> PlaceError {
+pub(crate) fn unusable(error: &dyn std::error::Error) -> PlaceError {
     let mut why = error.to_string();
     let mut next = error.source();
     while let Some(error) = next {
@@ -388,41 +374,4 @@ fn unusable(error: &dyn std::error::Error) -> PlaceError {
         next = error.source();
     }
     PlaceError::Unusable(why)
-}
-
-/// What this process's environment says of object storage.
-pub(crate) fn environment() -> Environment {
-    let known = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    known.filter(|(name, _)| name.starts_with("AWS_")).collect()
-}
-
-/// A bucket as the environment has it.
-fn s3(environment: &Environment, bucket: &str) -> AmazonS3Builder {
-    let endpoint = ENDPOINTS.iter().find_map(|name| environment.get(*name));
-    let is_plain = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
-    let retry = RetryConfig {
-        backoff: BackoffConfig {
-            init_backoff: Duration::from_millis(200),
-            max_backoff: Duration::from_secs(3),
-            base: 2.0,
-        },
-        max_retries: RETRIES,
-        ..RetryConfig::default()
-    };
-    // whoever has written `http://` wants it; such a host may know no authority at all
-    let client = ClientOptions::new()
-        .with_timeout(REQUEST_LIMIT)
-        .with_connect_timeout(CONNECT_LIMIT)
-        .with_allow_http(is_plain)
-        .with_no_system_certificates(is_plain);
-    let known =
-        environment.iter().filter_map(|(name, value)| Some((name.to_lowercase().parse().ok()?, value)));
-    // single objects are removed one by one: not every server knows the request for many
-    known
-        .fold(AmazonS3Builder::new(), |builder, (key, value)| builder.with_config(key, value))
-        .with_client_options(client)
-        .with_retry(retry)
-        .with_bucket_name(bucket)
-        .with_disable_bulk_delete(true)
 }

@@ -27,8 +27,8 @@ use godwit_transfer::tls::{Carrier, Fingerprint};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::bucket::{Environment, environment};
 use crate::name::At;
-use crate::place::{Environment, environment};
 use crate::{Place, PlaceError, PlaceName};
 use letter::Letter;
 use pump::{Fate, carry, pause_after, poll};

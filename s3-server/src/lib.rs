@@ -1,7 +1,9 @@
 //! What tests need of object storage: a real S3 server, a program of its own on loopback, and a line to it that fails as it is told.
 
+mod authority;
 mod line;
 
+pub use authority::Authority;
 pub use line::{Fault, Line, Request};
 
 use std::io::{BufRead, BufReader};
@@ -46,13 +48,21 @@ impl Server {
     /// # Panics
     /// When it does not start.
     pub fn start(directory: &Path) -> Server {
+        Self::start_with(directory, None)
+    }
+
+    /// The same, which speaks TLS with what [`Authority::sign`] gave, in a file.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start_with(directory: &Path, proof: Option<&Path>) -> Server {
         let mut command = Command::new(&*PROGRAM);
-        command.arg(directory).arg("127.0.0.1:0").envs(KEYS);
+        command.arg(directory).arg("127.0.0.1:0").args(proof).envs(KEYS);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
         let mut url = String::new();
         let said = child.stdout.take().map(|out| BufReader::new(out).read_line(&mut url));
         said.expect("it has an output").expect("it says its URL");
-        let address = url.trim().strip_prefix("http://").expect("it says its URL").to_owned();
+        let address = url.trim().split_once("://").expect("it says its URL").1.to_owned();
         Server { child, address }
     }
 }

@@ -1,5 +1,8 @@
 //! Checkpoints by way of object storage: a real S3 server in the third place, which both hosts reach.
 
+mod https;
+mod podman;
+
 use crate::bed::{Bed, CLIENT, DST, SRC, Said, bed};
 use crate::container::{Redis, assert_runs_only_on, runc_state};
 use crate::godwit::{Background, godwit_with};
@@ -14,16 +17,19 @@ pub const BUCKETS: &str = "/srv/buckets";
 
 /// The server, with the empty bucket `of-tests` on a disk of so many MiB.
 pub fn serve(bed: &Bed, mib: u32) -> Background<'_> {
+    serve_at(bed, mib, URL, &[])
+}
+
+/// The same at a URL, with more words on its command line.
+pub fn serve_at<'a>(bed: &'a Bed, mib: u32, url: &'static str, more: &[&str]) -> Background<'a> {
     let made = format!("mount -t tmpfs -o size={mib}M buckets {BUCKETS} && mkdir {BUCKETS}/of-tests");
     bed.sh(CLIENT, &format!("umount -l {BUCKETS} 2> /dev/null; mkdir -p {BUCKETS} && {made}"));
     std::fs::copy(&*PROGRAM, bed.path(CLIENT, "/srv/s3-server")).unwrap();
     let keys = KEYS.map(|(name, key)| format!("{name}={key}"));
-    let mut server = Background::start(
-        bed,
-        CLIENT,
-        &["env", &keys[0], &keys[1], "/srv/s3-server", BUCKETS, URL.trim_start_matches("http://")],
-    );
-    server.wait_for("its URL", |line| line == URL);
+    let (_, address) = url.split_once("://").unwrap();
+    let words = ["env", &keys[0], &keys[1], "/srv/s3-server", BUCKETS, address];
+    let mut server = Background::start(bed, CLIENT, &[&words[..], more].concat());
+    server.wait_for("its URL", |line| line == url);
     server
 }
 
@@ -35,13 +41,13 @@ pub fn godwit(bed: &Bed, host: &str, words: &[&str]) -> Said {
 }
 
 #[track_caller]
-fn line(said: &Said, message_type: &str) -> Value {
+pub fn line(said: &Said, message_type: &str) -> Value {
     assert_eq!(said.code, 0, "{}{}", said.out, said.err);
     said.lines(message_type).remove(0)
 }
 
 #[track_caller]
-fn assert_nothing_is_left(bed: &Bed) {
+pub fn assert_nothing_is_left(bed: &Bed) {
     for host in [SRC, DST] {
         let left = "find /var/lib/godwit/outbox /var/lib/godwit/restoring /var/lib/godwit/staging -not -name '*.lock' -type f 2> /dev/null";
         assert_eq!(bed.sh(host, &format!("{left}; true")), "", "on {host}");

@@ -1,5 +1,7 @@
 //! Migrations by way of a bucket in the third place, between hosts that cannot reach each other.
 
+mod podman;
+
 use crate::bed::{Bed, CLIENT, DST, SRC, bed, skip};
 use crate::container::{Redis, assert_runs_only_on, runc_state};
 use crate::godwit::Background;
@@ -20,6 +22,7 @@ const NOTICED: Duration = Duration::from_secs(60);
 /// Both hosts, which know each other's keys and a bucket, and nothing of each other's network.
 struct Apart<'a> {
     bed: &'a Bed,
+    container: &'static str,
     redis: Redis,
     probe: Probe<'a>,
     receiver: Background<'a>,
@@ -44,6 +47,10 @@ fn receive(bed: &Bed) -> Background<'_> {
 
 impl<'a> Apart<'a> {
     fn begin(bed: &'a Bed) -> Self {
+        Self::begin_with(bed, "runc:stay", |bed| Redis::create(bed, "stay", 32))
+    }
+
+    fn begin_with(bed: &'a Bed, container: &'static str, make: impl Fn(&Bed) -> Redis) -> Self {
         let server = serve(bed, 400);
         let keys = Keys::none(bed);
         let (src, dst) = (make_key(bed, SRC), make_key(bed, DST));
@@ -62,13 +69,13 @@ impl<'a> Apart<'a> {
             );
         }
         assert!(!bed.holds(SRC, reach), "they do not reach each other any more");
-        let redis = Redis::create(bed, "stay", 32);
+        let redis = make(bed);
         let probe = Probe::start(bed, &redis);
-        Self { bed, redis, probe, receiver: receive(bed), server, _keys: keys }
+        Self { bed, container, redis, probe, receiver: receive(bed), server, _keys: keys }
     }
 
     fn migration(&self, more: &[&str]) -> Background<'a> {
-        let words = ["migrate", "runc:stay", "tls://dst", "--via", PLACE, "--tcp-established"];
+        let words = ["migrate", self.container, "tls://dst", "--via", PLACE, "--tcp-established"];
         start(self.bed, SRC, &[&words[..], more].concat())
     }
 
@@ -91,6 +98,12 @@ impl<'a> Apart<'a> {
     #[track_caller]
     fn end(self, runs_on: &str) {
         assert_runs_only_on(self.bed, runs_on, "stay");
+        self.close();
+    }
+
+    /// No write was lost, nothing is left in the place or under way.
+    #[track_caller]
+    fn close(self) {
         self.probe.assert_nothing_lost();
         self.receiver.signal("TERM");
         let received = self.receiver.finish();

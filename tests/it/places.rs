@@ -2,6 +2,7 @@
 //! the line has carried.
 
 mod forget;
+mod https;
 
 use crate::cli::{Ran, finish};
 use godwit_s3_server::{Fault, KEYS, Line, Request, Server};
