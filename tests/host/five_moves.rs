@@ -74,10 +74,11 @@ impl Kept {
             self.ask(hosts, SRC, &format!("volume create {volume}"));
         }
         let command = application.prepare(hosts, data);
+        // a volume that is empty would get the owner that the directory has in the image
         hosts.sh(
             SRC,
             &format!(
-                "mkdir -p /srv/ro; echo bound > /srv/ro/file; chown 1000 {data}
+                "mkdir -p /srv/ro; echo bound > /srv/ro/file; touch {data}/begun; chown 1000 {data}
                  printf 'root:x:0:0::/root:/bin/sh\\nkeeper:x:1000:1000::/data:/bin/sh\\n' > /srv/passwd
                  cd {}/fixed/_data; echo fixed > file; chown 5:7 file; chmod 6751 file; ln file second; ln -s gone link; truncate -s 9M hole
                  setfattr -n user.note -v here file; setfacl -m u:1000:r second",
