@@ -3,20 +3,6 @@
 use crate::hosts::Hosts;
 use serde_json::Value;
 
-const DIFFERS_WITH_PODMAN: [&str; 11] = [
-    "/Created",
-    "/State/Pid",
-    "/State/ConmonPid",
-    "/State/StartedAt",
-    "/GraphDriver/Data/UpperDir",
-    "/GraphDriver/Data/WorkDir",
-    "/GraphDriver/Data/MergedDir",
-    "/GraphDriver/Data/LowerDir",
-    "/NetworkSettings/SandboxKey",
-    "/NetworkSettings/Networks/testbed/Aliases",
-    "/lockNumber",
-];
-
 const DIFFERS_WITH_DOCKER: [&str; 16] = [
     "/Id",
     "/Created",
@@ -42,16 +28,6 @@ pub fn inspected(hosts: &dyn Hosts, engine: &str, host: &str) -> Value {
     let text = hosts.sh(host, &format!("{engine} container inspect web"));
     let mut all: Vec<Value> = serde_json::from_str(&text).unwrap();
     all.remove(0)
-}
-
-/// What podman says, without what differs by nature.
-pub fn same_with_podman(mut shown: Value) -> Value {
-    for pointer in DIFFERS_WITH_PODMAN {
-        if let Some(value) = shown.pointer_mut(pointer) {
-            *value = Value::Null;
-        }
-    }
-    shown
 }
 
 /// What docker says, without what differs by nature.
