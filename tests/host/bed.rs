@@ -3,19 +3,14 @@
 //! Two beds serve the whole test process, so that two tests run side by side: most of them wait most of the time. Each is taken
 //! down by a small watcher that waits for the end of a pipe that only this process holds: however the process ends, the bed goes.
 
+use crate::hosts::Hosts;
+pub use crate::hosts::{CLIENT, DST, SRC};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-/// Where the containers of a test come from.
-pub const SRC: &str = "src";
-/// Where they go.
-pub const DST: &str = "dst";
-/// The third place.
-pub const CLIENT: &str = "client";
 
 /// How long a command in a host may take.
 const COMMAND_LIMIT: Duration = Duration::from_secs(170);
@@ -74,6 +69,19 @@ impl std::ops::Deref for Lent {
 
     fn deref(&self) -> &Bed {
         self.bed
+    }
+}
+
+impl Hosts for Bed {
+    fn run_script(&self, host: &str, script: &str) -> (i32, String, String) {
+        let Said { code, out, err } = self.try_sh(host, script);
+        (code, out, err)
+    }
+}
+
+impl Hosts for Lent {
+    fn run_script(&self, host: &str, script: &str) -> (i32, String, String) {
+        self.bed.run_script(host, script)
     }
 }
 
@@ -231,10 +239,9 @@ impl Bed {
     }
 
     /// Runs a shell script in a host; its output. It must succeed.
+    #[track_caller]
     pub fn sh(&self, host: &str, script: &str) -> String {
-        let said = self.try_sh(host, script);
-        assert_eq!(said.code, 0, "on {host}: {script}\n{}{}", said.out, said.err);
-        said.out.trim_end().to_owned()
+        Hosts::sh(self, host, script)
     }
 
     /// Runs a shell script in a host, whatever it says.
@@ -271,7 +278,7 @@ impl Bed {
         });
         self.sh(
             CLIENT,
-            "ip neigh flush all; for p in $(pgrep -x godwit); do kill -9 $p; done; rm -f /run/test.*",
+            "ip neigh flush all; for p in $(pgrep -x godwit) $(cat /run/test.*.pid 2> /dev/null); do kill -9 $p; done; rm -f /run/test.*",
         );
     }
 

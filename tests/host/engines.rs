@@ -3,17 +3,30 @@
 use crate::bed::{Bed, CLIENT, DST, SRC, Said, bed};
 use crate::container::Redis;
 use crate::godwit::godwit_with;
+use crate::hosts::Hosts;
+pub use crate::hosts::other;
+use crate::inspected;
+pub use crate::inspected::difference;
 use crate::probe::Probe;
 use serde_json::Value;
 
 const IP: &str = "10.77.0.100";
 const NAME: &str = "web";
 const MOVES: usize = 5;
-
-/// The other one.
-pub fn other(host: &str) -> &'static str {
-    if host == SRC { DST } else { SRC }
-}
+/// In what podman says: docs/engines.md has this list.
+const DIFFERS_WITH_PODMAN: [&str; 11] = [
+    "/Created",
+    "/State/Pid",
+    "/State/ConmonPid",
+    "/State/StartedAt",
+    "/GraphDriver/Data/UpperDir",
+    "/GraphDriver/Data/WorkDir",
+    "/GraphDriver/Data/MergedDir",
+    "/GraphDriver/Data/LowerDir",
+    "/NetworkSettings/SandboxKey",
+    "/NetworkSettings/Networks/testbed/Aliases",
+    "/lockNumber",
+];
 
 /// Moves a container from one host to the other.
 pub fn migrate(bed: &Bed, from: &str, container: &str, more: &[&str]) -> Said {
@@ -24,11 +37,11 @@ pub fn migrate(bed: &Bed, from: &str, container: &str, more: &[&str]) -> Said {
 
 /// Nothing of a container is left on a host.
 #[track_caller]
-pub fn assert_nothing_left(bed: &Bed, host: &str, runtime: &str) {
+pub fn assert_nothing_left(hosts: &dyn Hosts, host: &str, runtime: &str) {
     let left = "ls -d /sys/fs/cgroup/*web* /run/netns/* /sys/class/net/v-web /sys/class/net/veth* /var/lib/godwit/parked/* \
         2> /dev/null; pgrep -ax 'redis-server|conmon|godwit|criu'; nft list ruleset | grep godwit; true";
-    assert_eq!(bed.sh(host, left), "", "{host}");
-    assert_eq!(bed.sh(host, &format!("{runtime} list -q 2> /dev/null || {runtime} ps -aq")), "", "{host}");
+    assert_eq!(hosts.sh(host, left), "", "{host}");
+    assert_eq!(hosts.sh(host, &format!("{runtime} list -q 2> /dev/null || {runtime} ps -aq")), "", "{host}");
 }
 
 #[test]
@@ -75,49 +88,19 @@ pub fn podman_redis(bed: &Bed, runtime: &str) -> Redis {
     Redis { name: NAME.into(), ip: IP.into(), pid: 0 }
 }
 
-/// What `podman inspect` says, without what differs by nature.
-pub fn inspected(bed: &Bed, host: &str) -> Value {
-    let text = bed.sh(host, &format!("podman container inspect {NAME}"));
-    let mut all: Vec<Value> = serde_json::from_str(&text).unwrap();
-    let mut shown = all.remove(0);
-    let mut forget = |pointer: &str| {
+/// What podman says, without what differs by nature.
+pub fn same_with_podman(mut shown: Value) -> Value {
+    for pointer in DIFFERS_WITH_PODMAN {
         if let Some(value) = shown.pointer_mut(pointer) {
             *value = Value::Null;
         }
-    };
-    // docs/engines.md has this list
-    for pointer in [
-        "/Created",
-        "/State/Pid",
-        "/State/ConmonPid",
-        "/State/StartedAt",
-        "/GraphDriver/Data/UpperDir",
-        "/GraphDriver/Data/WorkDir",
-        "/GraphDriver/Data/MergedDir",
-        "/GraphDriver/Data/LowerDir",
-        "/NetworkSettings/SandboxKey",
-        "/NetworkSettings/Networks/testbed/Aliases",
-        "/lockNumber",
-    ] {
-        forget(pointer);
     }
     shown
 }
 
-/// Where two of them differ, and how.
-pub fn difference(at: &str, one: &Value, other: &Value) -> Vec<String> {
-    match (one, other) {
-        (Value::Object(one), Value::Object(other)) => one
-            .keys()
-            .chain(other.keys().filter(|key| !one.contains_key(*key)))
-            .flat_map(|key| {
-                let value = |of: &serde_json::Map<String, Value>| of.get(key).cloned().unwrap_or_default();
-                difference(&format!("{at}/{key}"), &value(one), &value(other))
-            })
-            .collect(),
-        _ if one == other => Vec::new(),
-        _ => vec![format!("{at}: {one} became {other}")],
-    }
+/// What `podman inspect` says, without what differs by nature.
+pub fn inspected(bed: &Bed, host: &str) -> Value {
+    same_with_podman(inspected::inspected(bed, "podman", host))
 }
 
 pub fn diff(bed: &Bed, host: &str) -> String {

@@ -5,6 +5,8 @@ use crate::container::Redis;
 use crate::engines::{assert_a_volume_goes_whole, difference, migrate, other};
 use crate::faults::{ORDER, bed_with_points};
 use crate::godwit::{Background, godwit_with};
+use crate::hosts::Hosts;
+use crate::inspected::{self, same_with_docker};
 use crate::probe::Probe;
 use crate::state::State;
 use serde_json::Value;
@@ -17,14 +19,14 @@ pub const PID: &str = "docker inspect -f '{{.State.Pid}}' web";
 
 /// Nothing of a container is left on a host: neither with docker, nor in the kernel, nor of godwit's.
 #[track_caller]
-pub fn assert_nothing_left(bed: &Bed, host: &str) {
+pub fn assert_nothing_left(hosts: &dyn Hosts, host: &str) {
     let left = "ls -d /sys/fs/cgroup/docker/*/ /run/netns/* /run/godwit-runc /sys/class/net/veth* \
         /var/lib/godwit/parked/* /var/lib/godwit/migrations/*/root 2> /dev/null
         pgrep -ax 'redis-server|containerd-shim|godwit|criu'; nft list ruleset | grep godwit
         cut -d' ' -f5 /proc/self/mountinfo | grep overlay2; ls /var/lib/docker/containers; docker ps -aq; true";
-    assert_eq!(bed.sh(host, left), "", "{host}");
+    assert_eq!(hosts.sh(host, left), "", "{host}");
     // a container's own layer has one below it for what docker puts there
-    assert_eq!(bed.sh(host, "ls /var/lib/docker/overlay2 | grep -e -init; true"), "", "{host}");
+    assert_eq!(hosts.sh(host, "ls /var/lib/docker/overlay2 | grep -e -init; true"), "", "{host}");
 }
 
 /// Another configuration of docker's on both hosts, as long as this lives; it counts when docker is started.
@@ -84,37 +86,9 @@ pub fn docker_redis(bed: &Bed) -> Redis {
 }
 
 /// What `docker inspect` says, without what differs by nature.
+#[track_caller]
 pub fn inspected(bed: &Bed, host: &str) -> Value {
-    let text = bed.sh(host, &format!("docker container inspect {NAME}"));
-    let mut all: Vec<Value> = serde_json::from_str(&text).unwrap();
-    let mut shown = all.remove(0);
-    // docs/engines.md has this list
-    for pointer in [
-        "/Id",
-        "/Created",
-        "/State/Pid",
-        "/State/StartedAt",
-        "/State/Health",
-        "/HostConfig/Runtime",
-        "/GraphDriver/Data",
-        "/HostnamePath",
-        "/HostsPath",
-        "/LogPath",
-        "/ResolvConfPath",
-        "/NetworkSettings/SandboxID",
-        "/NetworkSettings/SandboxKey",
-        "/NetworkSettings/Networks/testbed/DNSNames",
-        "/NetworkSettings/Networks/testbed/EndpointID",
-        "/NetworkSettings/Networks/testbed/NetworkID",
-    ] {
-        *shown.pointer_mut(pointer).unwrap_or_else(|| panic!("{pointer} is not there: {text}")) = Value::Null;
-    }
-    let mounts = shown["Mounts"].as_array_mut().unwrap();
-    for mount in mounts.iter_mut().filter(|mount| mount["Destination"] == "/anonymous") {
-        (mount["Name"], mount["Source"]) = (Value::Null, Value::Null);
-    }
-    mounts.sort_by_key(|mount| mount["Destination"].to_string());
-    shown
+    same_with_docker(inspected::inspected(bed, "docker", host))
 }
 
 #[test]

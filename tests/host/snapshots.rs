@@ -3,7 +3,7 @@
 use crate::bed::{Bed, SRC, bed};
 use crate::container::{add_bind, make_bundle, run_bundle, runc_state};
 use crate::godwit::{Background, godwit};
-use crate::postgres::{SERVE, SUMS};
+use crate::postgres_at_work::{SERVE, SUMS};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 

@@ -1,15 +1,13 @@
 //! Two virtual machines and a client, driven by `scripts/testbed`. Each test has its own, one after the other.
 
+use crate::hosts::Hosts;
+pub use crate::hosts::{DST, SRC};
 use crate::program::PROGRAM;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Where the container comes from.
-pub const SRC: &str = "src";
-/// Where it goes.
-pub const DST: &str = "dst";
 /// How long a command in a machine may take, in seconds.
 const LIMIT: &str = "400";
 
@@ -110,9 +108,7 @@ impl Machines {
     /// Runs a shell script in a machine; its output. It must succeed.
     #[track_caller]
     pub fn sh(&self, host: &str, script: &str) -> String {
-        let (code, out, err) = self.run(host, script);
-        assert_eq!(code, 0, "on {host}: {script}\n{out}{err}");
-        out.trim_end().to_owned()
+        Hosts::sh(self, host, script)
     }
 
     /// Takes the power from a machine, or gives it back: `cut` or `boot`.
@@ -136,6 +132,12 @@ impl Machines {
             assert!(begun.elapsed() < Duration::from_secs(180), "never: {condition}");
             std::thread::sleep(Duration::from_millis(200));
         }
+    }
+}
+
+impl Hosts for Machines {
+    fn run_script(&self, host: &str, script: &str) -> (i32, String, String) {
+        self.run(host, script)
     }
 }
 

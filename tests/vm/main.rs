@@ -6,6 +6,13 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod chaos;
+mod engines;
+#[path = "../host/five_moves.rs"]
+mod five_moves;
+#[path = "../host/hosts.rs"]
+mod hosts;
+#[path = "../host/inspected.rs"]
+mod inspected;
 mod kept;
 mod kernels;
 mod machines;
@@ -13,6 +20,8 @@ mod podman;
 mod power;
 #[path = "../host/program.rs"]
 mod program;
+#[path = "../host/redis_at_work.rs"]
+mod redis_at_work;
 mod versions;
 mod workload;
 
