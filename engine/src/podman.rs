@@ -13,6 +13,7 @@ mod pod_here;
 mod record;
 mod removal;
 mod restart;
+mod sharing;
 mod source;
 mod start;
 
@@ -30,6 +31,8 @@ use std::time::Duration;
 
 /// Name of the engine.
 const KIND: &str = "podman";
+/// How podman says that others must be removed first (libpod, ErrDepExists).
+const DEPENDED_ON: &str = "dependent containers";
 /// There is no container that runs where this is missing (libpod's directory for the time until the next start of the host).
 const IN_USE: &str = "/run/libpod";
 /// Time that a question to podman may take: it waits for whoever works on the container.
@@ -67,6 +70,9 @@ struct Recipe {
     /// The pod that goes with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pod: Option<pod::Pod>,
+    /// The id of the container whose network it shares, outside of a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
 }
 
 impl Recipe {

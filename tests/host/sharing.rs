@@ -1,32 +1,53 @@
-//! Containers of docker that share a network namespace outside of pods move together: `docker run --network container:web`.
+//! Containers that share a network namespace outside of pods move together: `docker run --network container:web`, and podman's.
 
 use crate::bed::{Bed, DST, SRC, bed};
 use crate::container::Redis;
-use crate::engines::{migrate, other};
-use crate::engines_docker::{assert_nothing_left, set_up};
+use crate::engines::{self, migrate, other};
+use crate::engines_docker;
 use crate::godwit::{Background, godwit_with};
 use crate::probe::Probe;
 use serde_json::{Value, json};
 
 const IP: &str = "10.77.0.100";
-const SHARED: &str = "docker:web";
+const ENGINES: [&str; 2] = ["docker", "podman"];
+
+/// Images and whatever else the engine needs before.
+fn set_up(bed: &Bed, engine: &str) {
+    if engine == "docker" {
+        return engines_docker::set_up(bed);
+    }
+    for host in [SRC, DST] {
+        bed.sh(host, "testbed-container image");
+    }
+}
+
+#[track_caller]
+fn assert_nothing_left(bed: &Bed, engine: &str, host: &str) {
+    match engine {
+        "docker" => engines_docker::assert_nothing_left(bed, host),
+        _ => {
+            engines::assert_nothing_left(bed, host, "crun");
+            assert_eq!(bed.sh(host, "podman ps -aq"), "", "{host}");
+        }
+    }
+}
 
 /// A redis on the source that has a network, and another one in that network, which follows it over the loopback. Both have a volume.
-fn make_two(bed: &Bed) -> Redis {
-    set_up(bed);
+fn make_two(bed: &Bed, engine: &str) -> Redis {
+    set_up(bed, engine);
     bed.sh(
         SRC,
         &format!(
-            "docker run -d --name web --network testbed --ip {IP} --mac-address 02:42:0a:4d:00:64 --restart always -v data:/data \
+            "{engine} run -d --name web --network testbed --ip {IP} --mac-address 02:42:0a:4d:00:64 --restart always -v data:/data \
                 localhost/redis:test \
                 redis-server --bind 0.0.0.0 --protected-mode no --enable-debug-command yes --save '' --appendonly yes --dir /data
              until redis-cli -h {IP} ping; do sleep 0.05; done
              redis-cli -h {IP} debug populate 4000 key 4000
-             docker run -d --name side --network container:web --restart always -v data:/both -v own:/own localhost/redis:test \
+             {engine} run -d --name side --network container:web --restart always -v data:/both -v own:/own localhost/redis:test \
                 redis-server --bind 0.0.0.0 --port 6380 --protected-mode no --save '' --dir /own --replicaof 127.0.0.1 6379 \
                 --repl-backlog-size 1mb --repl-timeout 600
              until redis-cli -h {IP} -p 6380 info replication | grep -q master_link_status:up; do sleep 0.05; done
-             docker exec side sh -c 'echo two > /both/two; echo two > /own/file; echo two > /two'"
+             {engine} exec side sh -c 'echo two > /both/two; echo two > /own/file; echo two > /two'"
         ),
     );
     Redis { name: "web".into(), ip: IP.into(), pid: 0 }
@@ -46,31 +67,46 @@ fn replication(bed: &Bed, host: &str) -> String {
     .join(" ")
 }
 
-/// The one that follows is in the network of the other, by the kernel's word and by docker's.
+/// The one that follows is in the network of the other, by the kernel's word and by the engine's.
 #[track_caller]
-fn assert_is_shared(bed: &Bed, host: &str) {
-    let inspected = |format: &str, name: &str| bed.sh(host, &format!("docker inspect -f '{format}' {name}"));
+fn assert_is_shared(bed: &Bed, engine: &str, host: &str) {
+    let inspected =
+        |format: &str, name: &str| bed.sh(host, &format!("{engine} inspect -f '{format}' {name}"));
     let namespace =
         |name: &str| bed.sh(host, &format!("readlink /proc/{}/ns/net", inspected("{{.State.Pid}}", name)));
     assert_eq!(namespace("web"), namespace("side"), "{host}");
     let owner = inspected("{{.Id}}", "web");
     assert_eq!(inspected("{{.HostConfig.NetworkMode}}", "side"), format!("container:{owner}"), "{host}");
-    assert_eq!(inspected("{{.Config.Hostname}}", "side"), inspected("{{.Config.Hostname}}", "web"), "{host}");
+    if engine == "docker" {
+        let hostname = |name: &str| inspected("{{.Config.Hostname}}", name);
+        assert_eq!(hostname("side"), hostname("web"), "{host}");
+    }
 }
 
 #[test]
 fn two_containers_of_docker_in_one_network_go_there_and_back_under_load() {
     let Some(bed) = bed() else { return };
-    let redis = make_two(&bed);
-    let before = replication(&bed, SRC);
+    two_go_there_and_back(&bed, "docker");
+}
+
+#[test]
+fn two_containers_of_podman_in_one_network_go_there_and_back_under_load() {
+    let Some(bed) = bed() else { return };
+    two_go_there_and_back(&bed, "podman");
+}
+
+fn two_go_there_and_back(bed: &Bed, engine: &str) {
+    let (owner, follower) = (format!("{engine}:web"), format!("{engine}:side"));
+    let redis = make_two(bed, engine);
+    let before = replication(bed, SRC);
     assert!(before.contains("sync_full:1") && before.contains("master_link_status:up"), "{before}");
-    assert_is_shared(&bed, SRC);
-    let hostname = bed.sh(SRC, "docker exec side hostname");
-    let probe = Probe::start(&bed, &redis);
+    assert_is_shared(bed, engine, SRC);
+    let hostname = bed.sh(SRC, &format!("{engine} exec side hostname"));
+    let probe = Probe::start(bed, &redis);
     let mut host = SRC;
     // by the name of the one that follows, too
-    for name in [SHARED, "docker:side"] {
-        let said = migrate(&bed, host, name, &["--together"]);
+    for name in [&owner, &follower] {
+        let said = migrate(bed, host, name, &["--together"]);
         assert_eq!(said.code, 0, "{}{}", said.out, said.err);
         let lines: Vec<Value> = said.out.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let summaries: Vec<&Value> = lines.iter().filter(|line| line["message_type"] == "summary").collect();
@@ -85,93 +121,101 @@ fn two_containers_of_docker_in_one_network_go_there_and_back_under_load() {
         let together = lines.last().unwrap();
         assert_eq!(
             (&together["message_type"], &together["containers"]),
-            (&json!("together"), &json!([SHARED, "docker:side"]))
+            (&json!("together"), &json!([owner, follower]))
         );
-        eprintln!("docker: none stood still for longer than {} us", together["downtime_us"]);
-        assert_nothing_left(&bed, host);
+        eprintln!("{engine}: none stood still for longer than {} us", together["downtime_us"]);
+        assert_nothing_left(bed, engine, host);
         host = other(host);
-        assert_is_shared(&bed, host);
-        let seen = "docker exec side sh -c 'cat /both/two /own/file /two; hostname'";
-        assert_eq!(bed.sh(host, seen), format!("two\ntwo\ntwo\n{hostname}"));
+        assert_is_shared(bed, engine, host);
+        let seen = format!("{engine} exec side sh -c 'cat /both/two /own/file /two; hostname'");
+        assert_eq!(bed.sh(host, &seen), format!("two\ntwo\ntwo\n{hostname}"));
         assert_eq!(
-            bed.sh(host, "docker inspect -f '{{.HostConfig.RestartPolicy.Name}}' web side"),
+            bed.sh(host, &format!("{engine} inspect -f '{{{{.HostConfig.RestartPolicy.Name}}}}' web side")),
             "always\nalways"
         );
-        assert_eq!(replication(&bed, host), before);
+        assert_eq!(replication(bed, host), before);
     }
     probe.assert_nothing_lost();
-    // they are docker's: stopped and started again they share as before
-    bed.sh(host, "docker restart -t 1 web; docker restart -t 1 side");
-    assert_is_shared(&bed, host);
-    bed.sh(host, "docker rm -f side web; docker volume rm data own");
-    assert_nothing_left(&bed, host);
+    // they are the engine's: stopped and started again they share as before
+    bed.sh(
+        host,
+        &format!("{engine} stop -t 1 side; {engine} stop -t 1 web; {engine} start web; {engine} start side"),
+    );
+    assert_is_shared(bed, engine, host);
+    bed.sh(host, &format!("{engine} rm -f side web; {engine} volume rm data own"));
+    assert_nothing_left(bed, engine, host);
 }
 
 #[test]
 fn who_shares_a_network_is_refused_with_the_names_of_the_others() {
     let Some(bed) = bed() else { return };
-    make_two(&bed);
-    let pids = "docker inspect -f '{{.State.Pid}}' web side";
-    let before = bed.sh(SRC, pids);
-    let idle = "localhost/redis:test tail -f /dev/null";
-    for (spoil, container, flags, code, words) in [
-        ("true".to_owned(), SHARED, &[][..], 2, &["`side`", "--together"][..]),
-        ("true".to_owned(), "docker:side", &[], 2, &["`web`", "--together"]),
+    for engine in ENGINES {
+        bed.wipe();
+        who_shares_is_refused(&bed, engine);
+    }
+}
+
+fn who_shares_is_refused(bed: &Bed, engine: &str) {
+    make_two(bed, engine);
+    let pids = format!("{engine} inspect -f '{{{{.State.Pid}}}}' web side");
+    let before = bed.sh(SRC, &pids);
+    let (of_one, its_pids) = match engine {
+        "docker" => (&["of one container only", "`third`"][..], &["--pid container:"][..]),
+        _ => (&["other containers share its namespaces", "`third`"][..], &["shares a namespace"][..]),
+    };
+    let third = |options: &str| {
+        format!("{engine} run -d --name third {options} localhost/redis:test tail -f /dev/null")
+    };
+    let mut cases: Vec<(String, &str, &[&str], i32, &[&str])> = vec![
+        ("true".into(), "web", &[], 2, &["`side`", "--together"]),
+        ("true".into(), "side", &[], 2, &["`web`", "--together"]),
         (
-            "true".to_owned(),
-            SHARED,
+            "true".into(),
+            "web",
             &["--together", "--strategy", "restart"],
             13,
             &["only single containers", "`side`"],
         ),
-        ("true".to_owned(), SHARED, &["--together", "--keep-source"], 2, &["several containers"]),
-        (
-            format!("docker run -d --name third --network none --pid container:side {idle}"),
-            SHARED,
-            &["--together"],
-            13,
-            &["of one container only", "`third`"],
-        ),
-        (
-            format!("docker run -d --name third --network container:web --pid container:web {idle}"),
-            SHARED,
-            &["--together"],
-            13,
-            &["--pid container:"],
-        ),
-    ] {
+        ("true".into(), "web", &["--together", "--keep-source"], 2, &["several containers"]),
+        (third("--network none --pid container:side"), "web", &["--together"], 13, of_one),
+        (third("--network container:web --pid container:web"), "web", &["--together"], 13, its_pids),
+    ];
+    if engine == "podman" {
+        // podman removes nobody that others depend on, whether they run or not
+        let ended = third("--network container:web") + "; podman kill third; podman wait third";
+        cases.push((ended, "web", &["--together"], 13, &["do not run", "`third`"]));
+    }
+    for (spoil, container, flags, code, words) in cases {
         bed.sh(SRC, &spoil);
-        let said = migrate(&bed, SRC, container, flags);
-        bed.sh(SRC, "docker rm -f third 2> /dev/null; true");
-        assert_eq!(said.code, code, "{spoil} {flags:?}: {}{}", said.out, said.err);
+        let said = migrate(bed, SRC, &format!("{engine}:{container}"), flags);
+        bed.sh(SRC, &format!("{engine} rm -f third 2> /dev/null; true"));
+        assert_eq!(said.code, code, "{engine}: {spoil} {flags:?}: {}{}", said.out, said.err);
         for words in words {
-            assert!(
-                said.out.contains(words),
-                "{spoil} {flags:?}: `{words}` is not in {}{}",
-                said.out,
-                said.err
-            );
+            let all = format!("{}{}", said.out, said.err);
+            assert!(said.out.contains(words), "{engine}: {spoil} {flags:?}: `{words}` is not in {all}");
         }
     }
-    assert_eq!(bed.sh(SRC, pids), before);
-    assert_nothing_left(&bed, DST);
+    assert_eq!(bed.sh(SRC, &pids), before);
+    assert_nothing_left(bed, engine, DST);
 }
 
 /// Killed, then `godwit resume`: both run on one side, and the other has nothing of them.
 #[test]
 fn after_a_kill_resume_leaves_both_on_one_side() {
     let Some(bed) = bed() else { return };
-    for (phase, side) in [("stop-and-copy", SRC), ("restore", DST), ("commit", SRC)] {
-        a_kill_leaves_both_on_one_side(&bed, phase, side);
+    for engine in ENGINES {
+        for (phase, side) in [("stop-and-copy", SRC), ("restore", DST), ("commit", SRC)] {
+            a_kill_leaves_both_on_one_side(&bed, engine, phase, side);
+        }
     }
 }
 
-fn a_kill_leaves_both_on_one_side(bed: &Bed, phase: &str, side: &str) {
+fn a_kill_leaves_both_on_one_side(bed: &Bed, engine: &str, phase: &str, side: &str) {
     bed.wipe();
-    let redis = make_two(bed);
+    let (redis, owner) = (make_two(bed, engine), format!("{engine}:web"));
     let probe = Probe::start(bed, &redis);
     let flags =
-        [SHARED, "ssh://dst", "--together", "--tcp-established", "--retries", "0", "--max-downtime", "60s"];
+        [&owner, "ssh://dst", "--together", "--tcp-established", "--retries", "0", "--max-downtime", "60s"];
     let mut running = Background::migrate(bed, &[], &flags);
     running.wait_for_phase(phase);
     match side {
@@ -179,7 +223,7 @@ fn a_kill_leaves_both_on_one_side(bed: &Bed, phase: &str, side: &str) {
         _ => drop(bed.try_sh(DST, "for p in $(pgrep -f '[g]odwit receive'); do kill -9 $p; done")),
     }
     let said = running.finish();
-    let mut context = format!("{phase} on {side}: {}{}", said.out, said.err);
+    let mut context = format!("{engine}: {phase} on {side}: {}{}", said.out, said.err);
     for host in [SRC, DST] {
         let resumed = godwit_with(bed, host, &[], &["resume", "--timeout", "30s"]);
         context += &format!("\n{host}: {} {}{}", resumed.code, resumed.out, resumed.err);
@@ -187,7 +231,7 @@ fn a_kill_leaves_both_on_one_side(bed: &Bed, phase: &str, side: &str) {
     eprintln!("{context}");
     bed.end_what_is_kept();
     let runs = |host: &str, name: &str| {
-        bed.holds(host, &format!("[ \"$(docker inspect -f '{{{{.State.Status}}}}' {name})\" = running ]"))
+        bed.holds(host, &format!("[ \"$({engine} inspect -f '{{{{.State.Status}}}}' {name})\" = running ]"))
     };
     let running: Vec<(&str, &str)> = [SRC, DST]
         .into_iter()
@@ -196,10 +240,10 @@ fn a_kill_leaves_both_on_one_side(bed: &Bed, phase: &str, side: &str) {
         .collect();
     let runner = running.first().map_or("nowhere", |(host, _)| host);
     assert_eq!(running, [(runner, "web"), (runner, "side")], "{context}");
-    assert_is_shared(bed, runner);
+    assert_is_shared(bed, engine, runner);
     if runner == SRC {
-        assert_eq!(bed.sh(DST, "docker volume ls -q"), "", "{context}");
+        assert_eq!(bed.sh(DST, &format!("{engine} volume ls -q")), "", "{context}");
     }
     assert_eq!(probe.lost(), None, "{context}");
-    assert_nothing_left(bed, other(runner));
+    assert_nothing_left(bed, engine, other(runner));
 }

@@ -4,8 +4,9 @@ use super::examination::parse_known;
 use super::pod::Pod;
 use super::pod_here::PodHere;
 use super::restart::{Known, PodmanStartable};
+use super::sharing;
 use super::start;
-use super::{KIND, Podman, QUESTION, Recipe};
+use super::{DEPENDED_ON, KIND, Podman, QUESTION, Recipe};
 use crate::arrival::Arrival;
 use crate::container::{DestinationContainer, Given, Note, RestoreRequest, Shipment};
 use crate::error::EngineError;
@@ -31,7 +32,7 @@ use std::time::{Duration, Instant};
 
 /// Time that a restore may take.
 const RESTORE: Duration = Duration::from_secs(300);
-/// How long the others of a pod may take to be removed before it is removed with what is in it.
+/// How long the others may take to be removed before what they depend on is removed with them.
 const OTHERS: Duration = Duration::from_secs(3);
 /// How podman says that a checkpoint holds no images: it has made the container by then.
 const NO_IMAGES: &str = "a complete checkpoint for this container cannot be found";
@@ -196,11 +197,23 @@ impl PodmanArrival {
             };
             self.be_in(pod_here);
         }
+        self.find_owner()?;
         self.make_container()?;
+        sharing::note_made(&self.shipment.job, &self.recipe.id)?;
         let merged = self.podman.run(&["mount", &self.recipe.id])?;
         self.merged = Some(merged.trim().into());
         self.make_keepings()?;
         install_hook(&self.shipment.job).map(drop)
+    }
+
+    /// The container whose network it shares is that which the migration has made that it follows, and nobody else's.
+    fn find_owner(&self) -> Result<(), EngineError> {
+        match &self.recipe.owner {
+            Some(owner) if !sharing::has_made(leading_job(&self.shipment), owner) => {
+                Err(EngineError::NotHeld(format!("the container `{owner}` was not made for it")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// It is in a pod of another id than at the source, and its cgroup is in that of the pod.
@@ -285,6 +298,46 @@ impl PodmanArrival {
     fn shm_of_pod(&self) -> Option<PathBuf> {
         let pod = self.pod.as_ref().filter(|_| self.recipe.record.joins("ipc"))?;
         Some(self.directory_of(&pod.infra).join("shm"))
+    }
+
+    /// Has podman start it, with its network, and takes that over.
+    fn begin_start(&mut self) -> Result<(), EngineError> {
+        let roots: Vec<VolumeRoot> =
+            self.shipment.trees.iter().filter_map(|path| VolumeRoot::of(path)).collect();
+        // by itself: what starts the container next is told to ask godwit for the runtime
+        self.start_pod()?;
+        let start = start::begin(
+            &self.podman.program,
+            &self.conmon,
+            &self.recipe.id,
+            self.recipe.flavor,
+            &self.shipment.job,
+        )?;
+        for root in roots {
+            root.put_back()?;
+        }
+        let bundle = start.asked.bundle.clone();
+        self.start = Some(start);
+        self.take_network(&bundle)
+    }
+
+    /// Removes the container if it is there. Those that share its network go before it, by those who have made them if they do it soon.
+    fn remove_container(&self) -> Result<(), EngineError> {
+        let until = Instant::now() + OTHERS;
+        // its volumes are gone through by whoever calls: one without a name may have been there before
+        let remove = ["rm", "--force", "--time", "0", "--ignore", &self.recipe.id];
+        loop {
+            match self.podman.run(&remove) {
+                Err(EngineError::Tool { what, .. }) if what.contains(DEPENDED_ON) => {
+                    if Instant::now() >= until {
+                        // nobody else can have made any: it has never run here
+                        return self.podman.run(&[&remove[..], &["--depend"]].concat()).map(drop);
+                    }
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                removed => return removed.map(drop),
+            }
+        }
     }
 
     /// Starts what holds the namespaces of the pod.
@@ -386,30 +439,24 @@ impl DestinationContainer for PodmanArrival {
     }
 
     fn get_ready(&mut self, note: &mut Note<'_>) -> Result<(), EngineError> {
+        if self.starts_late() {
+            return self.note(note, None);
+        }
         if let Some(network) = &self.shipment.network {
             self.screen = Screen::put_up(&self.recipe.id, network)?;
         }
-        let roots: Vec<VolumeRoot> =
-            self.shipment.trees.iter().filter_map(|path| VolumeRoot::of(path)).collect();
-        // by itself: what starts the container next is told to ask godwit for the runtime
-        self.start_pod()?;
-        let start = start::begin(
-            &self.podman.program,
-            &self.conmon,
-            &self.recipe.id,
-            self.recipe.flavor,
-            &self.shipment.job,
-        )?;
-        for root in roots {
-            root.put_back()?;
-        }
-        let bundle = start.asked.bundle.clone();
-        self.start = Some(start);
-        self.take_network(&bundle)?;
+        self.begin_start()?;
         self.note(note, self.arrival.record())
     }
 
+    fn starts_late(&self) -> bool {
+        self.recipe.owner.is_some()
+    }
+
     fn begin(&mut self, request: &RestoreRequest) {
+        if self.starts_late() {
+            return;
+        }
         let descriptors = self.recipe.descriptors.clone();
         match Restoration::start_early(request, &descriptors, || self.start_runtime(request)) {
             Ok(begun) => self.begun = begun,
@@ -422,6 +469,10 @@ impl DestinationContainer for PodmanArrival {
         request: &RestoreRequest,
         restored: &mut dyn FnMut(i32),
     ) -> Result<Given, EngineError> {
+        if self.starts_late() {
+            // podman waits until the owner's start is over: then that is held
+            self.begin_start()?;
+        }
         if let (Some(pod), Some(here)) = (&self.recipe.pod, &self.pod) {
             rename_cgroups(&request.images, &pod.id, &here.id).map_err(|error| EngineError::Unreadable {
                 path: "cgroup.img".into(),
@@ -508,9 +559,7 @@ impl DestinationContainer for PodmanArrival {
             tracing::debug!(%error, "podman gave up, as it should");
         }
         if std::mem::take(&mut self.begun_to_make) {
-            // its volumes are gone through below: one without a name may have been there before
-            let args = ["rm", "--force", "--time", "0", "--ignore", &self.recipe.id];
-            keep("container", self.podman.run(&args).map(drop));
+            keep("container", self.remove_container());
             // what podman leaves of a start that fails (libpod, `PersistDir`)
             let _ = std::fs::remove_dir_all(Path::new("/run/libpod/persist").join(&self.recipe.id));
             // what CRIU was put into before the runtime knew of it

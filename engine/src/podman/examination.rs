@@ -22,15 +22,25 @@ fn parse(shipment: &Shipment) -> Result<Recipe, Refusal> {
     let (images, image_names): (Vec<&str>, Vec<&str>) = images.into_iter().flatten().unzip();
     let of_pods =
         recipe.pod.iter().flat_map(|pod| pod.members.iter().map(|member| &member.id).chain([&pod.id]));
-    let ids = images.into_iter().chain([recipe.id.as_str()]).chain(of_pods.map(String::as_str));
+    let others = of_pods.chain(&recipe.owner).map(String::as_str);
+    let ids = images.into_iter().chain([recipe.id.as_str()]).chain(others);
     let odd = odd.or(ids.into_iter().find(|id| !is_id(id)));
     let is_odd = |name: &&str| name.starts_with('-') || name.contains(char::is_whitespace);
     let odd = odd.or(image_names.into_iter().find(is_odd));
     // whoever may come by its name brings nothing of another one
     let is_other = recipe.pod.as_ref().is_some_and(|pod| shipment.name != pod.name_of(&recipe.id));
     let odd = odd.or(is_other.then_some(shipment.name.as_str()));
-    match odd.map(str::to_owned) {
-        Some(name) => Err(Refusal::new(format!("`{}` is no name for podman", name.escape_debug()))),
+    if let Some(name) = odd {
+        return Err(Refusal::new(format!("`{}` is no name for podman", name.escape_debug())));
+    }
+    // in a pod podman itself has it share what is the pod's
+    let shared: &[&str] = match (&recipe.pod, &recipe.owner) {
+        (Some(_), _) => return Ok(recipe),
+        (None, Some(owner)) if recipe.record.joined_in("net") == Some(owner) => &["net"],
+        (None, _) => &[],
+    };
+    match recipe.record.needs_others(false, shared) {
+        Some(why) => Err(Refusal::new(format!("{why}, and does not follow it"))),
         None => Ok(recipe),
     }
 }
@@ -83,6 +93,12 @@ pub(super) fn examine(podman: &Podman, shipment: &Shipment) -> Vec<Refusal> {
     }
     if recipe.pod.is_some() && recipe.led_pod().is_none() && shipment.leader.is_none() {
         reasons.push(Refusal::new("it comes without the container that leads its pod"));
+    }
+    if recipe.owner.is_some() && shipment.leader.is_none() {
+        reasons.push(
+            Refusal::new("it comes without the container whose network it shares")
+                .hint("`godwit migrate --together`"),
+        );
     }
     match podman.setting() {
         Ok(setting) if setting.cgroups != "v2" || setting.storage != "overlay" => reasons.push(

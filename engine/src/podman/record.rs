@@ -163,20 +163,22 @@ impl Record {
 
     /// Whether another container holds its namespace of this kind: `net`, `ipc`, …
     pub(super) fn joins(&self, kind: &str) -> bool {
-        self.text(&format!("{kind}NsCtr")).is_some()
+        self.joined_in(kind).is_some()
     }
 
-    /// Why it cannot be made again by itself; of one `in_pod`, why not with the pod alone.
-    pub(super) fn needs_others(&self, in_pod: bool) -> Option<&'static str> {
-        let is_given = |key: &str| self.text(key).is_some();
+    /// The container whose namespace of this kind it shares.
+    pub(super) fn joined_in(&self, kind: &str) -> Option<&str> {
+        self.text(&format!("{kind}NsCtr"))
+    }
+
+    /// Why it cannot be made again by itself; of one `in_pod`, why not with the pod alone. It may share namespaces of these kinds with
+    /// those that go along.
+    pub(super) fn needs_others(&self, in_pod: bool, shared: &[&str]) -> Option<&'static str> {
         if self.pod().is_some() && !in_pod {
             return Some("it is in a pod");
         }
-        let of_pods: &[&str] = if in_pod { &["netNsCtr", "ipcNsCtr", "utsNsCtr"] } else { &[] };
-        if ["netNsCtr", "pidNsCtr", "ipcNsCtr", "utsNsCtr", "mountNsCtr", "userNsCtr", "cgroupNsCtr"]
-            .iter()
-            .any(|key| is_given(key) && !of_pods.contains(key))
-        {
+        let kinds = ["net", "pid", "ipc", "uts", "mount", "user", "cgroup"];
+        if kinds.iter().any(|kind| self.joins(kind) && !shared.contains(kind)) {
             return Some("it shares a namespace with another container");
         }
         let some = |key: &str| self.0.get(key).and_then(Value::as_array).is_some_and(|all| !all.is_empty());
@@ -346,7 +348,10 @@ mod tests {
         assert_eq!(with_log("journald", "/c/userdata/ctr.log"), None);
         assert_eq!(with_log("k8s-file", "/etc/passwd"), None);
         assert!(record(json!({})).files(&[]).is_err());
-        assert_eq!(record(json!({"pod": "x"})).needs_others(false), Some("it is in a pod"));
-        assert_eq!(record(json!({"pod": "", "Dependencies": null})).needs_others(false), None);
+        assert_eq!(record(json!({"pod": "x"})).needs_others(false, &[]), Some("it is in a pod"));
+        assert_eq!(record(json!({"pod": "", "Dependencies": null})).needs_others(false, &[]), None);
+        let shares = record(json!({"netNsCtr": "a"}));
+        assert_eq!(shares.needs_others(false, &["net"]), None);
+        assert!(shares.needs_others(false, &["ipc"]).is_some_and(|why| why.contains("namespace")));
     }
 }

@@ -1,10 +1,11 @@
 //! A container of podman at the source.
 
-use super::pod::{Found, Member, Pod, SELECTOR, is_empty};
+use super::pod::{Found, SELECTOR, is_empty};
 use super::record::{Address, Record, group_of};
 use super::removal::Removal;
 use super::restart::{Known, PodmanStartable};
-use super::{KIND, Podman, Recipe};
+use super::sharing::{self, Company};
+use super::{DEPENDED_ON, KIND, Podman, Recipe};
 use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
 use crate::error::EngineError;
 use crate::freezer::Freezer;
@@ -40,14 +41,19 @@ struct PodmanKin {
     image: String,
     /// The id of the pod that goes with it.
     pod: Option<String>,
+    /// The id of the container that has the network which it shares, its own if others share that.
+    owner: Option<String>,
     removal: Removal,
 }
 
-/// What outlasts a process of a container that goes with its pod; of any other it is the id alone.
+/// What outlasts a process of a container that does not go alone; of any other it is the id.
 #[derive(Serialize, Deserialize)]
-struct KinInPod {
+struct KinWithOthers {
     id: String,
-    pod: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pod: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
 }
 
 pub(super) fn open(
@@ -56,7 +62,7 @@ pub(super) fn open(
     request: &OpenRequest,
 ) -> Result<Box<dyn SourceContainer>, EngineError> {
     match name.strip_prefix(SELECTOR) {
-        None => open_container(podman, name, None, &mut BTreeSet::new(), request),
+        None => open_container(podman, name, &mut Company::default(), request),
         Some(_) => {
             let mut all = open_group(podman, name, request)?;
             let others: Vec<String> = all.drain(1..).map(|other| other.facts().name.clone()).collect();
@@ -76,43 +82,42 @@ pub(super) fn open(
     }
 }
 
-/// Opens all containers of a pod, the one that leads first; or a container that is in none.
+/// Opens all containers of a pod, or all that share a network, the one that leads first; or a container that moves alone.
 pub(super) fn open_group(
     podman: &Podman,
     name: &str,
     request: &OpenRequest,
 ) -> Result<Vec<Box<dyn SourceContainer>>, EngineError> {
     let Some(pod) = name.strip_prefix(SELECTOR) else {
-        return Ok(vec![open_container(podman, name, None, &mut BTreeSet::new(), request)?]);
+        let mut company = sharing::company_of(podman, name, request)?;
+        let members = company.sharers.clone();
+        if members.is_empty() {
+            return Ok(vec![open_container(podman, name, &mut company, request)?]);
+        }
+        return members.iter().map(|one| open_container(podman, &one.id, &mut company, request)).collect();
     };
     let Found { pod, mut blockers } = Found::look(podman, pod, request)?;
     if pod.members.len() > 1 {
         blockers.extend(pod.shared_objects(podman)?);
     }
-    let mut carried = BTreeSet::new();
     let members = pod.members.clone();
-    let open = |member: Member| {
-        let found = Found { pod: pod.clone(), blockers: std::mem::take(&mut blockers) };
-        open_container(podman, &member.id, Some(found), &mut carried, request)
-    };
-    members.into_iter().map(open).collect()
+    let mut company = Company { pod: Some(pod), blockers, ..Company::default() };
+    members.iter().map(|member| open_container(podman, &member.id, &mut company, request)).collect()
 }
 
-/// Opens a container, with its pod if that is what goes. `carried`: trees that go with another container of the pod, or with this
-/// one from now on.
+/// Opens a container that moves in this company.
 fn open_container(
     podman: &Podman,
     name: &str,
-    found: Option<Found>,
-    carried: &mut BTreeSet<PathBuf>,
+    company: &mut Company,
     request: &OpenRequest,
 ) -> Result<Box<dyn SourceContainer>, EngineError> {
     let shown = between_checks(|| podman.inspect(name))?;
     let text = |pointer: &str| shown.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let id = text("/Id");
-    let (pod, pod_blockers) = found.map_or((None, Vec::new()), |found| (Some(found.pod), found.blockers));
+    let pod = company.pod.clone();
     let name = pod.as_ref().map_or_else(|| text("/Name").to_owned(), |pod| pod.name_of(id));
-    let follows = pod.as_ref().is_some_and(|pod| !pod.is_led_by(id));
+    let follows = company.is_led_by_another(id);
     let full = format!("{KIND}:{name}");
     let pid = shown.pointer("/State/Pid").and_then(Value::as_i64).and_then(|pid| i32::try_from(pid).ok());
     let (status, Some(pid)) = (text("/State/Status"), pid) else {
@@ -128,7 +133,7 @@ fn open_container(
     let config = read_config(&path)?;
     let Look { binds, pids, mut blockers, namespace, network, descriptors } =
         Look::at(pid, &config, &bundle, request)?;
-    blockers.extend(pod_blockers);
+    blockers.extend(std::mem::take(&mut company.blockers));
     if request.restart.is_none() {
         blockers.extend(unsuitable(&shown, &setting));
     }
@@ -173,7 +178,7 @@ fn open_container(
         }
     };
     if let Some(record) = &record {
-        blockers.extend(bound_to_others(podman, record, &setting.graph_root, pod.as_ref())?);
+        blockers.extend(bound_to_others(podman, record, &setting.graph_root, company)?);
     }
     let mut warnings = Vec::new();
     let publishers = record.iter().chain(pod.as_ref().filter(|_| !follows).map(|pod| &pod.infra));
@@ -181,8 +186,7 @@ fn open_container(
         Some(breaks) if request.ip_change => warnings.push(breaks.reason),
         breaks => blockers.extend(breaks),
     }
-    let companions: Vec<&str> =
-        pod.iter().flat_map(|pod| &pod.members).map(|member| member.id.as_str()).chain([id]).collect();
+    let companions: Vec<&str> = company.members().map(|member| member.id.as_str()).chain([id]).collect();
     let (volumes, shared) = volumes_of(podman, &shown, &companions, &mut warnings)?;
     blockers.extend(shared);
     let Some(mut record) = record.filter(|_| blockers.is_empty()) else {
@@ -241,13 +245,13 @@ fn open_container(
     for volume in &request.volumes {
         volumes::add_tree(&mut trees, volume.clone(), false, request, &mut warnings);
     }
-    // what several of a pod have goes with the first of them
-    trees.retain(|tree| tree.made_there || !carried.contains(&tree.path));
-    carried.extend(trees.iter().filter(|tree| !tree.made_there).map(|tree| tree.path.clone()));
+    // what several have goes with the first of them
+    trees.retain(|tree| tree.made_there || !company.carried.contains(&tree.path));
+    company.carried.extend(trees.iter().filter(|tree| !tree.made_there).map(|tree| tree.path.clone()));
     let not_copied: Vec<&BindMount> = host_binds
         .iter()
         .filter(|bind| {
-            let mut copied = trees.iter().map(|tree| &tree.path).chain(carried.iter());
+            let mut copied = trees.iter().map(|tree| &tree.path).chain(&company.carried);
             !copied.any(|path| bind.source.starts_with(path))
         })
         .copied()
@@ -266,6 +270,7 @@ fn open_container(
         descriptors: descriptors.clone(),
         image: image_id.clone(),
         pod: pod.as_ref().map(|pod| pod.id.clone()),
+        owner: company.sharers.first().map(|owner| owner.id.clone()),
         removal: Removal::of(podman, id),
     };
     let policy = record.restart_policy();
@@ -287,6 +292,7 @@ fn open_container(
         descriptors,
         merged,
         pod,
+        owner: company.owner_of(id).map(|owner| owner.id.clone()),
     };
     let facts = Facts {
         engine: KIND,
@@ -321,11 +327,9 @@ pub(super) fn reopen(podman: &Podman, remains: &str) -> Result<Box<dyn SourceCon
         return Ok(Box::new(stopped.reopen(KIND, Box::new(PodmanStartable::new(podman, known)))));
     }
     let remains = Remains::understand(remains)?;
-    let in_pod: Option<KinInPod> = serde_json::from_value(remains.kin.clone()).ok();
-    let (id, pod) = match in_pod {
-        Some(KinInPod { id, pod }) => (id, Some(pod)),
-        None => (remains.kin.as_str().unwrap_or(&remains.name).to_owned(), None),
-    };
+    let KinWithOthers { id, pod, owner } = serde_json::from_value(remains.kin.clone()).unwrap_or_else(|_| {
+        KinWithOthers { id: remains.kin.as_str().unwrap_or(&remains.name).to_owned(), pod: None, owner: None }
+    });
     let kin = PodmanKin {
         podman: podman.clone(),
         removal: Removal::of(podman, &id),
@@ -335,6 +339,7 @@ pub(super) fn reopen(podman: &Podman, remains: &str) -> Result<Box<dyn SourceCon
         descriptors: Vec::new(),
         image: String::new(),
         pod,
+        owner,
     };
     Ok(Box::new(remains.reopen(KIND, Box::new(kin))))
 }
@@ -344,20 +349,20 @@ fn flavor_of(runtime: &str) -> Option<Flavor> {
     [Flavor::Crun, Flavor::Runc].into_iter().find(|flavor| flavor.kind() == name)
 }
 
-/// The others that a container cannot be parted from. Those of its `pod` go along.
+/// The others that a container cannot be parted from. Those of its `company` go along.
 fn bound_to_others(
     podman: &Podman,
     record: &Record,
     graph_root: &Path,
-    pod: Option<&Pod>,
+    company: &Company,
 ) -> Result<Vec<Refusal>, EngineError> {
+    let pod = company.pod.as_ref();
     let infra = pod.map(|pod| pod.infra.name());
-    let goes_along = |name: &str| {
-        Some(name) == infra || pod.is_some_and(|pod| pod.members.iter().any(|member| member.name == name))
-    };
     let mut others = group_of(graph_root, record.id())?;
-    others.retain(|other| !goes_along(other));
-    let why = record.needs_others(pod.is_some());
+    others.retain(|other| {
+        Some(other.as_str()) != infra && !company.members().any(|member| member.name == *other)
+    });
+    let why = record.needs_others(pod.is_some(), company.shared_by(record.id()));
     let why =
         why.or((!others.is_empty()).then_some("other containers share its namespaces, or depend on it"));
     let Some(why) = why else { return Ok(Vec::new()) };
@@ -375,7 +380,7 @@ fn bound_to_others(
             refusal.hint(format!("move the pod, with all that is in it: `{KIND}:{SELECTOR}{name}`"))
         }
         None => refusal.hint(
-            "containers that share namespaces can be moved in a pod only: \
+            "containers that share more than a network can be moved in a pod only: \
              part them first (`podman inspect` shows `Dependencies`)",
         ),
     }])
@@ -497,10 +502,10 @@ impl Kin for PodmanKin {
     }
 
     fn remains(&self) -> Value {
-        match &self.pod {
-            Some(pod) => json!(KinInPod { id: self.id.clone(), pod: pod.clone() }),
-            None => self.id.clone().into(),
+        if self.pod.is_none() && self.owner.is_none() {
+            return self.id.clone().into();
         }
+        json!(KinWithOthers { id: self.id.clone(), pod: self.pod.clone(), owner: self.owner.clone() })
     }
 
     fn relent(&mut self) -> Result<(), EngineError> {
@@ -546,7 +551,19 @@ impl Kin for PodmanKin {
     }
 
     fn forget(&mut self) -> Result<(), EngineError> {
-        self.removal.run()?;
-        self.pod.as_ref().map_or(Ok(()), |pod| self.podman.remove_empty_pod(pod).map(drop))
+        let Some(owner) = &self.owner else {
+            self.removal.run()?;
+            return self.pod.as_ref().map_or(Ok(()), |pod| self.podman.remove_empty_pod(pod).map(drop));
+        };
+        // podman removes nobody that others depend on: the owner goes with the last of them
+        let is_owner = *owner == self.id;
+        match self.removal.run() {
+            Err(EngineError::Tool { what, .. }) if is_owner && what.contains(DEPENDED_ON) => return Ok(()),
+            removed => removed?,
+        }
+        if !is_owner && let Err(error) = self.podman.run(&["rm", "--ignore", "--volumes", owner]) {
+            tracing::debug!(%error, "the owner of the network is still there, or others are");
+        }
+        Ok(())
     }
 }
