@@ -142,7 +142,7 @@ fn two_go_there_and_back(bed: &Bed, engine: &str) {
         &format!("{engine} stop -t 1 side; {engine} stop -t 1 web; {engine} start web; {engine} start side"),
     );
     assert_is_shared(bed, engine, host);
-    bed.sh(host, &format!("{engine} rm -f side web; {engine} volume rm data own"));
+    bed.sh(host, &format!("{engine} rm -f side; {engine} rm -f web; {engine} volume rm data own"));
     assert_nothing_left(bed, engine, host);
 }
 
