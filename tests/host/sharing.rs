@@ -155,6 +155,9 @@ fn who_shares_a_network_is_refused_with_the_names_of_the_others() {
     }
 }
 
+/// What is done at the source, who is to move, with which options; the exit code, and words of the reason.
+type Case<'a> = (String, &'a str, &'a [&'a str], i32, &'a [&'a str]);
+
 fn who_shares_is_refused(bed: &Bed, engine: &str) {
     make_two(bed, engine);
     let pids = format!("{engine} inspect -f '{{{{.State.Pid}}}}' web side");
@@ -166,7 +169,7 @@ fn who_shares_is_refused(bed: &Bed, engine: &str) {
     let third = |options: &str| {
         format!("{engine} run -d --name third {options} localhost/redis:test tail -f /dev/null")
     };
-    let mut cases: Vec<(String, &str, &[&str], i32, &[&str])> = vec![
+    let mut cases: Vec<Case<'_>> = vec![
         ("true".into(), "web", &[], 2, &["`side`", "--together"]),
         ("true".into(), "side", &[], 2, &["`web`", "--together"]),
         (
