@@ -184,7 +184,6 @@ fn what_docker_cannot_make_there_is_refused_and_nothing_is_touched() {
         ("--network none -t", "it has a terminal"),
         ("--network none --pid host", "it shares a namespace (`--pid host`)"),
         ("--network none --ipc shareable", "it shares a namespace (`--ipc shareable`)"),
-        ("--network container:web", "shares the network of another container"),
         ("--network none --volumes-from web", "depends on other containers"),
         ("--network none -v data:/data", "another running container uses the volume `data`"),
     ] {
