@@ -83,3 +83,15 @@ impl Engine for Bare {
         destination::reopen(remains)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_knows_of_no_groups_takes_none() {
+        let together = OpenRequest { together: true, ..OpenRequest::default() };
+        let refused = Bare.open_group("1", &together);
+        assert!(matches!(&refused, Err(EngineError::Blocked { name, .. }) if name == "pid:1"));
+    }
+}

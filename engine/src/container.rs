@@ -421,6 +421,11 @@ pub trait Engine: Send + Sync {
         name: &str,
         request: &OpenRequest,
     ) -> Result<Vec<Box<dyn SourceContainer>>, EngineError> {
+        if request.together {
+            let reason = "nobody knows which others share its namespaces: only docker and podman do, of their containers";
+            let blockers = vec![Refusal::new(reason).hint("leave `--together` out")];
+            return Err(EngineError::Blocked { name: format!("{}:{name}", self.kind()), blockers });
+        }
         Ok(vec![self.open(name, request)?])
     }
 
