@@ -5,8 +5,8 @@ mod making;
 use super::examination::parse_known;
 use super::pod_here::PodHere;
 use super::restart::{Known, PodmanStartable};
-use super::start;
 use super::{DEPENDED_ON, Podman, QUESTION, Recipe};
+use super::{sharing, start};
 use crate::arrival::Arrival;
 use crate::container::{DestinationContainer, Given, Note, RestoreRequest, Shipment};
 use crate::error::EngineError;
@@ -398,6 +398,7 @@ impl DestinationContainer for PodmanArrival {
             keep("mount", self.podman.run(&["umount", &self.recipe.id]).map(drop));
         }
         let _ = std::fs::remove_dir_all(self.shipment.job.join(crate::stand_in::DIRECTORY));
+        sharing::forget_made(&self.shipment.job);
         leftovers
     }
 
@@ -466,6 +467,7 @@ impl DestinationContainer for PodmanArrival {
         }
         keep("network", self.arrival.remove_network());
         self.screen = None;
+        sharing::forget_made(&self.shipment.job);
         keep("screen", Screen::take_down(&self.recipe.id).map_err(EngineError::from));
         leftovers
     }

@@ -132,6 +132,11 @@ pub(super) fn note_made(job: &Path, id: &str) -> Result<(), EngineError> {
     write_private(&job.join(NOTE), id.as_bytes())
 }
 
+/// Removes the note. Idempotent.
+pub(super) fn forget_made(job: &Path) {
+    let _ = std::fs::remove_file(job.join(NOTE));
+}
+
 /// Whether that migration has made this container.
 pub(super) fn has_made(job: &Path, id: &str) -> bool {
     std::fs::read_to_string(job.join(NOTE)).is_ok_and(|made| made == id)
@@ -159,5 +164,8 @@ mod tests {
         assert!(!has_made(job.path(), "a") && !has_made(job.path(), ""));
         note_made(job.path(), "a").unwrap();
         assert!(has_made(job.path(), "a") && !has_made(job.path(), "b"));
+        forget_made(job.path());
+        forget_made(job.path());
+        assert!(!has_made(job.path(), "a"));
     }
 }
