@@ -3,8 +3,8 @@
 use crate::bed::{Bed, CLIENT, DST, SRC, Said, bed};
 use crate::container::Redis;
 use crate::godwit::godwit_with;
-use crate::hosts::Hosts;
 pub use crate::hosts::other;
+use crate::hosts::{Hosts, left_over};
 use crate::inspected;
 pub use crate::inspected::difference;
 use crate::probe::Probe;
@@ -40,7 +40,7 @@ pub fn migrate(bed: &Bed, from: &str, container: &str, more: &[&str]) -> Said {
 pub fn assert_nothing_left(hosts: &dyn Hosts, host: &str, runtime: &str) {
     let left = "ls -d /sys/fs/cgroup/*web* /run/netns/* /sys/class/net/v-web /sys/class/net/veth* /var/lib/godwit/parked/* \
         2> /dev/null; pgrep -ax 'redis-server|conmon|godwit|criu'; nft list ruleset | grep godwit; true";
-    assert_eq!(hosts.sh(host, left), "", "{host}");
+    assert_eq!(left_over(hosts, host, left), "", "{host}");
     assert_eq!(hosts.sh(host, &format!("{runtime} list -q 2> /dev/null || {runtime} ps -aq")), "", "{host}");
 }
 

@@ -5,7 +5,7 @@ use crate::container::Redis;
 use crate::engines::{assert_a_volume_goes_whole, difference, migrate, other};
 use crate::faults::{ORDER, bed_with_points};
 use crate::godwit::{Background, godwit_with};
-use crate::hosts::Hosts;
+use crate::hosts::{Hosts, left_over};
 use crate::inspected::{self, same_with_docker};
 use crate::probe::Probe;
 use crate::state::State;
@@ -24,7 +24,7 @@ pub fn assert_nothing_left(hosts: &dyn Hosts, host: &str) {
         /var/lib/godwit/parked/* /var/lib/godwit/migrations/*/root 2> /dev/null
         pgrep -ax 'redis-server|containerd-shim|godwit|criu'; nft list ruleset | grep godwit
         cut -d' ' -f5 /proc/self/mountinfo | grep overlay2; ls /var/lib/docker/containers; docker ps -aq; true";
-    assert_eq!(hosts.sh(host, left), "", "{host}");
+    assert_eq!(left_over(hosts, host, left), "", "{host}");
     // a container's own layer has one below it for what docker puts there
     assert_eq!(hosts.sh(host, "ls /var/lib/docker/overlay2 | grep -e -init; true"), "", "{host}");
 }

@@ -1,6 +1,7 @@
 //! Hosts of either kind, namespaces or machines, as a test that runs on both sees them.
 
 use serde_json::Value;
+use std::time::{Duration, Instant};
 
 /// Where the containers of a test come from.
 pub const SRC: &str = "src";
@@ -25,6 +26,19 @@ pub trait Hosts {
         let (code, out, err) = self.run_script(host, script);
         assert_eq!(code, 0, "on {host}: {script}\n{out}{err}");
         out.trim_end().to_owned()
+    }
+}
+
+/// What a script finds that looks for leftovers; it has ten seconds to find nothing: what is on its way out is none.
+#[track_caller]
+pub fn left_over(hosts: &dyn Hosts, host: &str, script: &str) -> String {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        let found = hosts.sh(host, script);
+        if found.is_empty() || Instant::now() >= until {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(200));
     }
 }
 

@@ -1,7 +1,7 @@
 //! A container of docker's with limits, where systemd makes its cgroup: only the machines' cgroup v2 has controllers.
 
 use crate::five_moves::{IP, Kept, five_moves};
-use crate::hosts::Hosts;
+use crate::hosts::{Hosts, left_over};
 use crate::inspected::same_with_docker;
 use crate::machines::{DST, Machines, SRC, machines_with};
 use crate::redis_at_work::AppendOnly;
@@ -28,7 +28,7 @@ fn assert_nothing_left(hosts: &dyn Hosts, host: &str) {
         "ls -d /sys/fs/cgroup/*.slice/docker-*.scope /var/lib/godwit/parked/* /run/godwit-runc 2> /dev/null
          pgrep -ax 'redis-server|containerd-shim|criu'; nft list ruleset | grep godwit
          ls /run/netns | grep -vx client; ls /sys/class/net | grep veth; docker ps -aq; true";
-    assert_eq!(hosts.sh(host, left), "", "{host}");
+    assert_eq!(left_over(hosts, host, left), "", "{host}");
 }
 
 #[test]
