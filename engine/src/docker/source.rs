@@ -431,18 +431,12 @@ impl Kin for DockerKin {
     }
 
     fn retire(&mut self) -> Result<(), EngineError> {
-        let until = Instant::now() + RETIRE;
-        loop {
-            let shown = self.docker.inspect(&self.id)?;
-            let status = shown.pointer("/State/Status").and_then(Value::as_str).unwrap_or_default();
-            if status == "exited" {
-                return Ok(());
-            }
-            if Instant::now() >= until {
-                let status = status.to_owned();
-                return Err(EngineError::NotRunning { name: format!("{KIND}:{}", self.id), status });
-            }
-            std::thread::sleep(Duration::from_millis(50));
+        match self.status_after_its_end()?.as_deref() {
+            Some("exited") => Ok(()),
+            status => Err(EngineError::NotRunning {
+                name: format!("{KIND}:{}", self.id),
+                status: status.unwrap_or("gone").into(),
+            }),
         }
     }
 
@@ -451,6 +445,23 @@ impl Kin for DockerKin {
     }
 
     fn forget(&mut self) -> Result<(), EngineError> {
+        // docker would kill it, and wait. Whoever is killed meanwhile takes that back half done, and a shim stays for ever
+        self.status_after_its_end()?;
         self.removal.run()
+    }
+}
+
+impl DockerKin {
+    /// What docker says of the container when it has heard that its tasks are gone; none if it does not know it any more.
+    fn status_after_its_end(&self) -> Result<Option<String>, EngineError> {
+        let until = Instant::now() + RETIRE;
+        loop {
+            let Some(shown) = self.docker.find(&self.id)? else { return Ok(None) };
+            let status = shown.pointer("/State/Status").and_then(Value::as_str).unwrap_or_default();
+            if !matches!(status, "running" | "paused" | "restarting") || Instant::now() >= until {
+                return Ok(Some(status.to_owned()));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
