@@ -284,8 +284,7 @@ impl Freezer {
     /// Discards the container: kills every task while frozen and waits until all are gone. No instruction of the
     /// container runs. The empty cgroup is left thawed. Idempotent; a missing cgroup is done already.
     ///
-    /// On v1 a frozen task cannot die: SIGKILL is left pending for all and the thaw lets them die of it. On v2
-    /// `cgroup.kill` (kernel 5.14) does it.
+    /// SIGKILL is left pending for all, on v2 by `cgroup.kill` (kernel 5.14), and the thaw lets them die of it: on v1 a frozen task cannot.
     pub fn kill_frozen(&self) -> Result<()> {
         match self.kill_what_is_frozen() {
             // systemd takes a scope away as soon as nobody is in it
@@ -301,9 +300,9 @@ impl Freezer {
         self.freeze(Duration::from_secs(10))?;
         let begun = Instant::now();
         self.kill_all()?;
-        if self.version == Version::V1 {
-            self.thaw()?;
-        }
+        // all of them have their SIGKILL, and do nothing else. An engine that hears of their end must not find them frozen: it would take
+        // the container for one that runs, and docker leaves its shim
+        self.thaw()?;
         loop {
             let left = self.pids()?;
             if left.is_empty() && !self.is_busy() {
