@@ -288,9 +288,20 @@ impl Freezer {
     pub fn kill_frozen(&self) -> Result<()> {
         match self.kill_what_is_frozen() {
             // systemd takes a scope away as soon as nobody is in it
-            Err(_) if !self.dir.exists() => Ok(()),
+            Err(_) if self.goes_away() => Ok(()),
             killed => killed,
         }
+    }
+
+    /// Whether the cgroup is gone, or will be in a moment: on its way it refuses everything, and is still seen.
+    fn goes_away(&self) -> bool {
+        (0..20).any(|_| {
+            let is_gone = !self.dir.exists();
+            if !is_gone {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            is_gone
+        })
     }
 
     fn kill_what_is_frozen(&self) -> Result<()> {
