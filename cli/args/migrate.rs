@@ -100,7 +100,7 @@ pub struct MigrateArgs {
     /// Keep the stopped container here when it has moved; nothing starts it again by itself
     #[arg(long)]
     pub keep_source: bool,
-    /// Move all containers that share its namespaces with it, with one freeze and one word (docker and podman: `--network container:NAME`)
+    /// Move all containers that share its namespaces with it, with one freeze and one word (docker and podman: `--network container:NAME`, `--pid container:NAME`)
     #[arg(long)]
     pub together: bool,
     /// Whether clients may have to use another address: of a container with published ports they must

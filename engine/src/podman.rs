@@ -70,7 +70,7 @@ struct Recipe {
     /// The pod that goes with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pod: Option<pod::Pod>,
-    /// The id of the container whose network it shares, outside of a pod.
+    /// The id of the container whose namespaces it shares, outside of a pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     owner: Option<String>,
 }

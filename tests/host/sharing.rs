@@ -162,9 +162,9 @@ fn who_shares_is_refused(bed: &Bed, engine: &str) {
     make_two(bed, engine);
     let pids = format!("{engine} inspect -f '{{{{.State.Pid}}}}' web side");
     let before = bed.sh(SRC, &pids);
-    let (of_one, its_pids) = match engine {
-        "docker" => (&["of one container only", "`third`"][..], &["--pid container:"][..]),
-        _ => (&["other containers share its namespaces", "`third`"][..], &["shares a namespace"][..]),
+    let of_one: &[&str] = match engine {
+        "docker" => &["of one container only", "`third`"],
+        _ => &["other containers share its namespaces", "`third`"],
     };
     let third = |options: &str| {
         format!("{engine} run -d --name third {options} localhost/redis:test tail -f /dev/null")
@@ -181,12 +181,13 @@ fn who_shares_is_refused(bed: &Bed, engine: &str) {
         ),
         ("true".into(), "web", &["--together", "--keep-source"], 2, &["several containers"]),
         (third("--network none --pid container:side"), "web", &["--together"], 13, of_one),
-        (third("--network container:web --pid container:web"), "web", &["--together"], 13, its_pids),
     ];
     if engine == "podman" {
         // podman removes nobody that others depend on, whether they run or not
         let ended = third("--network container:web") + "; podman kill third; podman wait third";
         cases.push((ended, "web", &["--together"], 13, &["do not run", "`third`"]));
+        let its_ipc = third("--network container:web --ipc container:web");
+        cases.push((its_ipc, "web", &["--together"], 13, &["shares a namespace"]));
     }
     for (spoil, container, flags, code, words) in cases {
         bed.sh(SRC, &spoil);
@@ -200,6 +201,57 @@ fn who_shares_is_refused(bed: &Bed, engine: &str) {
     }
     assert_eq!(bed.sh(SRC, &pids), before);
     assert_nothing_left(bed, engine, DST);
+}
+
+/// What shares process numbers is restored among those that are there; it may have a network of its own.
+#[test]
+fn who_shares_process_numbers_goes_along() {
+    let Some(bed) = bed() else { return };
+    for engine in ENGINES {
+        bed.wipe();
+        numbers_are_shared_there(&bed, engine);
+    }
+}
+
+fn numbers_are_shared_there(bed: &Bed, engine: &str) {
+    make_two(bed, engine);
+    let third = "redis-cli -h 10.77.0.101";
+    bed.sh(
+        SRC,
+        &format!(
+            "{engine} run -d --name third --network testbed --ip 10.77.0.101 --mac-address 02:42:0a:4d:00:65 --pid container:web \
+                localhost/redis:test redis-server --bind 0.0.0.0 --protected-mode no --save ''
+             until {third} ping; do sleep 0.05; done; {third} set key value"
+        ),
+    );
+    let seen = |host: &str| {
+        let pid = |name: &str| bed.sh(host, &format!("{engine} inspect -f '{{{{.State.Pid}}}}' {name}"));
+        let (web, third) = (pid("web"), pid("third"));
+        let namespace = |pid: &str| bed.sh(host, &format!("readlink /proc/{pid}/ns/pid"));
+        assert_eq!(namespace(&web), namespace(&third), "{engine} on {host}");
+        let owner = bed.sh(host, &format!("{engine} inspect -f '{{{{.Id}}}}' web"));
+        let mode = bed.sh(host, &format!("{engine} inspect -f '{{{{.HostConfig.PidMode}}}}' third"));
+        assert_eq!(mode, format!("container:{owner}"), "{host}");
+        // its number among theirs, and that it sees the other's first process
+        let number = bed.sh(host, &format!("awk '/^NSpid:/ {{ print $NF }}' /proc/{third}/status"));
+        let first = bed.sh(host, &format!("{engine} exec third sh -c 'tr \"\\0\" \" \" < /proc/1/cmdline'"));
+        (number, first, bed.sh(host, "redis-cli -h 10.77.0.101 get key"))
+    };
+    let before = seen(SRC);
+    let mut host = SRC;
+    for _ in 0..2 {
+        let said = migrate(bed, host, &format!("{engine}:third"), &["--together"]);
+        assert_eq!(said.code, 0, "{engine}: {}{}", said.out, said.err);
+        assert_nothing_left(bed, engine, host);
+        host = other(host);
+        assert_eq!(seen(host), before, "{engine} on {host}");
+        assert_is_shared(bed, engine, host);
+    }
+    bed.sh(
+        host,
+        &format!("for name in third side web; do {engine} rm -f $name; done; {engine} volume rm data own"),
+    );
+    assert_nothing_left(bed, engine, host);
 }
 
 /// Killed, then `godwit resume`: both run on one side, and the other has nothing of them.

@@ -233,6 +233,9 @@ impl DockerArrival {
     /// Has docker start it, with its network and its root file system where they will be, and takes them over.
     fn begin_start(&mut self) -> Result<(), EngineError> {
         let id = self.known_id()?.to_owned();
+        if let Some(network) = &self.shipment.network {
+            self.screen = Screen::put_up(&id, network)?;
+        }
         let roots = self.volume_roots();
         self.join_log()?;
         layer::unmount(&layer::place_of(&self.shipment.job))?;
@@ -252,7 +255,9 @@ impl DockerArrival {
         let bundle = start.asked.bundle.clone();
         self.runtime_root = start.asked.root();
         self.start = Some(start);
-        self.make_network(&id, &bundle)
+        self.make_network(&id, &bundle)?;
+        self.screen = None;
+        Ok(())
     }
 
     /// Waits until docker has started the one whose namespaces it shares: as long as that goes on docker says nothing of it.
@@ -342,11 +347,7 @@ impl DestinationContainer for DockerArrival {
             self.runtime_root = owner.runtime_root;
             return self.note(note, None);
         }
-        if let Some(network) = &self.shipment.network {
-            self.screen = Screen::put_up(self.known_id()?, network)?;
-        }
         self.begin_start()?;
-        self.screen = None;
         self.note_for_others()?;
         self.note(note, self.arrival.record())
     }

@@ -57,7 +57,7 @@ impl Record {
         let mut body = self.config.clone();
         // an older word for what the networks say
         body.remove("MacAddress");
-        if owner.is_some() {
+        if is_anothers(self.network_mode()) {
             // the owner's, and the image's: docker takes no wishes for a network of another container (moby: runconfig, validateNetContainerMode)
             ["Hostname", "Domainname", "ExposedPorts"].iter().for_each(|key| drop(body.remove(*key)));
         }
@@ -232,7 +232,7 @@ impl Record {
             );
         }
         for (key, flag) in [("PidMode", "--pid"), ("IpcMode", "--ipc")] {
-            if is_anothers(self.host(key)) {
+            if is_anothers(self.host(key)) && !(key == "PidMode" && company.owner.is_some()) {
                 add(
                     format!("it shares a namespace (`{flag} {}`)", self.host(key)),
                     "only containers that stand alone can be moved yet",
@@ -403,7 +403,10 @@ mod tests {
         let follows = shown(|shown| shown["HostConfig"]["NetworkMode"] = "container:x".into());
         assert_eq!(follows.obstacles(&alive, &company), []);
         let in_pids = shown(|shown| shown["HostConfig"]["PidMode"] = "container:x".into());
-        assert!(in_pids.obstacles(&alive, &company)[0].0.contains("--pid container:x"));
+        assert_eq!(in_pids.obstacles(&alive, &company), []);
+        assert!(in_pids.obstacles(&alive, &Company::default())[0].0.contains("--pid container:x"));
+        let in_ipc = shown(|shown| shown["HostConfig"]["IpcMode"] = "container:x".into());
+        assert!(in_ipc.obstacles(&alive, &company)[0].0.contains("--ipc container:x"));
         let tty = shown(|shown| shown["Config"]["Tty"] = true.into());
         assert!(tty.obstacles(&alive, &Company::default())[0].0.contains("terminal"));
     }

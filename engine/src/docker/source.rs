@@ -3,7 +3,7 @@
 use super::record::Record;
 use super::removal::Removal;
 use super::restart::{DockerStartable, Known};
-use super::sharing::Company;
+use super::sharing::{Company, named_by};
 use super::{Docker, KIND, Recipe, Setting, no_restart};
 use crate::container::{Facts, OpenRequest, SourceContainer, Tree};
 use crate::error::EngineError;
@@ -84,9 +84,9 @@ pub(super) fn open(
         Look::at(pid, &config, &bundle, request)?;
     // docker knows of no network: one that somebody else has made would be lost
     let is_connected = network.as_ref().is_some_and(|state| state.interfaces().next().is_some());
-    let follows = company.owner.is_some();
+    let shares_network = named_by(record.network_mode()).is_some();
     let has_none = record.networks().next().is_none() && !record.is_in_default_network();
-    if is_connected && has_none && !follows {
+    if is_connected && has_none && !shares_network {
         blockers.push(
             Refusal::new("docker has not made its network, and does not know of it")
                 .hint("use a network of docker's, the host's, or none"),
@@ -219,8 +219,8 @@ pub(super) fn open(
         pid,
         memory_bytes: process::memory_bytes(&pids),
         trees,
-        // the owner holds the network of all
-        network: network.filter(|_| !follows),
+        // the owner holds the network of all that share it
+        network: network.filter(|_| !shares_network),
         recipe: crate::remains::written(&recipe)?,
         warnings,
         starts_slowly: true,

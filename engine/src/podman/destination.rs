@@ -173,6 +173,9 @@ impl PodmanArrival {
 
     /// Has podman start it, with its network, and takes that over.
     fn begin_start(&mut self) -> Result<(), EngineError> {
+        if let Some(network) = &self.shipment.network {
+            self.screen = Screen::put_up(&self.recipe.id, network)?;
+        }
         let roots: Vec<VolumeRoot> =
             self.shipment.trees.iter().filter_map(|path| VolumeRoot::of(path)).collect();
         // by itself: what starts the container next is told to ask godwit for the runtime
@@ -192,7 +195,7 @@ impl PodmanArrival {
         self.take_network(&bundle)
     }
 
-    /// Removes the container if it is there. Those that share its network go before it, by those who have made them if they do it soon.
+    /// Removes the container if it is there. Those that share its namespaces go before it, by those who have made them if they do it soon.
     fn remove_container(&self) -> Result<(), EngineError> {
         let until = Instant::now() + OTHERS;
         // its volumes are gone through by whoever calls: one without a name may have been there before
@@ -312,9 +315,6 @@ impl DestinationContainer for PodmanArrival {
     fn get_ready(&mut self, note: &mut Note<'_>) -> Result<(), EngineError> {
         if self.starts_late() {
             return self.note(note, None);
-        }
-        if let Some(network) = &self.shipment.network {
-            self.screen = Screen::put_up(&self.recipe.id, network)?;
         }
         self.begin_start()?;
         self.note(note, self.arrival.record())

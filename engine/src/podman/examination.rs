@@ -1,7 +1,7 @@
 //! What comes to podman, as the source tells of it: whether it can be made here.
 
 use super::pod::Pod;
-use super::{Podman, QUESTION, Recipe, is_name};
+use super::{Podman, QUESTION, Recipe, is_name, sharing};
 use crate::container::Shipment;
 use crate::error::EngineError;
 use crate::published;
@@ -36,7 +36,7 @@ fn parse(shipment: &Shipment) -> Result<Recipe, Refusal> {
     // in a pod podman itself has it share what is the pod's
     let shared: &[&str] = match (&recipe.pod, &recipe.owner) {
         (Some(_), _) => return Ok(recipe),
-        (None, Some(owner)) if recipe.record.joined_in("net") == Some(owner) => &["net"],
+        (None, Some(owner)) if sharing::owner_of(&recipe.record) == Some(owner) => sharing::OF_OWNERS,
         (None, _) => &[],
     };
     match recipe.record.needs_others(false, shared) {
@@ -96,7 +96,7 @@ pub(super) fn examine(podman: &Podman, shipment: &Shipment) -> Vec<Refusal> {
     }
     if recipe.owner.is_some() && shipment.leader.is_none() {
         reasons.push(
-            Refusal::new("it comes without the container whose network it shares")
+            Refusal::new("it comes without the container whose namespaces it shares")
                 .hint("`godwit migrate --together`"),
         );
     }

@@ -1,6 +1,6 @@
-//! Containers that share a network outside of pods: `podman run --network container:NAME`.
+//! Containers that share a network or process numbers outside of pods: `podman run --network container:NAME`, `--pid container:NAME`.
 //!
-//! The one that has the network *owns* it, and leads when all move together. podman waits with the start of who follows until the owner
+//! The one that has the namespaces *owns* them, and leads when all move together. podman waits with the start of who follows until the owner
 //! runs, by podman's own word (libpod: `checkDependenciesRunning`), and the owner's start waits for its restore. So at the destination who
 //! follows is started when the owner has been restored and is held, in the downtime.
 
@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 const NOTE: &str = "owner";
 /// Namespaces of a pod that others have, too.
 const OF_PODS: &[&str] = &["net", "ipc", "uts"];
+/// The same of a container outside of pods.
+pub(super) const OF_OWNERS: &[&str] = &["net", "pid"];
 
 /// With whom a container moves.
 #[derive(Default)]
@@ -27,7 +29,7 @@ pub(super) struct Company {
     pub(super) pod: Option<Pod>,
     /// What of that cannot be moved.
     pub(super) blockers: Vec<Refusal>,
-    /// All that share the network of the first one of them, outside of pods.
+    /// All that share namespaces of the first one of them, outside of pods.
     pub(super) sharers: Vec<Member>,
     /// Trees that go with one before it.
     pub(super) carried: BTreeSet<PathBuf>,
@@ -39,7 +41,7 @@ impl Company {
         self.pod.iter().flat_map(|pod| &pod.members).chain(&self.sharers)
     }
 
-    /// Whose network a container shares outside of a pod.
+    /// Whose namespaces a container shares outside of a pod.
     pub(super) fn owner_of(&self, id: &str) -> Option<&Member> {
         self.sharers.first().filter(|owner| owner.id != id)
     }
@@ -53,7 +55,7 @@ impl Company {
     pub(super) fn shared_by(&self, id: &str) -> &'static [&'static str] {
         match (&self.pod, self.owner_of(id)) {
             (Some(_), _) => OF_PODS,
-            (None, Some(_)) => &["net"],
+            (None, Some(_)) => OF_OWNERS,
             (None, None) => &[],
         }
     }
@@ -62,7 +64,7 @@ impl Company {
 /// With whom a container moves that is in no pod.
 ///
 /// # Errors
-/// When podman cannot be asked; when others share its network and nobody has asked for them, or they cannot move.
+/// When podman cannot be asked; when others share its namespaces and nobody has asked for them, or they cannot move.
 pub(super) fn company_of(podman: &Podman, name: &str, request: &OpenRequest) -> Result<Company, EngineError> {
     let alone = Ok(Company::default());
     let setting = podman.setting()?;
@@ -75,7 +77,7 @@ pub(super) fn company_of(podman: &Podman, name: &str, request: &OpenRequest) -> 
     if others.is_empty() {
         return alone;
     }
-    let owner = match Record::read(&setting.graph_root, &asked.id)?.joined_in("net") {
+    let owner = match owner_of(&Record::read(&setting.graph_root, &asked.id)?) {
         Some(owner) => member(&podman.inspect(owner)?),
         None => asked.clone(),
     };
@@ -84,7 +86,7 @@ pub(super) fn company_of(podman: &Podman, name: &str, request: &OpenRequest) -> 
         let shown = podman.inspect(other)?;
         let record = Record::read(&setting.graph_root, &member(&shown).id)?;
         // that of a pod, and what shares anything else, is refused with a reason of its own
-        if record.pod().is_some() || record.joined_in("net") != Some(&owner.id) {
+        if record.pod().is_some() || owner_of(&record) != Some(&owner.id) {
             return alone;
         }
         following.push((member(&shown), shown.pointer("/State/Running") == Some(&true.into())));
@@ -96,7 +98,7 @@ pub(super) fn company_of(podman: &Podman, name: &str, request: &OpenRequest) -> 
     };
     let ended: Vec<&Member> = following.iter().filter(|(_, runs)| !runs).map(|(one, _)| one).collect();
     if !ended.is_empty() {
-        let what = format!("containers that share its network do not run: {}", listed(ended));
+        let what = format!("containers that share its namespaces do not run: {}", listed(ended));
         return blocked(what, "start them, or remove them: podman removes nothing that others depend on");
     }
     let sharers: Vec<Member> = [owner].into_iter().chain(following.into_iter().map(|(one, _)| one)).collect();
@@ -113,6 +115,13 @@ pub(super) fn company_of(podman: &Podman, name: &str, request: &OpenRequest) -> 
         return blocked(what, "leave `--strategy restart` out");
     }
     Ok(Company { sharers, ..Company::default() })
+}
+
+/// The one container whose namespaces it shares.
+pub(super) fn owner_of(record: &Record) -> Option<&str> {
+    let mut owners = OF_OWNERS.iter().filter_map(|kind| record.joined_in(kind));
+    let first = owners.next()?;
+    owners.all(|other| other == first).then_some(first)
 }
 
 fn member(shown: &Value) -> Member {
@@ -153,7 +162,7 @@ mod tests {
         assert_eq!(company.owner_of("c").map(|owner| owner.id.as_str()), Some("a"));
         assert!(company.owner_of("a").is_none() && !company.is_led_by_another("a"));
         assert!(company.is_led_by_another("b"));
-        assert_eq!((company.shared_by("a"), company.shared_by("b")), (&[][..], &["net"][..]));
+        assert_eq!((company.shared_by("a"), company.shared_by("b")), (&[][..], OF_OWNERS));
         let alone = Company::default();
         assert!(!alone.is_led_by_another("a") && alone.members().next().is_none());
     }

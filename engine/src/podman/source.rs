@@ -41,7 +41,7 @@ struct PodmanKin {
     image: String,
     /// The id of the pod that goes with it.
     pod: Option<String>,
-    /// The id of the container that has the network which it shares, its own if others share that.
+    /// The id of the container that has the namespaces which it shares, its own if others share them.
     owner: Option<String>,
     removal: Removal,
 }
@@ -274,6 +274,8 @@ fn open_container(
         removal: Removal::of(podman, id),
     };
     let policy = record.restart_policy();
+    // whoever leads holds the network of all that share it
+    let network = network.filter(|_| !follows || pod.is_none() && !record.joins("net"));
     let recipe = Recipe {
         id: id.into(),
         flavor,
@@ -300,8 +302,7 @@ fn open_container(
         pid,
         memory_bytes: process::memory_bytes(&pids),
         trees,
-        // whoever leads holds the network of all
-        network: network.filter(|_| !follows),
+        network,
         recipe: crate::remains::written(&recipe)?,
         warnings,
         starts_slowly: true,
@@ -380,7 +381,7 @@ fn bound_to_others(
             refusal.hint(format!("move the pod, with all that is in it: `{KIND}:{SELECTOR}{name}`"))
         }
         None => refusal.hint(
-            "containers that share more than a network can be moved in a pod only: \
+            "containers that share more than network and process numbers can be moved in a pod only: \
              part them first (`podman inspect` shows `Dependencies`)",
         ),
     }])
@@ -562,7 +563,7 @@ impl Kin for PodmanKin {
             removed => removed?,
         }
         if !is_owner && let Err(error) = self.podman.run(&["rm", "--ignore", "--volumes", owner]) {
-            tracing::debug!(%error, "the owner of the network is still there, or others are");
+            tracing::debug!(%error, "the owner of its namespaces is still there, or others are");
         }
         Ok(())
     }

@@ -105,7 +105,12 @@ pub(crate) fn mapped_group(config: &Value) -> Option<u32> {
 
 /// The path of its network namespace when somebody else makes it.
 pub(crate) fn network_namespace_path(config: &Value) -> Option<PathBuf> {
-    namespace(config, "network")?["path"].as_str().filter(|path| !path.is_empty()).map(PathBuf::from)
+    namespace_path(config, "network")
+}
+
+/// The path of its namespace of that type when somebody else makes it.
+pub(crate) fn namespace_path(config: &Value, kind: &str) -> Option<PathBuf> {
+    namespace(config, kind)?["path"].as_str().filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 /// Names what is bound by its own path where it is a symbolic link: CRIU makes no mount point for one.

@@ -347,6 +347,10 @@ pub(crate) fn external(
     if own_network {
         external.push(format!("net[{}]:extRootNetNS", process::namespace_inode(pid, "net")?));
     }
+    // another container's: runc and crun have CRIU restore into what the bundle names there
+    if config::namespace_path(config, "pid").is_some() {
+        external.push(format!("pid[{}]:extRootPidNS", process::namespace_inode(pid, "pid")?));
+    }
     Ok(external)
 }
 

@@ -65,7 +65,7 @@ impl PodmanArrival {
         install_hook(&self.shipment.job).map(drop)
     }
 
-    /// The container whose network it shares is that which the migration has made that it follows, and nobody else's.
+    /// The container whose namespaces it shares is that which the migration has made that it follows, and nobody else's.
     fn find_owner(&self) -> Result<(), EngineError> {
         match &self.recipe.owner {
             Some(owner) if !sharing::has_made(leading_job(&self.shipment), owner) => {
