@@ -5,31 +5,50 @@ use std::fs;
 use std::path::PathBuf;
 
 /// Process `pid`, its descendants, and every process in its pid namespace when that is not ours: what an engine's
-/// `exec` started is not a descendant. Empty when `pid` does not exist.
+/// `exec` started is not a descendant. Other containers that share the namespace are not of it. Empty when `pid` does not exist.
 pub fn process_tree(pid: i32) -> BTreeSet<i32> {
     let parents = parents();
     if !parents.contains_key(&pid) {
         return BTreeSet::new();
     }
-    let namespace = pid_namespace(pid).filter(|of_pid| Some(of_pid) != pid_namespace(0).as_ref());
     let mut tree: BTreeSet<i32> = [pid].into();
-    if namespace.is_some() {
-        tree.extend(parents.keys().filter(|other| pid_namespace(**other) == namespace));
+    add_descendants(&mut tree, &parents);
+    let own = namespace(pid, "pid").filter(|own| Some(own) != namespace(0, "pid").as_ref());
+    if own.is_some() {
+        let there = |other: &i32| namespace(*other, "pid") == own && !is_anothers(*other, pid);
+        let others: Vec<i32> = parents.keys().filter(|other| !tree.contains(other)).copied().collect();
+        tree.extend(others.iter().filter(|other| there(other)));
+        add_descendants(&mut tree, &parents);
     }
+    tree
+}
+
+fn add_descendants(tree: &mut BTreeSet<i32>, parents: &BTreeMap<i32, i32>) {
     // A parent may have a higher number than its child: repeat until nothing is added.
     loop {
         let before = tree.len();
-        tree.extend(
-            parents
-                .iter()
-                .filter(|(_, parent)| tree.contains(parent))
-                .map(|(child, _)| *child)
-                .collect::<Vec<_>>(),
-        );
+        let children: Vec<i32> =
+            parents.iter().filter(|(_, parent)| tree.contains(parent)).map(|(child, _)| *child).collect();
+        tree.extend(children);
         if tree.len() == before {
-            return tree;
+            return;
         }
     }
+}
+
+/// Whether a process is of another container than `pid` is: it sees other files, which are not this host's, and is in another cgroup.
+fn is_anothers(other: i32, pid: i32) -> bool {
+    let files = |pid: i32| namespace(pid, "mnt");
+    let cgroup = |pid: i32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("0::")).map(PathBuf::from)
+    };
+    let (Some(its_files), Some(its_cgroup), Some(own_cgroup)) = (files(other), cgroup(other), cgroup(pid))
+    else {
+        return false;
+    };
+    let is_apart = !its_cgroup.starts_with(&own_cgroup) && !own_cgroup.starts_with(&its_cgroup);
+    is_apart && Some(&its_files) != files(pid).as_ref() && Some(&its_files) != files(0).as_ref()
 }
 
 /// Whether a process is gone, or waits only for its parent to hear of its end (proc_pid_stat(5)): all its threads have ended.
@@ -65,10 +84,10 @@ fn parent_in(stat: &str) -> Option<i32> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// The pid namespace of `pid`, 0 for our own.
-fn pid_namespace(pid: i32) -> Option<PathBuf> {
+/// The namespace of this kind of `pid`, 0 for our own.
+fn namespace(pid: i32, kind: &str) -> Option<PathBuf> {
     let who = if pid == 0 { "self".to_owned() } else { pid.to_string() };
-    fs::read_link(format!("/proc/{who}/ns/pid")).ok()
+    fs::read_link(format!("/proc/{who}/ns/{kind}")).ok()
 }
 
 #[cfg(test)]
