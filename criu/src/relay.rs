@@ -62,6 +62,9 @@ pub struct Adaptation {
     pub cgroup: Option<PathBuf>,
     /// Memory is filled on demand.
     pub lazy_pages: bool,
+    /// The tree is restored into a pid namespace that is there already. CRIU has entered that when it starts its action scripts, and
+    /// numbers mean something else to them: who watches does what they would.
+    pub joins_pids: bool,
 }
 
 /// A step of CRIU's, told while the runtime hears of it, too.
@@ -79,6 +82,9 @@ pub struct Step {
 pub trait Watcher: Send + 'static {
     /// The process `criu` has been asked to restore, and does not know it yet: it waits for this to return.
     fn asked(&mut self, criu: i32);
+
+    /// It is about to do a step, and waits: the runtime hears of it when this returns.
+    fn before(&mut self, _step: &Step) {}
 
     /// It has done a step. What is done here goes on beside it as long as it asks nothing.
     fn step(&mut self, step: &Step);
@@ -339,13 +345,13 @@ impl<W: Watcher> Thread<W> {
                 match criu_ready.then(|| receive(ours)).flatten() {
                     Some(packet) => {
                         well = packet.says_restored();
+                        let step = packet.step().map(|(script, root)| Step { script, root, criu });
+                        step.iter().for_each(|step| self.watcher.before(step));
                         // the runtime first: it works meanwhile
                         if packet.send(runtime).is_err() {
                             return Ok(());
                         }
-                        if let Some((script, root)) = packet.step() {
-                            self.watcher.step(&Step { script, root, criu });
-                        }
+                        step.iter().for_each(|step| self.watcher.step(step));
                     }
                     None => {
                         from_criu = false;

@@ -12,7 +12,7 @@ use std::time::Duration;
 /// The name under which godwit is the hook.
 pub const HOOK_NAME: &str = "godwit-hold";
 /// How long the tree may take to freeze.
-const LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
 /// Whether a program called `arg0` is the hook.
 pub fn is_hook(arg0: &Path) -> bool {
@@ -24,6 +24,11 @@ pub fn is_hook(arg0: &Path) -> bool {
 /// # Errors
 /// When the container could not be frozen. CRIU ignores it at this step: the hold is verified afterwards.
 pub fn run_hook() -> Result<(), EngineError> {
+    // CRIU has entered the pid namespace of another container, and so has whom it starts: the relay of its messages does it
+    let own = std::fs::read_link("/proc/self").map_err(EngineError::io("read", "/proc/self"))?;
+    if own != Path::new(&std::process::id().to_string()) {
+        return Ok(());
+    }
     let call = HookCall::from_env()?;
     hold_from_hook(&call, None, LIMIT)?;
     Ok(())

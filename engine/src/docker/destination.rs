@@ -299,7 +299,7 @@ impl DockerArrival {
         Restoration::start(
             &criu_config,
             &job.join("criu"),
-            Adaptation::default(),
+            Adaptation { joins_pids: config::joins_pids(&self.recipe.config), ..Adaptation::default() },
             request,
             guardian,
             |environment| {

@@ -66,6 +66,17 @@ pub fn hold_from_hook(call: &HookCall, dir: Option<&Path>, limit: Duration) -> R
         Some(dir) => Freezer::at(dir)?,
         None => discover::of_pid(init, &criu(&own, &tree))?,
     };
+    hold(freezer, tree, limit)
+}
+
+/// The same by a process that CRIU has not started: where that is in another pid namespace by then, with those that it starts.
+pub fn hold_beside(criu: i32, init: i32, limit: Duration) -> Result<Hold> {
+    let tree = process_tree(init);
+    let family: BTreeSet<i32> = process_tree(criu).difference(&tree).copied().collect();
+    hold(discover::of_pid(init, &family)?, tree, limit)
+}
+
+fn hold(freezer: Freezer, tree: BTreeSet<i32>, limit: Duration) -> Result<Hold> {
     freezer.put_keeper_aside()?;
     for outsider in freezer.pids()?.difference(&tree) {
         freezer.move_out(*outsider)?;

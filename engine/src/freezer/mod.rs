@@ -23,7 +23,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-pub use hold::{Hold, HookCall, cgroup_of_criu, hold_from_hook, move_criu_out};
+pub use hold::{Hold, HookCall, cgroup_of_criu, hold_beside, hold_from_hook, move_criu_out};
 pub use named::{cgroup_at, cgroups_named, remove_cgroup};
 pub use own::OwnCgroup;
 pub use tree::process_tree;

@@ -260,6 +260,7 @@ impl PodmanArrival {
         Adaptation {
             cgroup: self.recipe.cgroup().filter(|_| !flavor.places_criu()),
             lazy_pages: request.lazy && !flavor.takes_lazy_pages(),
+            joins_pids: config::joins_pids(&self.recipe.config),
         }
     }
 

@@ -108,6 +108,11 @@ pub(crate) fn network_namespace_path(config: &Value) -> Option<PathBuf> {
     namespace_path(config, "network")
 }
 
+/// Whether another container holds its pid namespace.
+pub(crate) fn joins_pids(config: &Value) -> bool {
+    namespace_path(config, "pid").is_some()
+}
+
 /// The path of its namespace of that type when somebody else makes it.
 pub(crate) fn namespace_path(config: &Value, kind: &str) -> Option<PathBuf> {
     namespace(config, kind)?["path"].as_str().filter(|path| !path.is_empty()).map(PathBuf::from)

@@ -317,6 +317,7 @@ impl RuntimeArrival {
         Adaptation {
             cgroup: if flavor.places_criu() { None } else { cgroup() },
             lazy_pages: request.lazy && !flavor.takes_lazy_pages(),
+            joins_pids: config::joins_pids(&self.recipe.config),
         }
     }
 

@@ -4,7 +4,7 @@
 use super::{DESCRIPTORS, Flavor, write_private};
 use crate::container::RestoreRequest;
 use crate::error::EngineError;
-use crate::freezer::{cgroup_of_criu, move_criu_out};
+use crate::freezer::{cgroup_of_criu, hold_beside, move_criu_out};
 use crate::tool::Running;
 use godwit_criu::relay::{Adaptation, Relay, Step, Watcher};
 use godwit_guardian::{Ending, Guard, Guardian};
@@ -68,7 +68,8 @@ impl Restoration {
     ) -> Result<Self, EngineError> {
         let (tell, restored) = channel();
         let guard = Arc::new(Mutex::new(None));
-        let observer = Observer { guardian, guard: guard.clone(), restored: tell };
+        let holds = adaptation.joins_pids;
+        let observer = Observer { guardian, guard: guard.clone(), restored: tell, holds };
         let needed = adaptation != Adaptation::default();
         let relay = match Relay::start(relay.to_owned(), adaptation, observer) {
             Ok(relay) => Some(relay),
@@ -179,6 +180,8 @@ struct Observer {
     guardian: Arc<Guardian>,
     guard: Arc<Mutex<Option<Guard>>>,
     restored: Sender<i32>,
+    /// The hook cannot hold the tree: numbers mean something else where CRIU starts it.
+    holds: bool,
 }
 
 impl Watcher for Observer {
@@ -192,15 +195,30 @@ impl Watcher for Observer {
         *self.guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
     }
 
+    fn before(&mut self, step: &Step) {
+        let Some(root) = step.root.filter(|_| self.holds && step.script == "pre-resume") else { return };
+        if let Err(error) = hold_beside(step.criu, root, crate::hold::LIMIT) {
+            tracing::error!(%error, "the restored tree cannot be held");
+            self.pull();
+        }
+    }
+
     fn step(&mut self, step: &Step) {
         on_step(step, &self.restored);
     }
 
     fn ended(&mut self, well: bool) {
         // one that has failed by itself has killed its tasks
-        if let Some(guard) = &*self.guard.lock().unwrap_or_else(PoisonError::into_inner)
-            && !well
-        {
+        if !well {
+            self.pull();
+        }
+    }
+}
+
+impl Observer {
+    /// Nothing that is restored may run.
+    fn pull(&self) {
+        if let Some(guard) = &*self.guard.lock().unwrap_or_else(PoisonError::into_inner) {
             guard.pull();
         }
     }

@@ -348,7 +348,7 @@ pub(crate) fn external(
         external.push(format!("net[{}]:extRootNetNS", process::namespace_inode(pid, "net")?));
     }
     // another container's: runc and crun have CRIU restore into what the bundle names there
-    if config::namespace_path(config, "pid").is_some() {
+    if config::joins_pids(config) {
         external.push(format!("pid[{}]:extRootPidNS", process::namespace_inode(pid, "pid")?));
     }
     Ok(external)
