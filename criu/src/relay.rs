@@ -72,7 +72,7 @@ pub struct Adaptation {
 pub struct Step {
     /// As in [`crate::Notify::script`].
     pub script: String,
-    /// The root task, where CRIU names it.
+    /// The root task, as soon as CRIU has named it: it does so at `setup-namespaces` and `post-restore` only (criu/cr-service.c).
     pub root: Option<i32>,
     /// CRIU itself.
     pub criu: i32,
@@ -295,7 +295,7 @@ impl<W: Watcher> Thread<W> {
     fn pass_on(&mut self, criu: i32, runtime: &OwnedFd, ours: &OwnedFd) -> Result<(), Over> {
         let (mut from_runtime, mut from_criu) = (true, true);
         let mut kept: Option<Packet> = None;
-        let (mut asked, mut well) = (false, false);
+        let (mut asked, mut well, mut root) = (false, false, None);
         // the socket need not tell its end: tasks that are being restored have it, too
         let end = sys::open_process(criu).ok();
         // open until CRIU has ended
@@ -345,7 +345,10 @@ impl<W: Watcher> Thread<W> {
                 match criu_ready.then(|| receive(ours)).flatten() {
                     Some(packet) => {
                         well = packet.says_restored();
-                        let step = packet.step().map(|(script, root)| Step { script, root, criu });
+                        let step = packet.step().map(|(script, named)| {
+                            root = named.or(root);
+                            Step { script, root, criu }
+                        });
                         step.iter().for_each(|step| self.watcher.before(step));
                         // the runtime first: it works meanwhile
                         if packet.send(runtime).is_err() {

@@ -24,9 +24,9 @@ pub fn is_hook(arg0: &Path) -> bool {
 /// # Errors
 /// When the container could not be frozen. CRIU ignores it at this step: the hold is verified afterwards.
 pub fn run_hook() -> Result<(), EngineError> {
-    // CRIU has entered the pid namespace of another container, and so has whom it starts: the relay of its messages does it
-    let own = std::fs::read_link("/proc/self").map_err(EngineError::io("read", "/proc/self"))?;
-    if own != Path::new(&std::process::id().to_string()) {
+    // CRIU has entered another container's pid namespace, and so has whom it starts, whose parent is outside then
+    // (pid_namespaces(7)): the relay of its messages holds the tree
+    if nix::unistd::getppid().as_raw() == 0 {
         return Ok(());
     }
     let call = HookCall::from_env()?;

@@ -196,9 +196,13 @@ impl Watcher for Observer {
     }
 
     fn before(&mut self, step: &Step) {
-        let Some(root) = step.root.filter(|_| self.holds && step.script == "pre-resume") else { return };
-        if let Err(error) = hold_beside(step.criu, root, crate::hold::LIMIT) {
-            tracing::error!(%error, "the restored tree cannot be held");
+        let (true, "pre-resume") = (self.holds, step.script.as_str()) else { return };
+        let held = match step.root {
+            Some(root) => hold_beside(step.criu, root, crate::hold::LIMIT).map_err(|error| error.to_string()),
+            None => Err("CRIU has not named its root".into()),
+        };
+        if let Err(error) = held {
+            tracing::error!(error, "the restored tree cannot be held");
             self.pull();
         }
     }
