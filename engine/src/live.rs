@@ -3,8 +3,9 @@
 use crate::container::{Facts, SourceContainer, Tree};
 use crate::cure::{cure, wait_for_criu};
 use crate::error::EngineError;
-use crate::freezer::{FreezeState, Freezer};
+use crate::freezer::{FreezeState, Freezer, others_in_pid_namespace};
 use crate::network::{Frame, FramesByLink, Gate, Namespace, NetworkAttachment, NetworkState, forward};
+use crate::obstacles::shared_numbers::adopted;
 use crate::process;
 use crate::remains::{Born, understood};
 use crate::sys::priority::give_way;
@@ -190,6 +191,7 @@ impl Remains {
             born: Some(self.born),
             guardian: OnceCell::new(),
             bereft: BTreeSet::new(),
+            shares_numbers: false,
         }
     }
 }
@@ -210,11 +212,14 @@ pub(crate) struct LiveContainer {
     guardian: OnceCell<Arc<Guardian>>,
     /// The tasks that a killed CRIU let go of.
     bereft: BTreeSet<i32>,
+    /// Whether other containers are in its pid namespace.
+    shares_numbers: bool,
 }
 
 impl LiveContainer {
     pub(crate) fn new(facts: Facts, carry: Carry, kin: Box<dyn Kin>, network: Option<SourceNetwork>) -> Self {
         Self {
+            shares_numbers: !others_in_pid_namespace(facts.pid).is_empty(),
             facts,
             carry,
             kin,
@@ -397,6 +402,12 @@ impl SourceContainer for LiveContainer {
             network.gate.close()?;
         }
         self.frozen = freezer.pids()?;
+        if self.shares_numbers {
+            let blockers = adopted(self.facts.pid, &self.frozen);
+            if !blockers.is_empty() {
+                return Err(EngineError::Blocked { name: self.facts.name.clone(), blockers });
+            }
+        }
         tracing::debug!(?took, tasks = self.frozen.len(), "frozen");
         Ok(())
     }

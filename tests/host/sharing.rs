@@ -1,11 +1,12 @@
 //! Containers that share a network namespace outside of pods move together: `docker run --network container:web`, and podman's.
 
 use crate::bed::{Bed, DST, SRC, bed};
-use crate::container::Redis;
+use crate::container::{IDLE, Redis, make_bundle, run_bundle, runc_state};
 use crate::engines::{self, migrate, other};
 use crate::engines_docker;
 use crate::godwit::{Background, godwit_with};
 use crate::probe::Probe;
+use crate::refusals::Hosts;
 use serde_json::{Value, json};
 
 const IP: &str = "10.77.0.100";
@@ -32,8 +33,11 @@ fn assert_nothing_left(bed: &Bed, engine: &str, host: &str) {
     }
 }
 
+/// The option by which `side` shares the process numbers, too.
+const NUMBERS: &str = "--pid container:web";
+
 /// A redis on the source that has a network, and another one in that network, which follows it over the loopback. Both have a volume.
-fn make_two(bed: &Bed, engine: &str) -> Redis {
+fn make_two(bed: &Bed, engine: &str, options: &str) -> Redis {
     set_up(bed, engine);
     bed.sh(
         SRC,
@@ -43,7 +47,7 @@ fn make_two(bed: &Bed, engine: &str) -> Redis {
                 redis-server --bind 0.0.0.0 --protected-mode no --enable-debug-command yes --save '' --appendonly yes --dir /data
              until redis-cli -h {IP} ping; do sleep 0.05; done
              redis-cli -h {IP} debug populate 4000 key 4000
-             {engine} run -d --name side --network container:web --restart always -v data:/both -v own:/own localhost/redis:test \
+             {engine} run -d --name side --network container:web {options} --restart always -v data:/both -v own:/own localhost/redis:test \
                 redis-server --bind 0.0.0.0 --port 6380 --protected-mode no --save '' --dir /own --replicaof 127.0.0.1 6379 \
                 --repl-backlog-size 1mb --repl-timeout 600
              until redis-cli -h {IP} -p 6380 info replication | grep -q master_link_status:up; do sleep 0.05; done
@@ -97,7 +101,7 @@ fn two_containers_of_podman_in_one_network_go_there_and_back_under_load() {
 
 fn two_go_there_and_back(bed: &Bed, engine: &str) {
     let (owner, follower) = (format!("{engine}:web"), format!("{engine}:side"));
-    let redis = make_two(bed, engine);
+    let redis = make_two(bed, engine, "");
     let before = replication(bed, SRC);
     assert!(before.contains("sync_full:1") && before.contains("master_link_status:up"), "{before}");
     assert_is_shared(bed, engine, SRC);
@@ -159,7 +163,7 @@ fn who_shares_a_network_is_refused_with_the_names_of_the_others() {
 type Case<'a> = (String, &'a str, &'a [&'a str], i32, &'a [&'a str]);
 
 fn who_shares_is_refused(bed: &Bed, engine: &str) {
-    make_two(bed, engine);
+    make_two(bed, engine, "");
     let pids = format!("{engine} inspect -f '{{{{.State.Pid}}}}' web side");
     let before = bed.sh(SRC, &pids);
     let of_one: &[&str] = match engine {
@@ -214,7 +218,7 @@ fn who_shares_process_numbers_goes_along() {
 }
 
 fn numbers_are_shared_there(bed: &Bed, engine: &str) {
-    make_two(bed, engine);
+    make_two(bed, engine, "");
     let third = "redis-cli -h 10.77.0.101";
     bed.sh(
         SRC,
@@ -254,20 +258,68 @@ fn numbers_are_shared_there(bed: &Bed, engine: &str) {
     assert_nothing_left(bed, engine, host);
 }
 
+/// Who has lost its parent is a child of the owner's first process, which CRIU would look for there.
+#[test]
+fn a_process_that_another_container_has_adopted_is_named_before_the_move_and_at_the_freeze() {
+    let Some(bed) = bed() else { return };
+    make_two(&bed, "podman", NUMBERS);
+    let adopted = "podman exec side setsid sh -c 'sleep 1000 > /dev/null 2>&1 < /dev/null &'";
+    let words = ["(`sleep`) has ended, and another container of its pid namespace"];
+    bed.sh(SRC, adopted);
+    let hosts = Hosts::now(&bed);
+    let flags = ["podman:web", "ssh://dst", "--together", "--tcp-established"];
+    hosts.refuse(&[], &flags, 13, &words);
+    bed.sh(SRC, "pkill -f '^sleep 1000'");
+    // one that comes between the look and the freeze
+    bed.write(SRC, "/root/adopted", &format!("#!/bin/sh\n{adopted}\n"));
+    bed.sh(SRC, "chmod +x /root/adopted");
+    hosts.refuse(&[], &[&flags[..], &["--hook", "pre-freeze=/root/adopted"]].concat(), 13, &words);
+    bed.sh(SRC, "pkill -f '^sleep 1000'");
+    let said = migrate(&bed, SRC, "podman:web", &["--together"]);
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    assert_is_shared(&bed, "podman", DST);
+}
+
+/// Nobody knows of a runtime's groups: who shares its process numbers does not go, and neither does whose they are, with which the others would end.
+#[test]
+fn containers_of_a_runtime_that_share_process_numbers_stay() {
+    let Some(bed) = bed() else { return };
+    make_bundle(&bed, "owner", IDLE, |_| {});
+    run_bundle(&bed, "owner");
+    let pid = runc_state(&bed, SRC, "owner").unwrap()["pid"].clone();
+    make_bundle(&bed, "follower", IDLE, |config| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        let numbers = namespaces.iter_mut().find(|namespace| namespace["type"] == "pid").unwrap();
+        numbers["path"] = format!("/proc/{pid}/ns/pid").into();
+    });
+    run_bundle(&bed, "follower");
+    let hosts = Hosts::now(&bed);
+    let words = ["another container shares its pid namespace", "(`tail`)", "--together"];
+    for name in ["runc:owner", "runc:follower"] {
+        hosts.refuse(&[], &[name, "ssh://dst"], 13, &words);
+        hosts.refuse(&[], &[name, "ssh://dst", "--strategy", "restart"], 13, &words);
+    }
+}
+
 /// Killed, then `godwit resume`: both run on one side, and the other has nothing of them.
 #[test]
 fn after_a_kill_resume_leaves_both_on_one_side() {
     let Some(bed) = bed() else { return };
     for engine in ENGINES {
-        for (phase, side) in [("stop-and-copy", SRC), ("restore", DST), ("commit", SRC)] {
-            a_kill_leaves_both_on_one_side(&bed, engine, phase, side);
+        for (phase, side, options) in [
+            ("stop-and-copy", SRC, ""),
+            ("restore", DST, ""),
+            ("restore", DST, NUMBERS),
+            ("commit", SRC, NUMBERS),
+        ] {
+            a_kill_leaves_both_on_one_side(&bed, engine, phase, side, options);
         }
     }
 }
 
-fn a_kill_leaves_both_on_one_side(bed: &Bed, engine: &str, phase: &str, side: &str) {
+fn a_kill_leaves_both_on_one_side(bed: &Bed, engine: &str, phase: &str, side: &str, options: &str) {
     bed.wipe();
-    let (redis, owner) = (make_two(bed, engine), format!("{engine}:web"));
+    let (redis, owner) = (make_two(bed, engine, options), format!("{engine}:web"));
     let probe = Probe::start(bed, &redis);
     let flags =
         [&owner, "ssh://dst", "--together", "--tcp-established", "--retries", "0", "--max-downtime", "60s"];
@@ -278,7 +330,7 @@ fn a_kill_leaves_both_on_one_side(bed: &Bed, engine: &str, phase: &str, side: &s
         _ => drop(bed.try_sh(DST, "for p in $(pgrep -f '[g]odwit receive'); do kill -9 $p; done")),
     }
     let said = running.finish();
-    let mut context = format!("{engine}: {phase} on {side}: {}{}", said.out, said.err);
+    let mut context = format!("{engine} {options}: {phase} on {side}: {}{}", said.out, said.err);
     for host in [SRC, DST] {
         let resumed = godwit_with(bed, host, &[], &["resume", "--timeout", "30s"]);
         context += &format!("\n{host}: {} {}{}", resumed.code, resumed.out, resumed.err);

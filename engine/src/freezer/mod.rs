@@ -26,7 +26,7 @@ use nix::unistd::Pid;
 pub use hold::{Hold, HookCall, cgroup_of_criu, hold_beside, hold_from_hook, move_criu_out};
 pub use named::{cgroup_at, cgroups_named, remove_cgroup};
 pub use own::OwnCgroup;
-pub use tree::process_tree;
+pub use tree::{adopted_by_others, others_in_pid_namespace, process_tree};
 
 /// Time the discarded tasks may take to be gone: exit of large processes takes a while.
 const KILL_LIMIT: Duration = Duration::from_secs(30);

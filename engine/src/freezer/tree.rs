@@ -13,14 +13,37 @@ pub fn process_tree(pid: i32) -> BTreeSet<i32> {
     }
     let mut tree: BTreeSet<i32> = [pid].into();
     add_descendants(&mut tree, &parents);
-    let own = namespace(pid, "pid").filter(|own| Some(own) != namespace(0, "pid").as_ref());
-    if own.is_some() {
-        let there = |other: &i32| namespace(*other, "pid") == own && !is_anothers(*other, pid);
-        let others: Vec<i32> = parents.keys().filter(|other| !tree.contains(other)).copied().collect();
-        tree.extend(others.iter().filter(|other| there(other)));
-        add_descendants(&mut tree, &parents);
-    }
+    tree.extend(
+        neighbours(pid, &parents)
+            .difference(&tree)
+            .filter(|other| !is_anothers(**other, pid))
+            .copied()
+            .collect::<Vec<_>>(),
+    );
+    add_descendants(&mut tree, &parents);
     tree
+}
+
+/// Processes of other containers in the pid namespace of process `pid`.
+pub fn others_in_pid_namespace(pid: i32) -> BTreeSet<i32> {
+    neighbours(pid, &parents()).into_iter().filter(|other| is_anothers(*other, pid)).collect()
+}
+
+/// Those of these processes, all of the container of `root`, that have come to another container: their parent has ended, and
+/// number 1 of the pid namespace that both share has adopted them (pid_namespaces(7)).
+pub fn adopted_by_others(root: i32, pids: &BTreeSet<i32>) -> Vec<i32> {
+    let own = namespace(root, "pid");
+    let parent = |pid: i32| parent_in(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?);
+    // what an engine's `exec` has put in has its parent outside of the namespace
+    let is_there = |pid: i32| !pids.contains(&pid) && namespace(pid, "pid") == own;
+    pids.iter().filter(|pid| **pid != root && parent(**pid).is_some_and(is_there)).copied().collect()
+}
+
+/// All in the pid namespace of `pid`; nobody if it is our own.
+fn neighbours(pid: i32, parents: &BTreeMap<i32, i32>) -> BTreeSet<i32> {
+    let own = namespace(pid, "pid").filter(|own| Some(own) != namespace(0, "pid").as_ref());
+    let Some(own) = own else { return BTreeSet::new() };
+    parents.keys().filter(|other| namespace(**other, "pid").as_ref() == Some(&own)).copied().collect()
 }
 
 fn add_descendants(tree: &mut BTreeSet<i32>, parents: &BTreeMap<i32, i32>) {

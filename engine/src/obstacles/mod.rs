@@ -5,6 +5,7 @@ mod descriptors;
 pub(crate) mod locks;
 pub(crate) mod numbers;
 pub(crate) mod ports;
+pub(crate) mod shared_numbers;
 mod tasks;
 mod unix;
 mod watches;
@@ -33,6 +34,7 @@ pub fn of_tree(root: i32, pids: &BTreeSet<i32>, carry: &Carry) -> Result<Vec<Ref
             found.extend(descriptor.watched(&mut finder));
         }
     }
+    found.extend(shared_numbers::adopted(root, pids));
     let namespace = Namespace::of_pid(root)?;
     found.extend(locks::obstacles(root, &namespace));
     if !unix::obstacles(&namespace, &sockets, carry)?.is_empty() {

@@ -168,7 +168,8 @@ impl Look {
     ) -> Result<Self, EngineError> {
         let binds = config::bind_mounts(config, bundle);
         let pids = container_pids(pid)?;
-        let mut blockers = Vec::new();
+        let mut blockers: Vec<Refusal> =
+            obstacles::shared_numbers::with_others(pid).filter(|_| !request.together).into_iter().collect();
         let is_dumped = request.restart.is_none();
         if is_dumped {
             blockers.extend(process::descriptor_blockers(&pids, &request.carry)?);
