@@ -228,6 +228,10 @@ fn refused(of: &Path, refusal: Refusal, why: String) -> PlaceError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bucket::open_bucket;
+    use object_store::client::{HttpResponse, HttpService};
+    use std::pin::Pin;
+    use std::sync::Mutex;
 
     fn upload(key: &str, begun: SystemTime) -> Upload {
         Upload { key: key.into(), upload_id: "id".into(), initiated: begun.into() }
@@ -249,6 +253,80 @@ mod tests {
         ];
         let sorted = Unfinished::sort(&Path::from("a/b/packs"), uploads, now);
         assert_eq!(sorted, Unfinished { dead: vec![(ours, "id".into())], young: 2 });
+    }
+
+    /// A server that has these answers, one after the other, and the last of them for ever.
+    #[derive(Debug)]
+    struct Says(Mutex<Vec<String>>, Arc<Mutex<Vec<String>>>);
+
+    impl HttpService for Says {
+        fn call<'a, 'f>(
+            &'a self,
+            request: HttpRequest,
+        ) -> Pin<Box<dyn Future<Output = Result<HttpResponse, HttpError>> + Send + 'f>>
+        where
+            'a: 'f,
+            Self: 'f,
+        {
+            self.1.lock().unwrap().push(request.uri().to_string());
+            let mut left = self.0.lock().unwrap();
+            let said = if left.len() > 1 { left.remove(0) } else { left[0].clone() };
+            Box::pin(async move { Ok(HttpResponse::new(said.into())) })
+        }
+    }
+
+    /// What comes of such answers, and what was asked.
+    fn listed(answers: &[String]) -> (Result<Vec<String>, String>, Vec<String>) {
+        let keys = [
+            ("AWS_ACCESS_KEY_ID", "key"),
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+            ("AWS_SESSION_TOKEN", "token"),
+        ];
+        let environment = keys.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let mut asker = open_bucket(&environment, "bucket").unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        asker.http = HttpClient::new(Says(Mutex::new(answers.to_vec()), asked.clone()));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let listed = runtime.block_on(asker.list(&Path::from("a/packs")));
+        let asked = asked.lock().unwrap().clone();
+        (
+            listed
+                .map(|found| found.into_iter().map(|one| one.upload_id).collect())
+                .map_err(|e| e.to_string()),
+            asked,
+        )
+    }
+
+    fn page(upload: &str, next: &str) -> String {
+        format!(
+            "<ListMultipartUploadsResult><Upload><Key>a/packs/k</Key><UploadId>{upload}</UploadId>\
+             <Initiated>2010-11-10T20:48:33.000Z</Initiated></Upload>\
+             <IsTruncated>{}</IsTruncated>{next}</ListMultipartUploadsResult>",
+            !next.is_empty()
+        )
+    }
+
+    #[test]
+    fn all_pages_are_read_and_none_that_leads_nowhere() {
+        let more = "<NextKeyMarker>a/packs/k</NextKeyMarker><NextUploadIdMarker>one+</NextUploadIdMarker>";
+        let (found, asked) = listed(&[page("one", more), page("two", "")]);
+        assert_eq!(found.unwrap(), ["one", "two"]);
+        assert!(asked[0].contains("/?uploads=&prefix=a%2Fpacks%2F&X-Amz-"), "{}", asked[0]);
+        assert!(asked[0].contains("X-Amz-Security-Token=token"), "{}", asked[0]);
+        assert!(
+            asked[1].contains("&key-marker=a%2Fpacks%2Fk&upload-id-marker=one%2B&X-Amz-"),
+            "{}",
+            asked[1]
+        );
+        for nowhere in [more, "<NextUploadIdMarker>one</NextUploadIdMarker>"] {
+            let (found, asked) = listed(&[page("one", nowhere)]);
+            assert!(found.unwrap_err().ends_with("it says that there are more, and not where"));
+            assert!(asked.len() <= 2, "{}", asked.len());
+        }
+        let (found, _) = listed(&["x".repeat(LARGEST + 1)]);
+        assert!(found.unwrap_err().ends_with("its answer has no end"));
+        let (found, _) = listed(&["<ListBucketResult></ListBucketResult>".into()]);
+        assert!(found.unwrap_err().contains("its answer is no such list"));
     }
 
     #[test]
