@@ -38,8 +38,8 @@ pub(crate) fn environment() -> Environment {
     known.filter(|(name, _)| name.starts_with("AWS_")).collect()
 }
 
-/// Opens a bucket, also for the requests that object_store does not have; nothing is asked of it yet. What the environment says of certificates that need not be right, or of plain HTTP to an
-/// `https://` endpoint, does not count.
+/// Opens a bucket, also for requests that object_store does not have; nothing is asked of it yet. What the environment says of certificates
+/// that need not be right, or of plain HTTP to an `https://` endpoint, does not count.
 ///
 /// # Errors
 /// When the environment says nothing that can be used.

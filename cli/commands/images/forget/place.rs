@@ -309,7 +309,7 @@ fn tell(collected: &Collected, dry_run: bool, draw: &Draw) {
     if collected.uploads_removed > 0 {
         let uploads = collected.uploads_removed;
         draw.talk(&format!(
-            "{uploads} uploads in parts {removed} that nobody has brought to an end for a day"
+            "uploads in parts that nobody has brought to an end for a day: {uploads} {removed}"
         ));
     }
     if let Some(why) = &collected.uploads_unlisted {
