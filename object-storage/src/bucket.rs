@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::aws::AmazonS3Builder;
+use object_store::client::{HttpConnector, ReqwestConnector};
 use object_store::{BackoffConfig, Certificate, ClientOptions, RetryConfig};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -12,11 +14,12 @@ use rustls::pki_types::pem::PemObject;
 
 use crate::PlaceError;
 use crate::place::unusable;
+use crate::unfinished::Asker;
 
 /// How often a request is made again that failed, or was not answered. About six seconds in all.
-const RETRIES: usize = 5;
+pub(crate) const RETRIES: usize = 5;
 /// How long one may take: a part on a slow line.
-const REQUEST_LIMIT: Duration = Duration::from_secs(300);
+pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(300);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Where an own server is.
@@ -35,12 +38,12 @@ pub(crate) fn environment() -> Environment {
     known.filter(|(name, _)| name.starts_with("AWS_")).collect()
 }
 
-/// Opens a bucket; nothing is asked of it yet. What the environment says of certificates that need not be right, or of plain HTTP to an
-/// `https://` endpoint, does not count.
+/// Opens a bucket, also for requests that object_store does not have; nothing is asked of it yet. What the environment says of certificates
+/// that need not be right, or of plain HTTP to an `https://` endpoint, does not count.
 ///
 /// # Errors
 /// When the environment says nothing that can be used.
-pub(crate) fn open_bucket(environment: &Environment, bucket: &str) -> Result<AmazonS3, PlaceError> {
+pub(crate) fn open_bucket(environment: &Environment, bucket: &str) -> Result<Asker, PlaceError> {
     // a second one finds the first
     let _ = rustls::crypto::ring::default_provider().install_default();
     let endpoint = ENDPOINTS.iter().find_map(|name| environment.get(*name));
@@ -64,15 +67,17 @@ pub(crate) fn open_bucket(environment: &Environment, bucket: &str) -> Result<Ama
     let client = authorities.into_iter().fold(client, ClientOptions::with_root_certificate);
     let known =
         environment.iter().filter_map(|(name, value)| Some((name.to_lowercase().parse().ok()?, value)));
+    let http = ReqwestConnector::default().connect(&client).map_err(|error| unusable(&error))?;
     // single objects are removed one by one: not every server knows the request for many
-    known
+    let bucket = known
         .fold(AmazonS3Builder::new(), |builder, (key, value)| builder.with_config(key, value))
         .with_client_options(client)
         .with_retry(retry)
         .with_bucket_name(bucket)
         .with_disable_bulk_delete(true)
         .build()
-        .map_err(|error| unusable(&error))
+        .map_err(|error| unusable(&error))?;
+    Ok(Asker { bucket: Arc::new(bucket), http })
 }
 
 /// The authorities that count instead of the host's; none where the environment names no file.

@@ -12,6 +12,7 @@ use crate::index::Keys;
 use crate::ledger::Ledger;
 use crate::place::{AT_ONCE, Listed, PACKS};
 use crate::records::{GRACE, Record, Records, age, fresh_name, since};
+use crate::unfinished::Unfinished;
 use crate::{Kind, Place, PlaceError, leftovers};
 
 /// What is to go.
@@ -36,7 +37,7 @@ pub struct Amount {
 }
 
 /// What went, and what did not.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Collected {
     /// What images need, or uploads that are under way.
     pub kept: Amount,
@@ -48,8 +49,14 @@ pub struct Collected {
     pub waiting: Amount,
     /// What is gone.
     pub removed: Amount,
-    /// Uploads in parts, files and lists that dead ones had left, and that are gone.
+    /// What dead uploads had left, and is gone: of this host's those in parts, files, and lists.
     pub leftovers: u64,
+    /// Uploads in parts that were begun a day ago, by whichever host, and are gone.
+    pub uploads_removed: u64,
+    /// Uploads in parts that may still come to their end.
+    pub uploads_young: u64,
+    /// Why it is not known which there are.
+    pub uploads_unlisted: Option<String>,
 }
 
 /// Lets go of images, and takes away what nobody needs any more. `progress` hears how many of the indexes were read.
@@ -66,7 +73,7 @@ pub fn collect(
     let seen = Seen::look(place, order, progress)?;
     let (collected, verdict) = seen.judge();
     if order.dry_run {
-        return Ok(collected);
+        return collected.with_unfinished(place, seen.now, true);
     }
     for (kind, manifest) in order.forget {
         place.remove(&[format!("{}/{manifest}", kind.directory())])?;
@@ -82,7 +89,22 @@ pub fn collect(
     for mut ledger in Ledger::of_place(order.ledgers, place.name())? {
         leftovers += ledger.clear(place)?;
     }
-    Ok(Collected { leftovers, ..collected })
+    Collected { leftovers, ..collected }.with_unfinished(place, seen.now, false)
+}
+
+impl Collected {
+    /// Lets go of uploads in parts that nobody brings to an end. A bucket that does not tell which there are holds up nothing: all else was done.
+    fn with_unfinished(mut self, place: &Place, now: SystemTime, dry_run: bool) -> Result<Self, PlaceError> {
+        match place.unfinished(now) {
+            Ok(Unfinished { dead, young }) => {
+                self.uploads_young = young;
+                self.uploads_removed = if dry_run { dead.len() as u64 } else { place.let_go(&dead)? };
+            }
+            Err(PlaceError::Interrupted) => return Err(PlaceError::Interrupted),
+            Err(error) => self.uploads_unlisted = Some(error.to_string()),
+        }
+        Ok(self)
+    }
 }
 
 /// What a place had when it was looked at.

@@ -159,7 +159,7 @@ fn distrust(why: &CertificateError) -> String {
 }
 
 /// What a server has answered, on one line.
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
     words.join(" ").chars().filter(|letter| !letter.is_control()).take(LONGEST).collect()
 }

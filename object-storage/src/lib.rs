@@ -24,6 +24,7 @@ pub mod pack;
 pub mod place;
 pub mod post;
 pub mod records;
+mod unfinished;
 pub mod upload;
 
 pub use collect::{Amount, Collected, Collection, collect};

@@ -31,6 +31,7 @@ use crate::index::Keys;
 use crate::ledger::Begun;
 use crate::name::At;
 use crate::records::Records;
+use crate::unfinished::Asker;
 use crate::{Index, Kind, PlaceError, PlaceName};
 
 /// What says that a place is godwit's, and of which version.
@@ -61,6 +62,8 @@ const LOOK: Duration = Duration::from_millis(100);
 pub struct Place {
     name: PlaceName,
     objects: Objects,
+    /// Of a bucket.
+    asker: Option<Asker>,
     pub(crate) runtime: Runtime,
     cancel: Cancel,
 }
@@ -105,18 +108,20 @@ impl Place {
             .enable_all()
             .build()
             .map_err(|error| unusable(&error))?;
-        let objects = match &name.at {
+        let (objects, asker) = match &name.at {
             At::Bucket { bucket, prefix } => {
-                let bucket = Arc::new(open_bucket(environment, bucket)?);
-                Objects { store: bucket.clone(), parts: Some(bucket), root: Path::from(prefix.as_str()) }
+                let asker = open_bucket(environment, bucket)?;
+                let (store, parts) = (asker.bucket.clone(), asker.bucket.clone());
+                let root = Path::from(prefix.as_str());
+                (Objects { store, parts: Some(parts), root }, Some(asker))
             }
             At::Directory(path) => {
                 let root = Path::from_absolute_path(path).map_err(|error| unusable(&error))?;
                 let store = Arc::new(LocalFileSystem::new().with_fsync(outlives_crashes));
-                Objects { store, parts: None, root }
+                (Objects { store, parts: None, root }, None)
             }
         };
-        Ok(Place { name: name.clone(), objects, runtime, cancel })
+        Ok(Place { name: name.clone(), objects, asker, runtime, cancel })
     }
 
     /// Over a store that a test has made.
@@ -124,7 +129,13 @@ impl Place {
     pub(crate) fn over(name: &PlaceName, store: Arc<dyn ObjectStore>) -> Place {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime can be made");
-        Place { name: name.clone(), objects: Objects::of(store), runtime, cancel: Cancel::default() }
+        Place {
+            name: name.clone(),
+            objects: Objects::of(store),
+            asker: None,
+            runtime,
+            cancel: Cancel::default(),
+        }
     }
 
     /// What it is called.
@@ -134,6 +145,10 @@ impl Place {
 
     pub(crate) fn objects(&self) -> Objects {
         self.objects.clone()
+    }
+
+    pub(crate) fn asker(&self) -> Option<&Asker> {
+        self.asker.as_ref()
     }
 
     /// Sees that it can be written to, and makes it godwit's.

@@ -11,11 +11,17 @@ use godwit_store::{Digest, Lease, Manifest, StoreError};
 use object_store::PutPayload;
 use tokio::task::JoinSet;
 
+use crate::bucket::{REQUEST_LIMIT, RETRIES};
+use crate::error::Refusal;
 use crate::ledger::Ledger;
 use crate::pack::{PackEntry, Packing};
 use crate::place::{AT_ONCE, Objects, PACKS, PART};
-use crate::records::{self, Records, Reservation};
+use crate::records::{self, GRACE, Records, Reservation};
 use crate::{Index, Kind, Place, PlaceError};
+
+/// A collection takes an upload in parts for dead that was begun [`GRACE`] ago. One that lives is over long before: it is begun, has at most two
+/// parts ([`crate::pack::FULL`]) and is completed, each of which ends at the latest when all tries have.
+const _: () = assert!(4 * (RETRIES as u64 + 1) * REQUEST_LIMIT.as_secs() < GRACE.as_secs() / 2);
 
 /// How often what a collection takes away meanwhile is put again.
 const TRIES: usize = 3;
@@ -223,8 +229,21 @@ async fn put(
     let mut done = Vec::new();
     for (number, part) in bytes.chunks(PART).enumerate() {
         let part = PutPayload::from(part.to_vec());
-        done.push(parts.put_part(&path, &begun.1, number, part).await.map_err(failed())?);
+        let put = parts.put_part(&path, &begun.1, number, part).await.map_err(failed());
+        done.push(put.map_err(unknown_upload)?);
     }
-    parts.complete_multipart(&path, &begun.1, done).await.map_err(failed())?;
+    let completed = parts.complete_multipart(&path, &begun.1, done).await.map_err(failed());
+    completed.map_err(unknown_upload)?;
     ledger.lock().unwrap_or_else(PoisonError::into_inner).end(&begun)
+}
+
+/// What is missing is the upload that was begun, and not the bucket.
+fn unknown_upload(error: PlaceError) -> PlaceError {
+    match error {
+        PlaceError::Object { act, object, refusal: Refusal::Missing, .. } => {
+            let why = "the server does not know this upload any more (NoSuchUpload): a collection lets go of one that was begun a day ago";
+            PlaceError::Object { act, object, why: why.into(), refusal: Refusal::Failed }
+        }
+        error => error,
+    }
 }

@@ -2,6 +2,8 @@
 //! and `AWS_SECRET_ACCESS_KEY`; over TLS with a file that has its certificate and key in PEM. It says its URL on standard output, and
 //! ends with the pipe that is its standard input, if it is one. For tests.
 
+mod files;
+
 use std::error::Error;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileTypeExt;
@@ -20,9 +22,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use s3s::S3Error;
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3ServiceBuilder, SharedS3Service};
-use s3s_fs::FileSystem;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
+
+use files::Files;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut words = std::env::args().skip(1);
@@ -30,8 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("write: godwit-s3-server DIRECTORY ADDRESS [PROOF]".into());
     };
     let tls = words.next().map(|proof| acceptor(Path::new(&proof))).transpose()?;
-    let files = FileSystem::new(&directory).map_err(|error| format!("`{directory}`: {error:?}"))?;
-    let mut service = S3ServiceBuilder::new(files);
+    let mut service = S3ServiceBuilder::new(Files::new(&directory)?);
     let key = std::env::var("AWS_ACCESS_KEY_ID")?;
     service.set_auth(SimpleAuth::from_single(key, std::env::var("AWS_SECRET_ACCESS_KEY")?));
     let service = service.build().into_shared();

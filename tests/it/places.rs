@@ -3,6 +3,7 @@
 
 mod forget;
 mod https;
+mod unfinished;
 
 use crate::cli::{Ran, finish};
 use godwit_s3_server::{Fault, KEYS, Line, Request, Server};

@@ -36,7 +36,7 @@ impl Scene {
     }
 }
 
-fn grow_old(path: &Path, hours: u64) {
+pub(super) fn grow_old(path: &Path, hours: u64) {
     let then = SystemTime::now() - Duration::from_secs(hours * 3600 + 60);
     std::fs::File::options().write(true).open(path).unwrap().set_modified(then).unwrap();
 }

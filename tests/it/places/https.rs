@@ -61,6 +61,15 @@ fn a_snapshot_goes_and_comes_over_tls_with_an_authority_of_the_users_own() {
     let took = secured.godwit("there", &url(&server), &[], &secured.scene.take(&[]));
     assert_eq!(took.code, 0, "{}{}", took.out, took.err);
     assert!(object(&took)["received_bytes"].as_u64() > Some(MIB as u64), "{}", took.out);
+    // also by the request that is godwit's own
+    let gone = secured.godwit("there", &url(&server), &[], &["--json", "images", "gc", PLACE]);
+    assert_eq!(
+        (gone.code, &object(&gone)["uploads_unlisted"]),
+        (0, &Value::Null),
+        "{}{}",
+        gone.out,
+        gone.err
+    );
 }
 
 #[test]

@@ -306,6 +306,17 @@ fn tell(collected: &Collected, dry_run: bool, draw: &Draw) {
         bytes(collected.removed),
         bytes(collected.kept)
     ));
+    if collected.uploads_removed > 0 {
+        let uploads = collected.uploads_removed;
+        draw.talk(&format!(
+            "uploads in parts that nobody has brought to an end for a day: {uploads} {removed}"
+        ));
+    }
+    if let Some(why) = &collected.uploads_unlisted {
+        draw.talk(&format!(
+            "uploads in parts that hosts have left which are gone stay there, until a rule of the bucket takes them away: {why}"
+        ));
+    }
     let waiting = collected.condemned.bytes + collected.waiting.bytes + collected.young.bytes;
     if waiting > 0 {
         draw.talk(&format!(
@@ -321,6 +332,8 @@ fn amounts(collected: &Collected) -> Value {
         "packs_kept": amount(collected.kept), "packs_young": amount(collected.young),
         "packs_condemned": amount(collected.condemned), "packs_waiting": amount(collected.waiting),
         "packs_removed": amount(collected.removed), "leftovers_removed": collected.leftovers,
+        "uploads_removed": collected.uploads_removed, "uploads_young": collected.uploads_young,
+        "uploads_unlisted": collected.uploads_unlisted,
     })
 }
 
