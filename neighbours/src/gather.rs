@@ -4,6 +4,15 @@
 //! this neighbour has and nobody was asked for. So whoever is quick gives more, and nothing has to be known of links and loads
 //! beforehand. What somebody else was asked for long ago is asked for again by whoever has nothing else to do; the first answer
 //! counts. A neighbour that fails, or gives what is not right, is asked no more, and what it was asked for is open again.
+//!
+//! There are two lines of chunks: those that are needed in order, and those [beside](Aside) them. Neither waits for the other, so that
+//! whoever has only what stands far back in one line has work from the beginning.
+
+mod aside;
+mod lists;
+
+pub use aside::{Aside, Needs, Take};
+use lists::{Item, Lists};
 
 use crate::question::{Known, MOST_ASKED, MOST_GIVEN, OfImage};
 use godwit_migration::Cancel;
@@ -51,8 +60,11 @@ pub trait Neighbour: Send {
 
 /// How many neighbours are made use of at most.
 pub const MOST_NEIGHBOURS: usize = 64;
-/// Chunks that may be asked for ahead of the one that is needed next: 64 MiB of common ones.
-const AHEAD: usize = 1024;
+/// Chunks of each line that may be asked for ahead of the one that is needed next: 64 MiB of common ones, of files and of memory.
+const AHEAD: [usize; 2] = [1024, 256];
+/// The line of what is needed in order, and that of what is needed beside it.
+const IN_ORDER: usize = 0;
+const ASIDE: usize = 1;
 /// Bytes of one question, about: a slow link shall not be busy with one for long.
 const QUESTION: u64 = 2 << 20;
 /// After this time somebody else may be asked, too.
@@ -66,29 +78,12 @@ const GIVE_UP: Duration = Duration::from_secs(10);
 /// The source is believed to be quicker only after this time.
 const JUDGED: Duration = Duration::from_secs(2);
 
-/// A chunk that somebody may have.
-struct Item {
-    /// Its place in the order.
-    at: usize,
-    bytes: u64,
-    /// How often it is needed yet.
-    uses: u32,
-    /// A bit for each neighbour that has it.
-    holders: u64,
-    /// A bit for each neighbour that was asked for it and has not answered.
-    asked: u64,
-    asked_at: Instant,
-    content: Option<Vec<u8>>,
-    /// It was used, and is there for later.
-    is_kept: bool,
-    /// Nobody needs to be asked for it.
-    is_settled: bool,
-}
-
 struct State {
     items: HashMap<Digest, Item>,
-    /// Place of the chunk that is needed next.
-    next: usize,
+    /// Of each line the place of the chunk that is needed next, and the end.
+    lines: [(usize, usize); 2],
+    /// Somebody takes what is needed aside.
+    is_aside_busy: bool,
     /// Neighbours that have not told yet what they have.
     silent: usize,
     /// Bytes of chunks that are kept for later uses.
@@ -183,11 +178,14 @@ impl Board<'_> {
 
 impl State {
     fn question(&mut self, order: &[Digest], bit: u64) -> Vec<Digest> {
-        let window = self.next..order.len().min(self.next + AHEAD);
+        let windows = [IN_ORDER, ASIDE].map(|line| {
+            let (next, end) = self.lines[line];
+            &order[next..end.min(next + AHEAD[line])]
+        });
         let mut late = Vec::new();
         let mut fresh = Vec::new();
         let mut bytes = 0;
-        for digest in &order[window] {
+        for digest in windows.into_iter().flatten() {
             let Some(item) = self.items.get(digest) else { continue };
             if item.is_settled || item.content.is_some() || item.holders & bit == 0 || item.asked & bit != 0 {
                 continue;
@@ -258,6 +256,7 @@ impl State {
 /// Chunks as they come: from this host's store, and from neighbours.
 pub struct Gathering<'a> {
     board: &'a Board<'a>,
+    line: usize,
     own: Option<&'a Store>,
     source_bytes_per_s: u64,
     begun: Instant,
@@ -277,7 +276,9 @@ impl Chunks for Gathering<'_> {
         }
         let mut state = self.board.lock();
         if let Some(item) = state.items.get(&digest) {
-            state.next = state.next.max(item.at);
+            let at = item.at;
+            let (next, _) = &mut state.lines[self.line];
+            *next = at.max(*next);
         }
         while !self.has_given_up && state.is_awaited(&digest) {
             if self.is_hopeless(&state) {
@@ -292,7 +293,29 @@ impl Chunks for Gathering<'_> {
     }
 }
 
-impl Gathering<'_> {
+impl<'a> Gathering<'a> {
+    fn new(
+        board: &'a Board<'a>,
+        line: usize,
+        own: Option<&'a Store>,
+        counted: HashMap<Digest, u64>,
+        source_bytes_per_s: u64,
+        alive: &'a mut dyn FnMut() -> Result<(), StoreError>,
+    ) -> Self {
+        let begun = Instant::now();
+        Self {
+            board,
+            line,
+            own,
+            source_bytes_per_s,
+            begun,
+            own_bytes: 0,
+            counted,
+            alive,
+            has_given_up: false,
+        }
+    }
+
     fn of_own_store(&mut self, digest: Digest) -> Option<Vec<u8>> {
         let chunk = self.own?.chunk_as_stored(digest).ok()?;
         let bytes = object::decode(ObjectId::chunk(digest), &chunk).ok()?;
@@ -308,11 +331,12 @@ impl Gathering<'_> {
     }
 }
 
-/// Has `work` done with the chunks of `needs` (digests in the order in which they are needed, with their bytes), as far as they are to be
-/// had. `over` is raised when nothing more is wanted of any neighbour. `source_bytes_per_s`: what the source could send meanwhile, 0 when that is not known. `alive` is called at least ten times a
-/// second as long as chunks are asked for.
+/// Has `work` done with the chunks that are needed in order, as far as they are to be had, and those aside taken meanwhile.
+/// `over` is raised when nothing more is wanted of any neighbour. `source_bytes_per_s`: what the source could send meanwhile, 0 when that
+/// is not known. `alive` is called at least ten times a second as long as chunks are asked for, or come aside; when it says no more, nothing
+/// more comes.
 pub fn gather<T>(
-    needs: &[(Digest, u64)],
+    needs: Needs<'_>,
     own: Option<&Store>,
     neighbours: Vec<Box<dyn Neighbour + '_>>,
     over: &Cancel,
@@ -321,39 +345,20 @@ pub fn gather<T>(
     work: impl FnOnce(&mut Gathering<'_>) -> T,
 ) -> (T, CooperationReport) {
     let begun = Instant::now();
-    let (mut order, mut items, mut counted) = (Vec::new(), HashMap::<Digest, Item>::new(), HashMap::new());
-    let mut wanted_bytes = 0;
-    for (digest, bytes) in needs {
-        if counted.contains_key(digest) {
-            continue;
-        }
-        if let Some(item) = items.get_mut(digest) {
-            item.uses += 1;
-            continue;
-        }
-        wanted_bytes += bytes;
-        if own.is_some_and(|own| own.has_chunk(*digest)) {
-            counted.insert(*digest, *bytes);
-            continue;
-        }
-        let item = Item {
-            at: order.len(),
-            bytes: *bytes,
-            uses: 1,
-            holders: 0,
-            asked: 0,
-            asked_at: begun,
-            content: None,
-            is_kept: false,
-            is_settled: false,
-        };
-        items.insert(*digest, item);
-        order.push(*digest);
-    }
+    let Needs { in_order, aside } = needs;
+    let mut lists = Lists::default();
+    let of_own = lists.line_up(in_order, own);
+    let end = lists.order.len();
+    let all_aside = aside.as_ref().map_or(&[][..], |aside| aside.needs);
+    let only_aside: Vec<_> =
+        all_aside.iter().filter(|(digest, _)| !lists.items.contains_key(digest)).copied().collect();
+    let of_own_aside = lists.line_up(&only_aside, own);
+    let Lists { order, items, wanted_bytes } = lists;
     let neighbours: Vec<_> = neighbours.into_iter().take(MOST_NEIGHBOURS).collect();
     let state = State {
         items,
-        next: 0,
+        lines: [(0, end), (end, order.len())],
+        is_aside_busy: aside.is_some(),
         silent: neighbours.len(),
         kept: 0,
         received: 0,
@@ -363,25 +368,30 @@ pub fn gather<T>(
     };
     let board = Board { order: &order, state: Mutex::new(state), news: Condvar::new() };
     let (worked, own_bytes) = std::thread::scope(|scope| {
+        let board = &board;
         for (number, neighbour) in neighbours.into_iter().enumerate() {
-            let board = &board;
             scope.spawn(move || board.employ(number, neighbour));
         }
-        let mut gathering = Gathering {
-            board: &board,
-            own,
-            source_bytes_per_s,
-            begun,
-            own_bytes: 0,
-            counted,
-            alive,
-            has_given_up: false,
-        };
+        let aside = aside.map(|aside| {
+            let aside = Aside { needs: &only_aside, ..aside };
+            scope.spawn(move || {
+                let mut alive = || board.go_on();
+                let mut gathering =
+                    Gathering::new(board, ASIDE, own, of_own_aside, source_bytes_per_s, &mut alive);
+                aside.take_all(board, &mut gathering);
+                gathering.own_bytes
+            })
+        });
+        let mut gathering = Gathering::new(board, IN_ORDER, own, of_own, source_bytes_per_s, alive);
         let worked = work(&mut gathering);
+        let own_bytes_aside = aside.map(|aside| {
+            board.wait_for(&aside, gathering.alive);
+            aside.join().unwrap_or_default()
+        });
         board.lock().is_over = true;
         over.raise();
         board.news.notify_all();
-        (worked, gathering.own_bytes)
+        (worked, gathering.own_bytes + own_bytes_aside.unwrap_or_default())
     });
     let state = board.state.into_inner().unwrap_or_else(PoisonError::into_inner);
     let report = CooperationReport {

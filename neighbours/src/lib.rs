@@ -30,7 +30,7 @@ pub use bring::{BringError, Brought, bring};
 pub use catalog::{Catalog, Node, Offered};
 pub use custody::Keeper;
 pub use fetch::{FetchError, Fetched, fetch};
-pub use gather::{Gathering, Neighbour, gather};
+pub use gather::{Aside, Gathering, Needs, Neighbour, gather};
 pub use godwit_etcd::{EtcdError, Place};
 pub use registration::{Registration, TTL};
 pub use stream::{Giver, Mark, StreamOffer, StreamVerdict};

@@ -11,17 +11,20 @@ mod signs;
 use crate::destination::{Destination, Host};
 use crate::error::DestinationError;
 use crate::job::Job;
+use crate::pages::{IncomingPages, PagesError};
 use godwit_migration::report::{CooperationReport, NeighbourReport};
-use godwit_neighbours::{Acquaintance, Gathering, Neighbour, gather};
+use godwit_neighbours::{Acquaintance, Aside, Gathering, Needs, Neighbour, gather};
 use godwit_store::manifest::{Manifest, Tree};
 use godwit_store::object::MAX_MANIFEST;
-use godwit_store::{Chunks, Digest, Store, StoreError, store_of};
+use godwit_store::{Digest, Store, StoreError, store_of};
 use godwit_transfer::tree::TreeIndex;
 use godwit_transfer::wire::unexpected;
 use godwit_transfer::{Address, Incoming, Message, TreeBase, TreeId, Wire, WireError};
 use signs::Signs;
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Nodes of the catalog that are asked for one container at most.
 const MOST_LOOKED_UP: usize = 16;
@@ -151,43 +154,51 @@ fn fill(
     signs: &mut Signs<'_>,
 ) -> Result<CooperationReport, DestinationError> {
     let Wanted { contents, memory } = wanted;
-    let mut needs: Vec<(Digest, u64)> = contents.iter().flat_map(|(_, tree)| tree.needs()).collect();
-    needs.extend(memory);
+    let Job { trees, pages, .. } = job;
+    let needs: Vec<(Digest, u64)> = contents.iter().flat_map(|(_, tree)| tree.needs()).collect();
     signs.total = contents.iter().map(|(_, tree)| tree.file_bytes()).sum();
     signs.total += memory.iter().map(|(_, bytes)| bytes).sum::<u64>();
     let over = signs.over.clone();
-    let (signs, failure) = (RefCell::new(signs), RefCell::new(None));
+    // what failed ends both, the files and the memory that comes beside them
+    let failure = Mutex::new(None);
     let failed = |error: DestinationError| {
-        failure.borrow_mut().get_or_insert(error);
+        failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         StoreError::Interrupted
     };
+    let (file_bytes, memory_bytes) = (Cell::new(0), AtomicU64::new(0));
     let mut alive = || {
-        let given = signs.borrow_mut().give();
-        given.map_err(failed)
+        if failure.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return Err(StoreError::Interrupted);
+        }
+        signs.done = file_bytes.get() + memory_bytes.load(Ordering::Relaxed);
+        signs.give().map_err(failed)
     };
-    let write = |chunks: &mut Gathering<'_>| -> Result<u64, StoreError> {
+    let mut slot = 0;
+    let store = pages.as_ref().map(IncomingPages::store).filter(|_| !memory.is_empty());
+    let aside = store.map(|store| Aside {
+        needs: memory,
+        take: Box::new(|group: &[u8]| {
+            slot = store.preset(slot, group).map_err(|error| failed(PagesError::from(error).into()))?;
+            memory_bytes.fetch_add(group.len() as u64, Ordering::Relaxed);
+            Ok(())
+        }),
+    });
+    let write = |chunks: &mut Gathering<'_>| -> Result<(), StoreError> {
         let mut before = 0;
         for (id, tree) in contents {
-            let mut emit = |step| job.trees.apply(*id, step).map_err(|error| failed(error.into()));
-            tree.unfold(chunks, &mut emit, &mut |done, _| signs.borrow_mut().done = before + done)?;
+            let mut emit = |step| trees.apply(*id, step).map_err(|error| failed(error.into()));
+            tree.unfold(chunks, &mut emit, &mut |done, _| file_bytes.set(before + done))?;
             before += tree.file_bytes();
         }
-        let mut slot = 0;
-        for (digest, bytes) in memory {
-            if let (Some(group), Some(pages)) = (chunks.chunk(*digest)?, &job.pages) {
-                slot = pages.preset(slot, &group).map_err(|error| failed(error.into()))?;
-            }
-            before += bytes;
-            signs.borrow_mut().done = before;
-        }
-        Ok(slot)
+        Ok(())
     };
-    let (written, mut report) = gather(&needs, own, neighbours, &over, source_bytes_per_s, &mut alive, write);
-    if let Some(failure) = failure.take() {
+    let needs = Needs { in_order: &needs, aside };
+    let (written, mut report) = gather(needs, own, neighbours, &over, source_bytes_per_s, &mut alive, write);
+    if let Some(failure) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(failure);
     }
-    report.pages =
-        written.map_err(|error| WireError::Malformed(format!("the contents of a tree: {error}")))?;
+    written.map_err(|error| WireError::Malformed(format!("the contents of a tree: {error}")))?;
+    report.pages = slot;
     Ok(report)
 }
 

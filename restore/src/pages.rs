@@ -103,12 +103,9 @@ impl IncomingPages {
         Ok(Self { store, receiver, filler, objects: Vec::new(), begun: None })
     }
 
-    /// Keeps pages of an earlier checkpoint from slot `first` on, before anything has come; the first slot behind them.
-    ///
-    /// # Errors
-    /// When they cannot be written.
-    pub fn preset(&self, first: u64, pages: &[u8]) -> Result<u64, PagesError> {
-        Ok(self.store.preset(first, pages)?)
+    /// Where pages are kept: pages of an earlier checkpoint may be put there before anything has come.
+    pub fn store(&self) -> &PageStore {
+        &self.store
     }
 
     /// What an earlier attempt has brought: slots and digests.

@@ -89,8 +89,14 @@ fn run(
         Box::new(Fake { name, chunks, manner, questions }) as Box<dyn Neighbour + '_>
     });
     let over = Cancel::default();
-    let (came, report) =
-        gather(&needs(wanted), None, fakes.collect(), &over, source_bytes_per_s, &mut || Ok(()), |all| {
+    let (came, report) = gather(
+        Needs::in_order(&needs(wanted)),
+        None,
+        fakes.collect(),
+        &over,
+        source_bytes_per_s,
+        &mut || Ok(()),
+        |all| {
             let mut came = 0;
             for (digest, bytes) in wanted {
                 if let Some(got) = all.chunk(*digest).unwrap() {
@@ -99,9 +105,61 @@ fn run(
                 }
             }
             came
-        });
+        },
+    );
     assert!(over.is_raised());
     (came, report)
+}
+
+#[test]
+fn what_is_needed_aside_comes_although_nothing_in_order_is_used() {
+    let in_order = chunks(0..3000);
+    // one of them is needed in both lines, and the last one nobody has
+    let (both, nowhere) = (chunks(7..8), chunks(4010..4011));
+    let aside = [both, chunks(4000..4010), nowhere].concat();
+    let questions = [AtomicUsize::new(0), AtomicUsize::new(0)];
+    let fakes = [(0..3000, Manner::Gives(0)), (4000..4010, Manner::Gives(30))].into_iter().zip(&questions);
+    let fakes = fakes.map(|((has, manner), questions)| {
+        let chunks = chunks(has).into_iter().collect();
+        Box::new(Fake { name: "one", chunks, manner, questions }) as Box<dyn Neighbour + '_>
+    });
+    let came = AtomicUsize::new(0);
+    let (needs, needs_aside) = (needs(&in_order), needs(&aside));
+    let take = Box::new(|bytes: &[u8]| {
+        assert!(chunks(4000..4010).iter().any(|(_, right)| right == bytes));
+        came.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    });
+    let needs = Needs { in_order: &needs, aside: Some(Aside { needs: &needs_aside, take }) };
+    let (used, report) = gather(needs, None, fakes.collect(), &Cancel::default(), 0, &mut || Ok(()), |all| {
+        let begun = Instant::now();
+        while came.load(Ordering::Acquire) < 10 {
+            assert!(begun.elapsed() < Duration::from_secs(8), "it waits for what is needed in order");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        in_order.iter().filter(|(digest, _)| all.chunk(*digest).unwrap().is_some()).count()
+    });
+    assert_eq!((used, came.into_inner()), (3000, 10));
+    assert_eq!(report.wanted_bytes, 3011 * 16000);
+    assert_eq!(report.gathered_bytes(), 3010 * 16000);
+}
+
+#[test]
+fn what_is_needed_aside_ends_when_nothing_more_is_wanted() {
+    let aside = chunks(0..3000);
+    let questions = AtomicUsize::new(0);
+    let chunks = aside.iter().cloned().collect();
+    let fake = Fake { name: "slow", chunks, manner: Manner::Gives(100), questions: &questions };
+    let needs_aside = needs(&aside);
+    let needs =
+        Needs { in_order: &[], aside: Some(Aside { needs: &needs_aside, take: Box::new(|_| Ok(())) }) };
+    let begun = Instant::now();
+    let mut alive = || match begun.elapsed() > Duration::from_millis(300) {
+        true => Err(StoreError::Interrupted),
+        false => Ok(()),
+    };
+    gather(needs, None, vec![Box::new(fake)], &Cancel::default(), 0, &mut alive, |_| ());
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
 }
 
 fn gave(report: &CooperationReport, name: &str) -> (u64, Option<String>) {
@@ -190,10 +248,15 @@ fn whoever_has_enough_ends_it() {
     };
     let begun = Instant::now();
     let mut alive = || if begun.elapsed().as_millis() > 100 { Err(StoreError::Interrupted) } else { Ok(()) };
-    let (ended, _) =
-        gather(&needs(&wanted), None, vec![Box::new(fake)], &Cancel::default(), 0, &mut alive, |all| {
-            wanted.iter().try_for_each(|(digest, _)| all.chunk(*digest).map(drop))
-        });
+    let (ended, _) = gather(
+        Needs::in_order(&needs(&wanted)),
+        None,
+        vec![Box::new(fake)],
+        &Cancel::default(),
+        0,
+        &mut alive,
+        |all| wanted.iter().try_for_each(|(digest, _)| all.chunk(*digest).map(drop)),
+    );
     assert!(matches!(ended, Err(StoreError::Interrupted)));
     assert!(begun.elapsed() < Duration::from_secs(2));
 }
@@ -298,10 +361,15 @@ fn a_liar_is_asked_no_more() {
         }
     });
     let visit = Visit::begin("liar", Box::new(ours), "here", Cancel::default()).unwrap();
-    let (came, report) =
-        gather(&needs(&wanted), None, vec![Box::new(visit)], &Cancel::default(), 0, &mut || Ok(()), |all| {
-            wanted.iter().filter(|(digest, _)| all.chunk(*digest).unwrap().is_some()).count()
-        });
+    let (came, report) = gather(
+        Needs::in_order(&needs(&wanted)),
+        None,
+        vec![Box::new(visit)],
+        &Cancel::default(),
+        0,
+        &mut || Ok(()),
+        |all| wanted.iter().filter(|(digest, _)| all.chunk(*digest).unwrap().is_some()).count(),
+    );
     server.join().unwrap();
     assert_eq!((came, report.gathered_bytes()), (0, 0));
     let failed = report.neighbours[0].failed.as_deref().unwrap();
@@ -325,10 +393,15 @@ fn fetch(tree: &Tree, store: &Store, to: &Path) -> CooperationReport {
     let visit = Visit::begin("there", Box::new(ours), "here", over.clone()).unwrap();
     let mut destination = TreeDestination::open(to).unwrap();
     let mut emit = |step: TreeOp| Ok(destination.apply(step)?);
-    let (filled, report) =
-        gather(&tree.needs(), None, vec![Box::new(visit)], &over, 0, &mut || Ok(()), |chunks| {
-            tree.unfold(chunks, &mut emit, &mut |_, _| {})
-        });
+    let (filled, report) = gather(
+        Needs::in_order(&tree.needs()),
+        None,
+        vec![Box::new(visit)],
+        &over,
+        0,
+        &mut || Ok(()),
+        |chunks| tree.unfold(chunks, &mut emit, &mut |_, _| {}),
+    );
     filled.unwrap();
     server.join().unwrap().unwrap();
     report
