@@ -5,28 +5,14 @@ use crate::container::Redis;
 use crate::godwit::godwit_with;
 pub use crate::hosts::other;
 use crate::hosts::{Hosts, left_over};
-use crate::inspected;
 pub use crate::inspected::difference;
+use crate::inspected::{self, same_with_podman};
 use crate::probe::Probe;
 use serde_json::Value;
 
 const IP: &str = "10.77.0.100";
 const NAME: &str = "web";
 const MOVES: usize = 5;
-/// In what podman says: docs/engines.md has this list.
-const DIFFERS_WITH_PODMAN: [&str; 11] = [
-    "/Created",
-    "/State/Pid",
-    "/State/ConmonPid",
-    "/State/StartedAt",
-    "/GraphDriver/Data/UpperDir",
-    "/GraphDriver/Data/WorkDir",
-    "/GraphDriver/Data/MergedDir",
-    "/GraphDriver/Data/LowerDir",
-    "/NetworkSettings/SandboxKey",
-    "/NetworkSettings/Networks/testbed/Aliases",
-    "/lockNumber",
-];
 
 /// Moves a container from one host to the other.
 pub fn migrate(bed: &Bed, from: &str, container: &str, more: &[&str]) -> Said {
@@ -86,16 +72,6 @@ pub fn podman_redis(bed: &Bed, runtime: &str) -> Redis {
         ),
     );
     Redis { name: NAME.into(), ip: IP.into(), pid: 0 }
-}
-
-/// What podman says, without what differs by nature.
-pub fn same_with_podman(mut shown: Value) -> Value {
-    for pointer in DIFFERS_WITH_PODMAN {
-        if let Some(value) = shown.pointer_mut(pointer) {
-            *value = Value::Null;
-        }
-    }
-    shown
 }
 
 /// What `podman inspect` says, without what differs by nature.

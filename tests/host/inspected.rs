@@ -22,6 +22,20 @@ const DIFFERS_WITH_DOCKER: [&str; 16] = [
     "/NetworkSettings/Networks/testbed/NetworkID",
 ];
 
+const DIFFERS_WITH_PODMAN: [&str; 11] = [
+    "/Created",
+    "/State/Pid",
+    "/State/ConmonPid",
+    "/State/StartedAt",
+    "/GraphDriver/Data/UpperDir",
+    "/GraphDriver/Data/WorkDir",
+    "/GraphDriver/Data/MergedDir",
+    "/GraphDriver/Data/LowerDir",
+    "/NetworkSettings/SandboxKey",
+    "/NetworkSettings/Networks/testbed/Aliases",
+    "/lockNumber",
+];
+
 /// All that the engine of a host says.
 #[track_caller]
 pub fn inspected(hosts: &dyn Hosts, engine: &str, host: &str) -> Value {
@@ -42,6 +56,16 @@ pub fn same_with_docker(mut shown: Value) -> Value {
         (mount["Name"], mount["Source"]) = (Value::Null, Value::Null);
     }
     mounts.sort_by_key(|mount| mount["Destination"].to_string());
+    shown
+}
+
+/// What podman says, without what differs by nature.
+pub fn same_with_podman(mut shown: Value) -> Value {
+    for pointer in DIFFERS_WITH_PODMAN {
+        if let Some(value) = shown.pointer_mut(pointer) {
+            *value = Value::Null;
+        }
+    }
     shown
 }
 

@@ -34,7 +34,7 @@ pub const SUMS: &str =
 /// Two times two clients are at work on the data base in `data` on the source.
 #[track_caller]
 pub fn assert_begun(hosts: &dyn Hosts, data: &str) {
-    hosts.sh(SRC, &format!("timeout 150 sh -c 'until [ -e {data}/ready ]; do sleep 0.1; done'; sleep 2"));
+    hosts.sh(SRC, &format!("timeout 300 sh -c 'until [ -e {data}/ready ]; do sleep 0.1; done'; sleep 2"));
     let processes = hosts.sh(SRC, "pgrep -cx postgres").parse::<u32>().unwrap();
     assert!(processes >= 9, "{processes} processes");
 }

@@ -1,11 +1,11 @@
 //! PostgreSQL as people run it with podman and docker, there and back five times while clients beside it and elsewhere work.
 
 use crate::bed::bed;
-use crate::engines::{self, same_with_podman};
+use crate::engines;
 use crate::engines_docker;
 use crate::five_moves::{IP, Kept, five_moves};
 use crate::hosts::{DST, SRC};
-use crate::inspected::same_with_docker;
+use crate::inspected::{same_with_docker, same_with_podman};
 use crate::postgres_at_work::PostgreSql;
 
 const POSTGRESQL: PostgreSql = PostgreSql { seconds: 170, scale: 5, rate: 150, least: 1000 };

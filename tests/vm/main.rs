@@ -17,6 +17,8 @@ mod kept;
 mod kernels;
 mod machines;
 mod podman;
+#[path = "../host/postgres_at_work.rs"]
+mod postgres_at_work;
 mod power;
 #[path = "../host/program.rs"]
 mod program;
