@@ -30,6 +30,8 @@ pub(crate) enum Point {
     Started,
     /// Another round has followed that.
     Switchover,
+    /// Whoever wants to know that it will stand still has been told: hooks run in containers that run.
+    Announced,
     /// It stands still, and nothing comes in.
     Frozen,
     /// All of it is at the destination.

@@ -171,6 +171,7 @@ impl<'a> Source<'a> {
         self.shut_down()?;
         self.call(Moment::PreFreeze)?;
         self.quiesce()?;
+        self.meet(Point::Announced)?;
         self.phase(Phase::Freeze, Self::freeze)?;
         self.call_post_freeze()?;
         self.meet(Point::Frozen)?;
