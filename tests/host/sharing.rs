@@ -271,11 +271,8 @@ fn a_process_that_another_container_has_adopted_is_named_before_the_move_and_at_
     hosts.refuse(&[], &flags, 13, &words);
     bed.sh(SRC, "pkill -f '^sleep 1000'");
     // one that comes between the look and the freeze
-    // nobody stands still as long as hooks are called, whichever container's they are
-    let hook = format!(
-        "#!/bin/sh -e\npodman exec side true\n[ \"$GODWIT_CONTAINER\" != podman:side ] || {adopted}\n"
-    );
-    bed.write(SRC, "/root/adopted", &hook);
+    // nobody stands still as long as hooks are called
+    bed.write(SRC, "/root/adopted", &format!("#!/bin/sh -e\n{adopted}\n"));
     bed.sh(SRC, "chmod +x /root/adopted");
     hosts.refuse(&[], &[&flags[..], &["--hook", "pre-freeze=/root/adopted"]].concat(), 13, &words);
     bed.sh(SRC, "pkill -f '^sleep 1000'");
