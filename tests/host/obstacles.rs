@@ -19,6 +19,11 @@ os.unlink("/work/large")
 renamed = open("/work/one", "w")
 os.link("/work/one", "/work/other")
 os.unlink("/work/one")
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(0.1)
+    os._exit(0)
 agent = socket.socket(socket.AF_UNIX)
 agent.connect("/data/agent")
 open("/work/ready", "w").write("no" if multipath is None else "yes")
@@ -63,6 +68,7 @@ fn what_criu_cannot_carry_is_named_with_its_place_and_its_mend() {
         "the deleted file `/work/one`, which has other names",
         "--link-remap",
         "is connected with a process outside of the container",
+        "(`python3`) has ended in a session of others",
     ];
     // a kernel without it has no program that uses it
     if multipath == "yes" {

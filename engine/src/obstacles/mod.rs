@@ -25,6 +25,7 @@ use watches::Finder;
 pub fn of_tree(root: i32, pids: &BTreeSet<i32>, carry: &Carry) -> Result<Vec<Refusal>, EngineError> {
     let mut found: Vec<Refusal> = pids.iter().filter_map(|pid| tasks::obstacle(root, *pid)).collect();
     found.extend(tasks::stuck(pids));
+    found.extend(tasks::uncollected(root));
     let mut sockets = BTreeSet::new();
     let mut finder = Finder::of(root);
     for pid in pids {

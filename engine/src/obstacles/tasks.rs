@@ -1,5 +1,6 @@
 //! Tasks that CRIU cannot stop or cannot make again.
 
+use crate::freezer::process_tree;
 use godwit_transfer::message::Refusal;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -21,12 +22,16 @@ struct Status {
     threads: u32,
     /// The session, as the innermost pid namespace numbers it: 0 when its leader is outside.
     session: Option<i32>,
+    /// Its number there.
+    number: Option<i32>,
+    parent: i32,
     /// How often it gave up the processor: unchanged while it sleeps.
     sleeps: u64,
 }
 
 impl Status {
     fn parse(text: &str) -> Option<Status> {
+        let innermost = |ids: &str| ids.split_whitespace().last()?.parse().ok();
         let value = |name: &str| {
             text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
         };
@@ -35,13 +40,24 @@ impl Status {
             state: value("State")?.chars().next()?,
             tracer: value("TracerPid")?.parse().ok()?,
             threads: value("Threads").and_then(|threads| threads.parse().ok()).unwrap_or(1),
-            session: value("NSsid").and_then(|ids| ids.split_whitespace().last()?.parse().ok()),
+            session: value("NSsid").and_then(innermost),
+            number: value("NSpid").and_then(innermost),
+            parent: value("PPid").and_then(|pid| pid.parse().ok()).unwrap_or(0),
             sleeps: value("voluntary_ctxt_switches").and_then(|count| count.parse().ok()).unwrap_or(0),
         })
     }
 
     fn of(pid: i32) -> Option<Status> {
         Self::parse(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+    }
+
+    fn is_left_in_anothers_session(&self) -> bool {
+        // one from outside is no session to CRIU
+        let session = self.session.filter(|session| *session != 0 && Some(*session) != self.number);
+        self.state == 'Z'
+            && self.threads <= 1
+            && session.is_some()
+            && session != Self::of(self.parent).and_then(|parent| parent.session)
     }
 
     fn obstacle(&self, pid: i32, tracer: &str) -> Option<Refusal> {
@@ -89,6 +105,37 @@ pub(super) fn obstacle(root: i32, pid: i32) -> Option<Refusal> {
         .obstacle(pid, tracer.trim())
         .or_else(|| nested(root, pid, &status.name))
         .or_else(|| host_segments(pid, &status.name))
+}
+
+/// Processes of the tree that have ended, of which nobody has taken notice, in a session that is neither theirs nor their parent's: CRIU
+/// makes them below the session's leader, and then waits, at times for ever, until they come to their parent (criu/pie/restorer.c,
+/// `wait_zombies`).
+pub(super) fn uncollected(root: i32) -> Vec<Refusal> {
+    let find = |pids: &BTreeSet<i32>| -> BTreeSet<i32> {
+        let is_one =
+            |pid: &&i32| Status::of(**pid).is_some_and(|status| status.is_left_in_anothers_session());
+        pids.iter().filter(is_one).copied().collect()
+    };
+    let mut found = find(&process_tree(root));
+    // most are taken notice of in a moment
+    for _ in 1..LOOKS {
+        if found.is_empty() {
+            break;
+        }
+        std::thread::sleep(BETWEEN);
+        found = find(&found);
+    }
+    let refusal = |pid: &i32| {
+        let Status { name, parent, .. } = Status::of(*pid)?;
+        Some(
+            Refusal::new(format!(
+                "process {pid} (`{name}`) has ended in a session of others, and its parent, process {parent}, takes no notice: CRIU may \
+                 wait for ever when it makes it again"
+            ))
+            .hint("start the container with a first process that takes notice (`--init`, tini)"),
+        )
+    };
+    found.iter().filter_map(refusal).collect()
 }
 
 fn nested(root: i32, pid: i32, name: &str) -> Option<Refusal> {
