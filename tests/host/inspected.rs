@@ -22,7 +22,8 @@ const DIFFERS_WITH_DOCKER: [&str; 16] = [
     "/NetworkSettings/Networks/testbed/NetworkID",
 ];
 
-const DIFFERS_WITH_PODMAN: [&str; 11] = [
+/// What `podman inspect` may say otherwise after a move (docs/engines.md).
+pub const DIFFERS_WITH_PODMAN: [&str; 11] = [
     "/Created",
     "/State/Pid",
     "/State/ConmonPid",

@@ -4,6 +4,7 @@ use crate::bed::{Bed, CLIENT, DST, SRC, bed};
 use crate::container::Redis;
 use crate::engines::{assert_nothing_left, difference, migrate, other};
 use crate::godwit::{Background, godwit_with};
+use crate::inspected::DIFFERS_WITH_PODMAN;
 use crate::probe::Probe;
 use serde_json::{Value, json};
 
@@ -57,21 +58,11 @@ pub fn member_shown(bed: &Bed, host: &str) -> Value {
     let text = bed.sh(host, "podman container inspect web");
     let text = text.replace(&pod, "POD").replace(&infra, "INFRA").replace(&infra[..12], "INFRA");
     let mut shown = serde_json::from_str::<Vec<Value>>(&text).unwrap().remove(0);
-    for pointer in [
-        "/Created",
-        "/State/Pid",
-        "/State/ConmonPid",
-        "/State/StartedAt",
-        "/GraphDriver/Data/UpperDir",
-        "/GraphDriver/Data/WorkDir",
-        "/GraphDriver/Data/MergedDir",
-        "/GraphDriver/Data/LowerDir",
-        "/NetworkSettings/SandboxKey",
-        "/NetworkSettings/Networks/testbed/Aliases",
-        "/lockNumber",
+    let of_the_pod = [
         "/Config/Annotations/io.kubernetes.cri-o.SandboxID",
         "/HostConfig/Annotations/io.kubernetes.cri-o.SandboxID",
-    ] {
+    ];
+    for pointer in DIFFERS_WITH_PODMAN.into_iter().chain(of_the_pod) {
         if let Some(value) = shown.pointer_mut(pointer) {
             *value = Value::Null;
         }

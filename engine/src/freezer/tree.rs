@@ -26,7 +26,7 @@ pub fn process_tree(pid: i32) -> BTreeSet<i32> {
 
 /// Processes of other containers in the pid namespace of process `pid`.
 pub fn others_in_pid_namespace(pid: i32) -> BTreeSet<i32> {
-    neighbours(pid, &parents()).into_iter().filter(|other| is_anothers(*other, pid)).collect()
+    neighbours(pid, &parents()).difference(&process_tree(pid)).copied().collect()
 }
 
 /// Those of these processes, all of the container of `root`, that have come to another container: their parent has ended, and
